@@ -1,0 +1,11 @@
+//! Plain types that every layer shares. No I/O, no async, no clock of its own, nothing of ours imported.
+
+pub mod failure;
+pub mod ids;
+pub mod record;
+pub mod secret;
+pub mod spec;
+pub mod step;
+pub mod time;
+pub mod token;
+pub mod values;

@@ -1,0 +1,201 @@
+//! Lenient reading of JSON values into typed columns. A value that does not fit is reported, never guessed.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
+use serde_json::Value;
+
+use super::spec::ColumnType;
+
+/// A value of a column, as text that Postgres reads without fail; or why it has none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell<'a> {
+    Null,
+    Text(Cow<'a, str>),
+    Array(Vec<Cow<'a, str>>),
+    /// The value is there but is not of the column's type.
+    Misfit,
+}
+
+/// Reads `value` as `kind`. Absent, null and the empty string are all "unset"
+/// (HubSpot sends `""` for a cleared property; others send null or leave the key out).
+pub fn read(kind: ColumnType, value: Option<&Value>) -> Cell<'_> {
+    let value = match value {
+        None | Some(Value::Null) => return Cell::Null,
+        Some(Value::String(text)) if text.is_empty() => return Cell::Null,
+        Some(value) => value,
+    };
+    match kind {
+        ColumnType::Text => text(value).map_or(Cell::Misfit, Cell::Text),
+        ColumnType::Timestamptz => match timestamp(value) {
+            Some(time) => Cell::Text(time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into()),
+            None => Cell::Misfit,
+        },
+        ColumnType::Numeric => number(value).map_or(Cell::Misfit, Cell::Text),
+        ColumnType::Bigint => integer(value).map_or(Cell::Misfit, |n| Cell::Text(n.to_string().into())),
+        ColumnType::Boolean => match boolean(value) {
+            Some(flag) => Cell::Text(if flag { "true" } else { "false" }.into()),
+            None => Cell::Misfit,
+        },
+        ColumnType::TextArray => match value {
+            Value::Array(items) => match items.iter().map(text).collect() {
+                Some(items) => Cell::Array(items),
+                None => Cell::Misfit,
+            },
+            _ => Cell::Misfit,
+        },
+    }
+}
+
+/// Scalars as text: strings as they are, numbers in the digits that were sent, booleans as words. Objects and arrays
+/// do not fit. U+0000, which Postgres cannot store, is dropped.
+pub fn text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) if text.contains('\0') => Some(text.replace('\0', "").into()),
+        Value::String(text) => Some(text.as_str().into()),
+        Value::Number(number) => Some(number.to_string().into()),
+        Value::Bool(flag) => Some(if *flag { "true" } else { "false" }.into()),
+        _ => None,
+    }
+}
+
+/// RFC 3339 with any fraction, a bare date (midnight UTC), `YYYY-MM-DD HH:MM:SS UTC`, or epoch milliseconds as number
+/// or text (float text included).
+pub fn timestamp(value: &Value) -> Option<DateTime<Utc>> {
+    match value {
+        Value::String(text) => timestamp_text(text.trim()),
+        Value::Number(number) => epoch_ms(number.as_f64()?),
+        _ => None,
+    }
+}
+
+fn timestamp_text(text: &str) -> Option<DateTime<Utc>> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return storable(time.with_timezone(&Utc));
+    }
+    if let Ok(time) = NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S UTC") {
+        return storable(time.and_utc());
+    }
+    if let Ok(date) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
+        return storable(date.and_hms_opt(0, 0, 0)?.and_utc());
+    }
+    epoch_ms(text.parse().ok()?)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "bounded by the check before the cast")]
+fn epoch_ms(ms: f64) -> Option<DateTime<Utc>> {
+    const YEAR_9999_MS: f64 = 253_402_300_799_000.0;
+    if !(ms.is_finite() && ms.abs() <= YEAR_9999_MS) {
+        return None;
+    }
+    storable(DateTime::from_timestamp_millis(ms as i64)?)
+}
+
+/// Years 1 to 9999: what RFC 3339 text and Postgres agree on.
+fn storable(time: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    use chrono::Datelike;
+    (1..=9999).contains(&time.year()).then_some(time)
+}
+
+/// Decimal digits with sign, fraction and exponent, kept as they were sent.
+pub fn number(value: &Value) -> Option<Cow<'_, str>> {
+    const DIGITS_MAX: usize = 400;
+    let text: Cow<'_, str> = match value {
+        Value::Number(number) => number.to_string().into(),
+        Value::String(text) => text.trim().into(),
+        _ => return None,
+    };
+    let decimal = text.len() <= DIGITS_MAX
+        && text.bytes().any(|b| b.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
+        && text.parse::<f64>().is_ok_and(f64::is_finite);
+    decimal.then_some(text)
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::String(text) => match text.trim().to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(kind: ColumnType, value: Value, expected: Option<&str>) {
+        let cell = read(kind, Some(&value));
+        let got = match &cell {
+            Cell::Text(text) => Some(text.as_ref()),
+            Cell::Null | Cell::Misfit | Cell::Array(_) => None,
+        };
+        assert_eq!(got, expected, "{kind:?} {value}");
+    }
+
+    #[test]
+    fn timestamps() {
+        let t = ColumnType::Timestamptz;
+        check(t, json!("2026-01-05T09:00:01.123Z"), Some("2026-01-05T09:00:01.123Z"));
+        check(t, json!("2026-01-05T09:00:01+02:00"), Some("2026-01-05T07:00:01Z"));
+        check(t, json!("2026-01-05T09:00:01.1234567Z"), Some("2026-01-05T09:00:01.123456700Z"));
+        check(t, json!("2026-01-05"), Some("2026-01-05T00:00:00Z"));
+        check(t, json!("2024-04-09 21:04:31 UTC"), Some("2024-04-09T21:04:31Z"));
+        check(t, json!("1767603600000"), Some("2026-01-05T09:00:00Z"));
+        check(t, json!("1767603600000.0"), Some("2026-01-05T09:00:00Z"));
+        check(t, json!(1_767_603_600_000_i64), Some("2026-01-05T09:00:00Z"));
+        check(t, json!("soon"), None);
+        check(t, json!("99999999999999999"), None);
+        check(t, json!({"at": 1}), None);
+    }
+
+    #[test]
+    fn numbers_keep_their_digits() {
+        let n = ColumnType::Numeric;
+        check(n, json!("1.10"), Some("1.10"));
+        check(n, serde_json::from_str("123456789012345678901.25").unwrap(), Some("123456789012345678901.25"));
+        check(n, json!("12 apples"), None);
+        check(n, json!("NaN"), None);
+        check(n, json!("1e999"), None);
+        check(n, json!("-"), None);
+        check(
+            ColumnType::Bigint,
+            serde_json::from_str("9007199254740993").unwrap(),
+            Some("9007199254740993"),
+        );
+        check(ColumnType::Bigint, json!("1.5"), None);
+    }
+
+    #[test]
+    fn unset_has_three_spellings() {
+        for value in [None, Some(json!(null)), Some(json!(""))] {
+            assert_eq!(read(ColumnType::Text, value.as_ref()), Cell::Null);
+        }
+    }
+
+    #[test]
+    fn text_and_flags() {
+        check(ColumnType::Text, json!("a\u{0}b"), Some("ab"));
+        check(ColumnType::Text, json!(7), Some("7"));
+        check(ColumnType::Text, json!([1]), None);
+        check(ColumnType::Boolean, json!("TRUE"), Some("true"));
+        check(ColumnType::Boolean, json!("yes"), None);
+        let value = json!(["1", 2]);
+        assert_eq!(read(ColumnType::TextArray, Some(&value)), Cell::Array(vec!["1".into(), "2".into()]));
+    }
+}
