@@ -56,7 +56,7 @@ static SPEC: ProviderSpec = ProviderSpec {
         "crm.objects.companies.read",
     ],
     pkce: true,
-    token_life_default: Duration::from_secs(1800),
+    token_life_default: Duration::from_mins(30),
     buckets: &[
         // 110 for public apps since 2024; newer material still says 100 in places.
         BucketSpec { name: TEN_SECONDLY, limit: 100, per: Duration::from_secs(10) },
