@@ -12,3 +12,4 @@ pub mod db;
 pub mod domain;
 pub mod providers;
 pub mod vault;
+pub mod sync;

@@ -16,8 +16,11 @@ use error::PoolLimits;
 mod address;
 pub mod error;
 pub mod migrations;
+pub mod mirror;
 pub mod rows;
 pub mod session;
+pub mod streams;
+pub mod sync_runs;
 
 pub use error::DbError;
 
