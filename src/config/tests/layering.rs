@@ -197,3 +197,11 @@ fn the_state_directory_depends_on_who_we_are() {
     let told = problems(&Sources { privileged: false, ..Sources::none() });
     assert_eq!((told.len(), told[0].key.as_str()), (1, "daemon.state_dir"));
 }
+
+#[test]
+fn both_listeners_may_take_a_free_port() {
+    let any = "127.0.0.1:0";
+    let set = [("FIELDMIRROR_CALLBACK__LISTEN", any), ("FIELDMIRROR_METRICS__LISTEN", any)];
+    let settings = load(&variables(Sources::none(), &set)).expect("no problem").settings;
+    assert_eq!((settings.callback.listen.port(), settings.metrics.listen.port()), (0, 0));
+}
