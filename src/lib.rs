@@ -9,3 +9,4 @@
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
 pub mod domain;
+pub mod http;
