@@ -14,3 +14,4 @@ pub mod domain;
 pub mod providers;
 pub mod vault;
 pub mod sync;
+pub mod http;
