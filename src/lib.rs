@@ -8,4 +8,6 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod db;
 pub mod domain;
+pub mod jobs;
