@@ -15,3 +15,5 @@ pub mod providers;
 pub mod vault;
 pub mod sync;
 pub mod http;
+pub mod domain;
+pub mod jobs;

@@ -1,0 +1,4 @@
+//! Tests against a real Postgres, in one binary.
+
+mod postgres;
+mod queue;
