@@ -14,10 +14,18 @@ use crate::domain::secret::Secret;
 use error::PoolLimits;
 
 mod address;
+pub mod audit;
+pub mod authorizations;
+pub mod connections;
+pub mod daemons;
 pub mod error;
 pub mod migrations;
+pub mod rate_budget;
+pub mod requests;
 pub mod rows;
 pub mod session;
+pub mod tokens;
+pub mod vault_keys;
 
 pub use error::DbError;
 
