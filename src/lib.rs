@@ -10,4 +10,6 @@
 
 pub mod db;
 pub mod domain;
+pub mod providers;
 pub mod vault;
+pub mod sync;

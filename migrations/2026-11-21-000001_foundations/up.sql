@@ -111,6 +111,8 @@ CREATE TABLE fieldmirror.requests (
     reply_sealed bytea,
     job_id bigint,
     requested_at timestamptz NOT NULL DEFAULT now(),
+    -- When a turn made the walks that it asks for due.
+    applied_at timestamptz,
     done_at timestamptz,
     outcome text CHECK (outcome IN ('done', 'denied', 'expired', 'wrong_account', 'superseded', 'failed')),
     message text
@@ -154,14 +156,19 @@ CREATE TABLE fieldmirror.walks (
     covered_to timestamptz,
     closed_at timestamptz,
     closed_started_at timestamptz,
-    due_at timestamptz NOT NULL DEFAULT now(),
+    -- Null: not by itself.
+    due_at timestamptz DEFAULT now(),
+    -- The open walk notes every id it meets, and proves by its end what is gone.
+    sweeping boolean NOT NULL DEFAULT false,
+    -- An admin allowed this walk to mark more rows as gone than the brake lets pass.
+    mass_delete_allowed boolean NOT NULL DEFAULT false,
     restarts integer NOT NULL DEFAULT 0,
     restart_reason text,
     PRIMARY KEY (connection_id, stream, partition, mode)
 );
 CREATE INDEX walks_due ON fieldmirror.walks (due_at);
 
--- Ids met by an open snapshot walk: what a closed one proves to be gone is what is not here.
+-- Ids met by an open re-read of everything: when it closes, what is not here is proven to be gone.
 CREATE TABLE fieldmirror.walk_seen (
     connection_id bigint NOT NULL,
     stream text NOT NULL,

@@ -26,6 +26,11 @@ pub mod rows;
 pub mod session;
 pub mod tokens;
 pub mod vault_keys;
+pub mod mirror;
+pub mod rows;
+pub mod session;
+pub mod streams;
+pub mod sync_runs;
 
 pub use error::DbError;
 

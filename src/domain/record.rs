@@ -1,6 +1,7 @@
 //! What a page carries: records and proofs of deletion.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// One version of one record.
@@ -17,7 +18,7 @@ pub struct Record {
 }
 
 /// That a record is gone, and how we know.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deletion {
     /// When it went, where the provider says so; otherwise when we learned of it.
     pub at: DateTime<Utc>,
@@ -26,7 +27,7 @@ pub struct Deletion {
 }
 
 /// A deletion without a new version of the record: the row keeps what it last held.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tombstone {
     pub id: String,
     pub deletion: Deletion,

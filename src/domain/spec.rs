@@ -16,6 +16,8 @@ pub struct ProviderSpec {
     pub authorize_url: &'static str,
     pub token_url: &'static str,
     pub revoke_url: &'static str,
+    /// What is appended to the token URL for RFC 7662 introspection; empty where there is none.
+    pub introspect_path: &'static str,
     pub api_base: &'static str,
     /// How paths name the API version; empty where the provider has none.
     pub api_version: &'static str,

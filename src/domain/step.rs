@@ -23,6 +23,21 @@ impl Position {
     pub fn start() -> Self {
         Self { version: 1, at: Value::Null }
     }
+
+    /// A position that says `at`.
+    pub fn of<T: Serialize>(at: &T) -> Self {
+        let at = serde_json::to_value(at).expect("positions are plain data with text keys");
+        Self { version: 1, at }
+    }
+
+    /// What the position says; the start of a walk reads as `T::default()`.
+    pub fn read<T: Default + for<'de> Deserialize<'de>>(&self) -> Result<T, Failure> {
+        if self.at.is_null() {
+            return Ok(T::default());
+        }
+        T::deserialize(&self.at)
+            .map_err(|error| Failure::bug(format!("a saved position cannot be read: {error}")))
+    }
 }
 
 /// One walk over a stream: what it has to cover. It keeps these bounds when it is resumed.

@@ -1,0 +1,480 @@
+//! Streams and their walks: who owns them, where they stand, when they are due.
+//!
+//! A turn owns the streams of a connection by a number that it drew when it began. Every write here names that number
+//! and finds no row once another turn has drawn the next: [`Lost`](StreamWrite::Lost) means roll back and stop.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Float, Integer, Jsonb, Nullable, Text, Timestamptz};
+use serde_json::Value;
+
+use super::error::DbError;
+use super::rows;
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::step::Position;
+
+/// Which stream of which connection, and the turn that owns it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamKey {
+    pub connection: ConnectionId,
+    pub stream: &'static str,
+    pub epoch: i64,
+}
+
+/// Streams that providers do not split have one partition, with this name.
+pub const WHOLE: &str = "";
+
+/// Whether the turn still owned the stream that it wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum StreamWrite {
+    Done,
+    Lost,
+}
+
+impl StreamWrite {
+    fn of(rows: usize) -> Self {
+        if rows == 0 { Self::Lost } else { Self::Done }
+    }
+}
+
+#[derive(Debug, Clone, QueryableByName)]
+pub struct StreamRow {
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub complete_to: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    pub backfill_done: bool,
+    #[diesel(sql_type = BigInt)]
+    pub rows: i64,
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, QueryableByName)]
+pub struct WalkRow {
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    #[diesel(sql_type = Text)]
+    pub mode: String,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub started_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub from_time: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub position: Option<Value>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub covered_to: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub closed_started_at: Option<DateTime<Utc>>,
+    /// `None`: not by itself.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub due_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    pub sweeping: bool,
+    #[diesel(sql_type = Bool)]
+    pub mass_delete_allowed: bool,
+    #[diesel(sql_type = Integer)]
+    pub restarts: i32,
+}
+
+/// Makes sure that every stream of the provider has its rows, and draws the number of a new turn.
+/// The connection's row must be locked by the caller.
+pub fn take(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    streams: &'static [StreamSpec],
+) -> Result<i64, DbError> {
+    ensure(connection, of, streams)?;
+    bump(connection, of)
+}
+
+/// Moves every stream of a connection to the next number: whoever worked on them has lost them.
+pub fn bump(connection: &mut PgConnection, of: ConnectionId) -> Result<i64, DbError> {
+    let query = diesel::sql_query(
+        "WITH next AS (SELECT coalesce(max(turn_epoch), 0) + 1 AS epoch FROM stream_state WHERE connection_id = $1),
+              bumped AS (UPDATE stream_state SET turn_epoch = next.epoch FROM next WHERE connection_id = $1)
+         SELECT epoch AS value FROM next",
+    )
+    .bind::<BigInt, _>(of.0);
+    rows::value::<BigInt, i64, _>(connection, query)
+}
+
+/// Makes sure that every stream of the provider has its rows: due at once where they are new.
+pub fn ensure(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    streams: &'static [StreamSpec],
+) -> Result<(), DbError> {
+    let names: Vec<&str> = streams.iter().map(|stream| stream.name).collect();
+    diesel::sql_query(
+        "INSERT INTO stream_state (connection_id, stream) SELECT $1, unnest($2) ON CONFLICT DO NOTHING",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Array<Text>, _>(&names)
+    .execute(connection)?;
+    let walks: Vec<(&str, &str)> = streams
+        .iter()
+        .flat_map(|stream| stream.modes.iter().map(|mode| (stream.name, mode.as_str())))
+        .collect();
+    diesel::sql_query(
+        "INSERT INTO walks (connection_id, stream, mode) SELECT $1, unnest($2), unnest($3) ON CONFLICT DO NOTHING",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Array<Text>, _>(walks.iter().map(|walk| walk.0).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(walks.iter().map(|walk| walk.1).collect::<Vec<_>>())
+    .execute(connection)?;
+    Ok(())
+}
+
+pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<StreamRow>, DbError> {
+    Ok(diesel::sql_query(
+        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before
+         FROM stream_state WHERE connection_id = $1 ORDER BY stream",
+    )
+    .bind::<BigInt, _>(of.0)
+    .load(connection)?)
+}
+
+pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
+    Ok(diesel::sql_query(
+        "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
+                mass_delete_allowed, restarts
+         FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
+    )
+    .bind::<BigInt, _>(of.0)
+    .load(connection)?)
+}
+
+/// Locks the stream's row for this transaction if the turn still owns it.
+pub fn lock(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
+    let query = diesel::sql_query(
+        "SELECT 1::bigint AS value FROM stream_state
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3 FOR UPDATE",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch);
+    let found = rows::optional::<BigInt, i64, _>(connection, query)?;
+    Ok(if found.is_some() { StreamWrite::Done } else { StreamWrite::Lost })
+}
+
+/// Opens a walk. `from` is its lower bound.
+pub fn open_walk(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    mode: Mode,
+    started_at: DateTime<Utc>,
+    from: Option<DateTime<Utc>>,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET started_at = $4, from_time = $5, position = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .bind::<Timestamptz, _>(started_at)
+    .bind::<Nullable<Timestamptz>, _>(from)
+    .execute(connection)?;
+    forget_met(connection, key, mode)
+}
+
+/// Gives the incremental walk its first lower bound: the moment at which the first read of everything begins.
+pub fn begin_watermark(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    covered_to: DateTime<Utc>,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET covered_to = $3
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'incremental' AND covered_to IS NULL",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Timestamptz, _>(covered_to)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// What a page changes about its stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PageEffect {
+    pub rows: i64,
+    pub deleted_rows: i64,
+    pub progress: Option<f32>,
+}
+
+/// Saves where a walk stands, and what the page did to the counts.
+pub fn save_page(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    mode: Mode,
+    position: &Position,
+    effect: PageEffect,
+) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state
+         SET rows = rows + $4, deleted_rows = deleted_rows + $5, backfill_progress = coalesce($6, backfill_progress)
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<BigInt, _>(effect.rows)
+    .bind::<BigInt, _>(effect.deleted_rows)
+    .bind::<Nullable<Float>, _>(effect.progress)
+    .execute(connection)?;
+    diesel::sql_query(
+        "UPDATE walks SET position = $4 WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .bind::<Jsonb, _>(serde_json::to_value(position).map_err(|error| DbError::Row(error.to_string()))?)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
+/// Notes ids that a sweeping walk has met.
+pub fn meet(connection: &mut PgConnection, key: StreamKey, mode: Mode, ids: &[&str]) -> Result<(), DbError> {
+    diesel::sql_query(
+        "INSERT INTO walk_seen (connection_id, stream, partition, mode, record_id)
+         SELECT $1, $2, '', $3, unnest($4) ON CONFLICT DO NOTHING",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .bind::<Array<Text>, _>(ids)
+    .execute(connection)?;
+    Ok(())
+}
+
+fn forget_met(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<(), DbError> {
+    diesel::sql_query(
+        "DELETE FROM walk_seen WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .execute(connection)?;
+    Ok(())
+}
+
+/// What a closed walk establishes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Closing {
+    pub mode: Mode,
+    /// Every change that the provider exposes up to here has been read.
+    pub covered_to: DateTime<Utc>,
+    /// The same with deletions, where the walk proves them.
+    pub swept_to: Option<DateTime<Utc>>,
+    /// Whether everything has been read once by now.
+    pub reads_all: bool,
+    /// When the walk is due again; `None`: not by itself.
+    pub due_at: Option<DateTime<Utc>>,
+    pub closed_at: DateTime<Utc>,
+}
+
+/// Closes a walk and moves the watermarks, never backwards.
+pub fn close_walk(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    closing: &Closing,
+) -> Result<StreamWrite, DbError> {
+    diesel::sql_query(
+        "UPDATE walks
+         SET closed_at = $6, closed_started_at = started_at, started_at = NULL, from_time = NULL, position = NULL,
+             covered_to = greatest(covered_to, $4), due_at = $5, sweeping = false,
+             mass_delete_allowed = false, restarts = 0, restart_reason = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(closing.mode.as_str())
+    .bind::<Timestamptz, _>(closing.covered_to)
+    .bind::<Nullable<Timestamptz>, _>(closing.due_at)
+    .bind::<Timestamptz, _>(closing.closed_at)
+    .execute(connection)?;
+    forget_met(connection, key, closing.mode)?;
+    let owned = diesel::sql_query(
+        "UPDATE stream_state state
+         SET backfill_done = state.backfill_done OR $5,
+             backfill_progress = CASE WHEN state.backfill_done OR $5 THEN 1 ELSE backfill_progress END,
+             complete_to = CASE WHEN state.backfill_done OR $5 THEN greatest(complete_to,
+                 (SELECT max(covered_to) FROM walks w
+                  WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode IN ('incremental', 'snapshot')))
+                 ELSE complete_to END,
+             swept_to = greatest(swept_to, $4), last_success_at = $6, last_error = NULL, stalled_reason = NULL,
+             failures = 0, not_before = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<Nullable<Timestamptz>, _>(closing.swept_to)
+    .bind::<Bool, _>(closing.reads_all)
+    .bind::<Timestamptz, _>(closing.closed_at)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
+/// Throws a walk's place away, so that it starts again, and says why.
+pub fn restart_walk(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    mode: Mode,
+    why: &str,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET position = NULL, restarts = restarts + 1, restart_reason = $4
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .bind::<Text, _>(why)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// Where a stream stands between turns, when a walk of it did not close.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setback {
+    pub state: &'static str,
+    pub stalled_reason: Option<String>,
+    pub last_error: Option<String>,
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+pub fn set_back(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    setback: &Setback,
+) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state SET state = $4, stalled_reason = $5, last_error = $6, not_before = $7, failures = failures + 1
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<Text, _>(setback.state)
+    .bind::<Nullable<Text>, _>(setback.stalled_reason.as_deref())
+    .bind::<Nullable<Text>, _>(setback.last_error.as_deref())
+    .bind::<Nullable<Timestamptz>, _>(setback.not_before)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
+/// Says what a stream is doing.
+pub fn set_state(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    state: &'static str,
+) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state SET state = $4
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<Text, _>(state)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
+/// What an admin's request does to the walks of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Demand<'a> {
+    pub stream: &'a str,
+    /// Read everything again and prove what is gone.
+    pub full: bool,
+    /// Read changes from here on again.
+    pub since: Option<DateTime<Utc>>,
+    pub mass_delete_allowed: bool,
+}
+
+/// Makes the walks of a stream due now, as an admin asked.
+pub fn demand(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    demand: &Demand<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET due_at = least(due_at, $3), covered_to = least(covered_to, $4)
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode IN ('incremental', 'snapshot')",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Nullable<Timestamptz>, _>(demand.since)
+    .execute(connection)?;
+    diesel::sql_query(
+        "UPDATE stream_state SET not_before = NULL WHERE connection_id = $1 AND stream = $2 AND partition = ''",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .execute(connection)?;
+    if !demand.full {
+        return Ok(());
+    }
+    // A first backfill that is under way goes on: there is nothing yet that it could prove to be gone.
+    diesel::sql_query(
+        "UPDATE walks w
+         SET due_at = least(w.due_at, $3), started_at = NULL, position = NULL, from_time = NULL,
+             covered_to = CASE WHEN w.mode = 'archived' THEN NULL ELSE w.covered_to END,
+             sweeping = w.mode = 'backfill', mass_delete_allowed = $4
+         FROM stream_state s
+         WHERE (s.connection_id, s.stream, s.partition) = (w.connection_id, w.stream, w.partition)
+           AND w.connection_id = $1 AND w.stream = $2 AND w.partition = ''
+           AND (s.backfill_done OR w.mode = 'archived') AND w.mode IN ('backfill', 'archived')",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Bool, _>(demand.mass_delete_allowed)
+    .execute(connection)?;
+    if demand.mass_delete_allowed {
+        diesel::sql_query(
+            "UPDATE walks SET mass_delete_allowed = true
+             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'snapshot'",
+        )
+        .bind::<BigInt, _>(of.0)
+        .bind::<Text, _>(demand.stream)
+        .execute(connection)?;
+    }
+    Ok(())
+}
+
+/// Connected accounts with a walk that is due.
+pub fn due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<ConnectionId>, DbError> {
+    let query = diesel::sql_query(
+        "SELECT DISTINCT c.id AS value FROM connections c
+         JOIN stream_state s ON s.connection_id = c.id
+         JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
+         WHERE c.state = 'connected' AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
+    )
+    .bind::<Timestamptz, _>(now);
+    Ok(rows::values::<BigInt, i64, _>(connection, query)?.into_iter().map(ConnectionId).collect())
+}
+
+/// When the next walk of a connected account is due, if that is after `now`.
+pub fn next_due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+    let query = diesel::sql_query(
+        "SELECT min(greatest(w.due_at, s.not_before)) AS value FROM connections c
+         JOIN stream_state s ON s.connection_id = c.id
+         JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
+         WHERE c.state = 'connected' AND w.due_at IS NOT NULL AND greatest(w.due_at, s.not_before) > $1",
+    )
+    .bind::<Timestamptz, _>(now);
+    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(connection, query)
+}

@@ -1,0 +1,65 @@
+//! The account's ticket properties: what there is to ask for, and the types of the per-account view.
+//! `GET /properties/tickets` is not paged.
+
+use serde_json::{Value, json};
+
+use super::{StreamSpec, crm_path, get, results};
+use crate::domain::failure::Failure;
+use crate::domain::record::Record;
+use crate::domain::spec::ColumnType::{Boolean, Text, Timestamptz};
+use crate::domain::spec::{Mode, col};
+use crate::domain::step::{Facts, Page, Position, Reply, Step, StepContext};
+
+/// The fact that this stream learns: `[[name, type], …]` of every ticket property.
+pub const TICKET_PROPERTIES: &str = "ticket_properties";
+
+pub const STREAM: StreamSpec = StreamSpec {
+    name: "properties",
+    table: "hubspot_properties",
+    modes: &[Mode::Snapshot],
+    needs_facts: &[],
+    id: "/name",
+    created_at: "/createdAt",
+    updated_at: "/updatedAt",
+    columns: &[
+        col("label", Text, "/label"),
+        col("type", Text, "/type"),
+        col("field_type", Text, "/fieldType"),
+        col("group_name", Text, "/groupName"),
+        col("description", Text, "/description"),
+        col("calculated", Boolean, "/calculated"),
+        col("hubspot_defined", Boolean, "/hubspotDefined"),
+        col("archived", Boolean, "/archived"),
+        col("archived_at", Timestamptz, "/archivedAt"),
+    ],
+    merges: false,
+};
+
+pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+    if at.at == json!("read") {
+        return Ok(Step::Done);
+    }
+    let Some(reply) = replies.first() else {
+        let request = get(crm_path(cx.api_version, "properties", "tickets"), "properties", &[]);
+        return Ok(Step::Send { requests: vec![request], at: at.clone() });
+    };
+    let mut page = Page { progress: Some(1.0), ..Page::default() };
+    let mut known = Vec::new();
+    for property in results(reply, "properties")? {
+        let Some(name) = property.get("name").and_then(Value::as_str) else {
+            return Err(Failure::changed("HubSpot lists a ticket property without a `name`"));
+        };
+        known.push(json!([name, property.get("type").and_then(Value::as_str).unwrap_or("string")]));
+        page.records.push(Record {
+            id: name.to_owned(),
+            raw: property.clone(),
+            sent_at: reply.sent_at,
+            deleted: None,
+        });
+    }
+    if known.is_empty() {
+        return Err(Failure::changed("HubSpot lists no ticket properties at all"));
+    }
+    page.facts = Facts::from([(TICKET_PROPERTIES.to_owned(), Value::Array(known))]);
+    Ok(Step::Emit { page, at: Position { at: json!("read"), ..at.clone() } })
+}

@@ -1,0 +1,85 @@
+//! Who we can mirror, and how each of them speaks. No I/O, no async, no clock: a provider is a static description
+//! plus pure functions where its API is odd. The engine alone sends, waits, retries and writes.
+
+pub mod hubspot;
+mod judge;
+
+use serde_json::Value;
+
+use crate::domain::failure::Failure;
+use crate::domain::spec::{GrantKind, ProviderSpec};
+use crate::domain::step::{Body, Position, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::token::TokenVerdict;
+
+/// A SaaS product. The methods are pure; the defaults say what most providers do.
+pub trait Provider: Send + Sync + 'static {
+    fn spec(&self) -> &'static ProviderSpec;
+
+    /// The next step of a walk. `replies` answers the requests of the last [`Step::Send`], in their order, and is
+    /// empty at the start of a walk, after a page, and when a walk is taken up again from a saved position.
+    /// Only replies that [`Provider::judge`] accepts arrive here.
+    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure>;
+
+    /// What an API reply means.
+    fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
+        judge::by_status(self.spec(), request, reply)
+    }
+
+    /// What a refusal of the token endpoint means. By default RFC 6749 §5.2 decides.
+    fn judge_token(&self, status: u16, body: &Body) -> TokenVerdict {
+        judge::token_by_rfc(status, body)
+    }
+
+    /// What the headers of a reply say about a limit.
+    fn limits(&self, request: &Request, reply: &Reply) -> Option<Limit> {
+        let _ = (request, reply);
+        None
+    }
+
+    /// Requests whose replies tell which account a fresh credential belongs to. They also prove that it works.
+    fn identity_requests(&self, api_version: &str) -> Vec<Request>;
+
+    /// Which account a credential belongs to.
+    fn identity(&self, clues: &Clues<'_>) -> Result<Account, Failure>;
+}
+
+/// What is known about a fresh credential.
+#[derive(Debug, Clone, Copy)]
+pub struct Clues<'a> {
+    pub grant: GrantKind,
+    /// The token endpoint's answer without its tokens; null for keys.
+    pub granted: &'a Value,
+    /// The answer of token introspection, where the provider has it and it answered.
+    pub introspected: Option<&'a Value>,
+    /// Replies to [`Provider::identity_requests`], accepted ones.
+    pub replies: &'a [Reply],
+}
+
+/// A company account at a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub id: String,
+    pub name: Option<String>,
+}
+
+/// A limit as the provider itself states it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub bucket: &'static str,
+    pub max: Option<u32>,
+    pub remaining: Option<u32>,
+    pub per_ms: Option<u64>,
+}
+
+/// Every provider there is; one line each.
+pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot];
+
+/// The provider of that name.
+pub fn provider(name: &str) -> Option<&'static dyn Provider> {
+    REGISTRY.iter().copied().find(|provider| provider.spec().name == name)
+}
+
+/// Their names, for messages.
+pub fn names() -> Vec<&'static str> {
+    REGISTRY.iter().map(|provider| provider.spec().name).collect()
+}

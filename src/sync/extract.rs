@@ -1,0 +1,116 @@
+//! From a record as sent to a row of its table. Pure.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::db::mirror::{Row, array_literal};
+use crate::domain::record::Record;
+use crate::domain::spec::StreamSpec;
+use crate::domain::values::{self, Cell};
+
+/// A row, and how many of its values did not fit their columns; those are null there and stay in `raw`.
+pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
+    let mut misfits = 0;
+    let cells = stream
+        .columns
+        .iter()
+        .map(|column| match values::read(column.kind, record.raw.pointer(column.at)) {
+            Cell::Null => None,
+            Cell::Text(text) => Some(text.into_owned()),
+            Cell::Array(items) => Some(array_literal(items.iter().map(|item| Some(item.as_ref())))),
+            Cell::Misfit => {
+                misfits += 1;
+                None
+            }
+        })
+        .collect();
+    let raw = storable_json(&record.raw);
+    let content_hash = Sha256::digest(raw.as_bytes()).into();
+    let time = |pointer: &str| record.raw.pointer(pointer).and_then(values::timestamp);
+    let row = Row {
+        id: record.id.clone(),
+        source_created_at: time(stream.created_at),
+        source_updated_at: time(stream.updated_at).map(microseconds),
+        raw,
+        content_hash,
+        synced_at: microseconds(record.sent_at),
+        deleted_at: record.deleted.as_ref().map(|deletion| deletion.at),
+        deleted_evidence: record.deleted.as_ref().map(|deletion| deletion.evidence.clone()),
+        cells,
+    };
+    (row, misfits)
+}
+
+/// Postgres keeps microseconds: what is compared with what it returns must have no more.
+pub fn microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
+}
+
+/// JSON text that `jsonb` takes: U+0000 has no place there and is left out. Keys come in one order, so that the same
+/// record has the same text.
+fn storable_json(value: &Value) -> String {
+    let text = value.to_string();
+    if !text.contains("\\u0000") {
+        return text;
+    }
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    // An escape begins at a backslash that no other backslash escapes, so they are taken in pairs.
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        kept.push_str(before);
+        if let Some(after) = escape.strip_prefix("\\u0000") {
+            rest = after;
+        } else {
+            let end = escape.char_indices().nth(2).map_or(escape.len(), |(end, _)| end);
+            kept.push_str(&escape[..end]);
+            rest = &escape[end..];
+        }
+    }
+    kept.push_str(rest);
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nul_goes_and_its_lookalike_stays() {
+        let value = json!({"a": "x\u{0}y", "b": "\\u0000", "c": "\\\u{0}", "d": "é\n\u{0}"});
+        let text = storable_json(&value);
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, json!({"a": "xy", "b": "\\u0000", "c": "\\", "d": "é\n"}));
+    }
+
+    #[test]
+    fn the_same_record_has_the_same_hash() {
+        let record = |raw: &str| Record {
+            id: "1".into(),
+            raw: serde_json::from_str(raw).unwrap(),
+            sent_at: DateTime::UNIX_EPOCH,
+            deleted: None,
+        };
+        let stream = crate::providers::provider("hubspot").unwrap().spec().stream("tickets").unwrap();
+        let (one, _) = row(stream, &record(r#"{"id":"1","properties":{"subject":"s","content":null}}"#));
+        let (two, _) = row(stream, &record(r#"{"properties":{"content":null,"subject":"s"},"id":"1"}"#));
+        assert_eq!(one.content_hash, two.content_hash);
+        assert_eq!(one.cells[0].as_deref(), Some("s"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_null_and_counted() {
+        let stream = crate::providers::provider("hubspot").unwrap().spec().stream("tickets").unwrap();
+        let record = Record {
+            id: "1".into(),
+            raw: json!({"id": "1", "properties": {"closed_date": "soon", "subject": {"no": "text"}}}),
+            sent_at: DateTime::UNIX_EPOCH,
+            deleted: None,
+        };
+        let (row, misfits) = row(stream, &record);
+        assert_eq!((misfits, row.cells[0].clone()), (2, None));
+    }
+}

@@ -1,0 +1,289 @@
+//! Which version of a record wins. Pure.
+//!
+//! Versions are ordered by `(source_updated_at, request sent at)`. An older version never overwrites a newer one; an
+//! unchanged one costs no write; a live one clears a deletion only if its request was sent later; a record that was
+//! merged away stays so.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::record::{Deletion, Tombstone};
+
+/// What the mirror holds of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    pub updated_at: Option<DateTime<Utc>>,
+    pub sent_at: DateTime<Utc>,
+    pub hash: [u8; 32],
+    pub deleted: bool,
+    pub merged: bool,
+}
+
+/// A version that came in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Version {
+    pub updated_at: Option<DateTime<Utc>>,
+    pub sent_at: DateTime<Utc>,
+    pub hash: [u8; 32],
+    pub deletion: Option<Deletion>,
+}
+
+/// What to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// The mirror is at least as new.
+    Keep,
+    /// Write the row.
+    Write,
+    /// Mark the row that is held as gone, and leave the rest of it.
+    Bury,
+}
+
+/// Decides about a version of a record.
+pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
+    let Some(held) = held else { return Decision::Write };
+    if held.merged {
+        return Decision::Keep;
+    }
+    let newer = is_newer(version.updated_at, held.updated_at);
+    let sent_later = version.sent_at >= held.sent_at;
+    match (&version.deletion, held.deleted) {
+        (Some(_), true) => if newer { Decision::Write } else { Decision::Keep },
+        (Some(_), false) if newer => Decision::Write,
+        (Some(_), false) => if sent_later { Decision::Bury } else { Decision::Keep },
+        // Restoring a record need not move its modification time, so only the time of asking counts.
+        (None, true) => if version.sent_at > held.sent_at { Decision::Write } else { Decision::Keep },
+        (None, false) if is_newer(held.updated_at, version.updated_at) => Decision::Keep,
+        (None, false) if !newer && !sent_later => Decision::Keep,
+        (None, false) => if version.hash == held.hash { Decision::Keep } else { Decision::Write },
+    }
+}
+
+/// Decides about a proof of deletion.
+pub fn decide_tombstone(held: Option<&Held>, tombstone: &Tombstone) -> Decision {
+    match held {
+        // A record that the mirror never held is not made up from its tombstone.
+        None => Decision::Keep,
+        Some(held) if held.deleted => {
+            if tombstone.merged_into.is_some() && !held.merged { Decision::Bury } else { Decision::Keep }
+        }
+        Some(held) if tombstone.merged_into.is_some() || tombstone.sent_at >= held.sent_at => Decision::Bury,
+        Some(_) => Decision::Keep,
+    }
+}
+
+/// Unknown times are neither newer nor older than any.
+fn is_newer(one: Option<DateTime<Utc>>, other: Option<DateTime<Utc>>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one > other)
+}
+
+/// What to write so that a page's events, in their order, are in the mirror; each record once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write<R> {
+    Row(R, Option<Deletion>),
+    Burial(Tombstone),
+}
+
+/// Folds the events of one or more pages over what is held.
+#[derive(Debug)]
+pub struct Fold<R> {
+    held: BTreeMap<String, Held>,
+    before: BTreeMap<String, bool>,
+    writes: BTreeMap<String, Write<R>>,
+}
+
+/// How the number of living and of deleted rows changes, and what is newly gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Balance {
+    pub living: i64,
+    pub deleted: i64,
+    pub newly_deleted: i64,
+}
+
+impl<R> Fold<R> {
+    pub fn new(held: BTreeMap<String, Held>) -> Self {
+        let before = held.iter().map(|(id, held)| (id.clone(), held.deleted)).collect();
+        Self { held, before, writes: BTreeMap::new() }
+    }
+
+    pub fn record(&mut self, id: &str, version: Version, row: R) {
+        let decision = decide(self.held.get(id), &version);
+        match (decision, version.deletion) {
+            (Decision::Keep, _) => {}
+            (Decision::Bury, Some(deletion)) => {
+                let (sent_at, id) = (version.sent_at, id.to_owned());
+                self.bury(Tombstone { id, deletion, merged_into: None, sent_at });
+            }
+            (_, deletion) => {
+                let held = Held {
+                    updated_at: version.updated_at,
+                    sent_at: version.sent_at,
+                    hash: version.hash,
+                    deleted: deletion.is_some(),
+                    merged: false,
+                };
+                self.held.insert(id.to_owned(), held);
+                self.writes.insert(id.to_owned(), Write::Row(row, deletion));
+            }
+        }
+    }
+
+    pub fn tombstone(&mut self, tombstone: Tombstone) {
+        if decide_tombstone(self.held.get(&tombstone.id), &tombstone) == Decision::Bury {
+            self.bury(tombstone);
+        }
+    }
+
+    /// Both for a row that is held and for one that an earlier event of this page is about to write.
+    fn bury(&mut self, tombstone: Tombstone) {
+        let Some(held) = self.held.get_mut(&tombstone.id) else { return };
+        held.deleted = true;
+        held.sent_at = held.sent_at.max(tombstone.sent_at);
+        held.merged |= tombstone.merged_into.is_some();
+        match self.writes.get_mut(&tombstone.id) {
+            Some(Write::Row(_, deletion)) if tombstone.merged_into.is_none() => {
+                *deletion = Some(tombstone.deletion);
+            }
+            // The row is written first and then buried: `merged_into` is no column that records bring.
+            Some(Write::Row(..)) => {
+                self.writes.insert(format!("{}\u{0}", tombstone.id), Write::Burial(tombstone));
+            }
+            _ => {
+                self.writes.insert(tombstone.id.clone(), Write::Burial(tombstone));
+            }
+        }
+    }
+
+    /// What to write, and what that does to the counts.
+    pub fn finish(self) -> (Vec<Write<R>>, Balance) {
+        let mut balance = Balance::default();
+        for (id, held) in &self.held {
+            let before = self.before.get(id).copied();
+            balance.living += i64::from(!held.deleted) - i64::from(before == Some(false));
+            balance.deleted += i64::from(held.deleted) - i64::from(before == Some(true));
+            balance.newly_deleted += i64::from(held.deleted && before == Some(false));
+        }
+        (self.writes.into_values().collect(), balance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(second, 0).unwrap()
+    }
+
+    fn held(updated: i64, sent: i64, hash: u8, deleted: bool) -> Held {
+        Held { updated_at: Some(at(updated)), sent_at: at(sent), hash: [hash; 32], deleted, merged: false }
+    }
+
+    fn version(updated: i64, sent: i64, hash: u8, deleted: bool) -> Version {
+        let deletion = deleted.then(|| Deletion { at: at(sent), evidence: "flag".into() });
+        Version { updated_at: Some(at(updated)), sent_at: at(sent), hash: [hash; 32], deletion }
+    }
+
+    #[test]
+    fn versions() {
+        use Decision::{Bury, Keep, Write};
+        let live = held(10, 100, 1, false);
+        let gone = held(10, 100, 1, true);
+        for (held, version, expected) in [
+            (None, version(1, 1, 1, false), Write),
+            (None, version(1, 1, 1, true), Write),
+            (Some(&live), version(11, 101, 2, false), Write),
+            (Some(&live), version(11, 99, 2, false), Write),
+            (Some(&live), version(10, 101, 1, false), Keep),
+            (Some(&live), version(10, 101, 2, false), Write),
+            (Some(&live), version(10, 99, 2, false), Keep),
+            (Some(&live), version(9, 200, 2, false), Keep),
+            (Some(&live), version(10, 101, 2, true), Bury),
+            (Some(&live), version(12, 101, 2, true), Write),
+            (Some(&live), version(10, 99, 2, true), Keep),
+            (Some(&gone), version(10, 101, 1, false), Write),
+            (Some(&gone), version(10, 100, 1, false), Keep),
+            (Some(&gone), version(10, 99, 1, false), Keep),
+            (Some(&gone), version(10, 101, 1, true), Keep),
+        ] {
+            assert_eq!(decide(held, &version), expected, "{held:?} {version:?}");
+        }
+        let merged = Held { merged: true, ..gone };
+        assert_eq!(decide(Some(&merged), &version(99, 999, 9, false)), Keep);
+    }
+
+    #[test]
+    fn an_unknown_record_is_not_made_up_from_a_tombstone() {
+        let mut fold: Fold<()> = Fold::new(BTreeMap::new());
+        fold.tombstone(tombstone("1", 5, None));
+        assert_eq!(fold.finish(), (vec![], Balance::default()));
+    }
+
+    #[test]
+    fn a_row_and_its_merge_in_one_page() {
+        let mut fold = Fold::new(BTreeMap::new());
+        fold.record("1", version(1, 1, 1, false), "row");
+        fold.tombstone(tombstone("1", 1, Some("2")));
+        let (writes, balance) = fold.finish();
+        assert!(matches!(writes[0], Write::Row("row", None)), "{writes:?}");
+        assert!(matches!(&writes[1], Write::Burial(t) if t.merged_into.as_deref() == Some("2")));
+        assert_eq!(balance, Balance { living: 0, deleted: 1, newly_deleted: 0 });
+    }
+
+    fn tombstone(id: &str, sent: i64, merged_into: Option<&str>) -> Tombstone {
+        Tombstone {
+            id: id.into(),
+            deletion: Deletion { at: at(sent), evidence: "gone".into() },
+            merged_into: merged_into.map(str::to_owned),
+            sent_at: at(sent),
+        }
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, the newest modification is held, and the counts are those of the rows.
+        #[test]
+        fn the_newest_wins_in_any_order(
+            events in prop::collection::vec((0u8..4, 0i64..6, 0i64..6, 0u8..3, prop::bool::ANY), 1..40)
+        ) {
+            let mut fold = Fold::new(BTreeMap::new());
+            let mut newest: BTreeMap<String, i64> = BTreeMap::new();
+            for (id, updated, sent, hash, deleted) in &events {
+                let id = id.to_string();
+                fold.record(&id, version(*updated, *sent, *hash, *deleted), ());
+                let entry = newest.entry(id).or_insert(*updated);
+                *entry = (*entry).max(*updated);
+            }
+            let living = fold.held.values().filter(|held| !held.deleted).count();
+            for (id, held) in &fold.held {
+                let wanted = at(newest[id]);
+                // A live version with an older modification may win over a deletion only, by being asked for later.
+                prop_assert!(held.updated_at == Some(wanted) || events.iter().any(|event| event.4));
+            }
+            let (_, balance) = fold.finish();
+            prop_assert_eq!(balance.living, i64::try_from(living).unwrap());
+        }
+
+        /// Taking the same page twice changes nothing the second time.
+        #[test]
+        fn a_page_read_again_writes_nothing(
+            events in prop::collection::vec((0u8..4, 0i64..6, 1i64..6, 0u8..3), 1..20)
+        ) {
+            let mut fold = Fold::new(BTreeMap::new());
+            for (id, updated, sent, hash) in &events {
+                fold.record(&id.to_string(), version(*updated, *sent, *hash, false), ());
+            }
+            let held = fold.held.clone();
+            let mut again: Fold<()> = Fold::new(held.clone());
+            for (id, held) in &held {
+                let same = Version {
+                    updated_at: held.updated_at, sent_at: held.sent_at, hash: held.hash, deletion: None,
+                };
+                again.record(id, same, ());
+            }
+            prop_assert_eq!(again.finish(), (vec![], Balance::default()));
+        }
+    }
+}
