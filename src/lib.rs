@@ -13,3 +13,4 @@ pub mod domain;
 pub mod providers;
 pub mod vault;
 pub mod sync;
+pub mod http;
