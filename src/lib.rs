@@ -10,7 +10,7 @@
 
 pub mod db;
 pub mod domain;
-pub mod providers;
-pub mod vault;
-pub mod sync;
 pub mod http;
+pub mod providers;
+pub mod sync;
+pub mod vault;

@@ -20,17 +20,15 @@ pub mod connections;
 pub mod daemons;
 pub mod error;
 pub mod migrations;
+pub mod mirror;
 pub mod rate_budget;
 pub mod requests;
 pub mod rows;
 pub mod session;
-pub mod tokens;
-pub mod vault_keys;
-pub mod mirror;
-pub mod rows;
-pub mod session;
 pub mod streams;
 pub mod sync_runs;
+pub mod tokens;
+pub mod vault_keys;
 
 pub use error::DbError;
 
