@@ -14,6 +14,7 @@ use crate::domain::secret::Secret;
 use error::PoolLimits;
 
 mod address;
+pub mod admin;
 pub mod error;
 pub mod migrations;
 pub mod rows;
