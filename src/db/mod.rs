@@ -18,6 +18,7 @@ pub mod audit;
 pub mod authorizations;
 pub mod connections;
 pub mod daemons;
+pub mod admin;
 pub mod error;
 pub mod migrations;
 pub mod mirror;

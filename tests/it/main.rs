@@ -1,0 +1,7 @@
+//! Black-box tests: one binary, one private Postgres server for all of it.
+
+mod support;
+
+mod architecture;
+mod migrations;
+mod private_server;
