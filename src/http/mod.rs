@@ -8,6 +8,7 @@ mod address;
 mod answer;
 pub mod deadline;
 pub mod oauth;
+pub mod pace;
 pub mod redact;
 pub mod retry;
 

@@ -5,8 +5,12 @@
 //! libraries put addresses into their errors. It errs on the side of masking too much, except for plain prose
 //! ("the refresh token is not valid"), which verdicts are read from.
 
+mod scan;
+
 use serde_json::Value;
 use url::Url;
+
+use self::scan::{Opener, Separator, run, separator, value_length};
 
 /// What stands where a secret was.
 pub const MASK: &str = "[secret]";
@@ -195,98 +199,8 @@ fn credential_after_scheme(word: &str, after: &str) -> Option<usize> {
     likely.then_some(length)
 }
 
-/// What opens a value, hence what closes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opener {
-    None,
-    /// A double quote behind so many backslashes.
-    Double(usize),
-    Single,
-    /// `%22`
-    Percent,
-}
-
-struct Separator {
-    /// Of everything between the name and the value.
-    length: usize,
-    /// `name: value` as in prose, YAML and headers, the name not quoted.
-    spaced_colon: bool,
-    opener: Opener,
-}
-
-/// Reads `":"`, `=`, `%3D`, `\": \"` and the like at the start of `after`.
-fn separator(after: &str) -> Option<Separator> {
-    let closed = run_tokens(after, &["\\", "\"", "'", "%22", "%27", "%5C", " "]);
-    let middle = &after[closed..];
-    let sign = ["=>", "=", ":", "%3D", "%3A"].iter().find(|sign| starts_with(middle, sign))?;
-    let blanks = run(&middle[sign.len()..], char::is_whitespace);
-    let start = closed + sign.len() + blanks;
-    let (opener, quotes) = opener_at(&after[start..]);
-    Some(Separator {
-        length: start + quotes,
-        spaced_colon: closed == 0 && *sign == ":" && blanks > 0,
-        opener,
-    })
-}
-
-fn opener_at(text: &str) -> (Opener, usize) {
-    let slashes = run(text, |c| c == '\\');
-    if text[slashes..].starts_with('"') {
-        (Opener::Double(slashes), slashes + 1)
-    } else if text.starts_with('\'') {
-        (Opener::Single, 1)
-    } else if text.starts_with("%22") {
-        (Opener::Percent, 3)
-    } else {
-        (Opener::None, 0)
-    }
-}
-
-/// How long the value at the start of `value` is. A quoted one ends at its own kind of quote (or with the text, when
-/// the text was cut), an open one at the first character that forms, JSON or sentences end a value with.
-fn value_length(value: &str, opener: Opener, authorization: bool) -> usize {
-    let end = match opener {
-        Opener::Double(slashes) => closing_quote(value, slashes),
-        Opener::Single => value.find('\''),
-        Opener::Percent => value.find("%22"),
-        Opener::None => {
-            let stops = |c: char| "&,;\"'\\}])<>".contains(c) || c == '\n' || c == '\r';
-            let end = value.find(|c: char| stops(c) || (c.is_whitespace() && !authorization));
-            let encoded = ["%22", "%26", "%27", "%7D", "%7d", "%2C", "%2c", "%5C", "%5c", "%20"];
-            encoded.iter().filter_map(|stop| value.find(stop)).chain(end).min()
-        }
-    };
-    end.unwrap_or(value.len())
-}
-
-/// The first double quote with at most `slashes` backslashes before it; one with more is escaped inside the value.
-fn closing_quote(value: &str, slashes: usize) -> Option<usize> {
-    value.match_indices('"').find_map(|(at, _)| {
-        let before = value[..at].bytes().rev().take_while(|b| *b == b'\\').count();
-        (before <= slashes).then_some(at - before)
-    })
-}
-
 fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || c == '-'
-}
-
-/// The length in bytes of the leading run of characters that are `wanted`.
-fn run(text: &str, wanted: impl Fn(char) -> bool) -> usize {
-    text.find(|c| !wanted(c)).unwrap_or(text.len())
-}
-
-/// The length of the leading run of any of `tokens`.
-fn run_tokens(text: &str, tokens: &[&str]) -> usize {
-    let mut at = 0;
-    while let Some(token) = tokens.iter().find(|token| starts_with(&text[at..], token)) {
-        at += token.len();
-    }
-    at
-}
-
-fn starts_with(text: &str, prefix: &str) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 #[cfg(test)]
@@ -376,5 +290,34 @@ mod tests {
     fn truncation_keeps_characters_whole() {
         assert_eq!(truncate("äöü", 2), "äö…");
         assert_eq!(truncate("äöü", 3), "äöü");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_to_its_end(
+            input in r#"([a-z%\\"'{}:=& ]{0,8}(token|code|Bearer|%22|eyJ|ä|\u{1f600})){0,8}"#,
+        ) {
+            let once = text(&input);
+            proptest::prop_assert_eq!(text(&once), once);
+        }
+
+        #[test]
+        fn no_dress_lets_a_secret_through(
+            secret in "[A-Za-z0-9_.~-]{8,40}",
+            dress in 0_usize..9,
+        ) {
+            let dressed = match dress {
+                0 => format!("{{\"access_token\":\"{secret}\"}}"),
+                1 => format!("{{\\\"refresh_token\\\" : \\\"{secret}\\\"}}"),
+                2 => format!("a=1&client_secret={secret}&b=2"),
+                3 => format!("https://h.example/cb?code={secret}&x=1"),
+                4 => format!("%22id_token%22%3A%22{secret}%22"),
+                5 => format!("state%3D{secret}%26x%3D1"),
+                6 => format!("Authorization: Token {secret}\r\nX: y"),
+                7 => format!("password: {secret}"),
+                _ => format!("'api_key' => '{secret}'"),
+            };
+            proptest::prop_assert!(!text(&dressed).contains(&secret), "{}", text(&dressed));
+        }
     }
 }

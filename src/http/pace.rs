@@ -1,0 +1,161 @@
+//! When the next request to an account may leave: only when the provider can be expected to accept it.
+//!
+//! A [`Pacer`] holds the buckets of one account at one provider; a request takes a permit from each bucket that it
+//! names. It is plain: `now` is handed in, nothing sleeps here. Limits that cross accounts or daemons (an address, a
+//! token endpoint, a day's quota) are not its business; they are kept in the database.
+//!
+//! `now` is wall-clock time, so that what was sent can be saved with a turn and counted by the next one. A clock that
+//! goes back does no harm: see [`Pacer::settle`]. One that leaps forward looks like idle time; a caller who wants to
+//! be safe from that as well reads the clock once for a turn and adds monotonic time to it.
+
+mod bucket;
+mod saved;
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+
+use self::bucket::Bucket;
+use super::retry::RETRY_AFTER_MAX;
+use crate::domain::spec::BucketSpec;
+
+/// Tasks that ask one after the other may hand in times that are a little out of order; what is further back than
+/// this is a clock that was set back.
+const OUT_OF_ORDER_MAX: TimeDelta = TimeDelta::milliseconds(500);
+/// [`Pacer::assume_spent`] holds no bucket longer: quotas of longer spans are in the database, not forgotten.
+const ASSUMED_SPENT_MAX: Duration = Duration::from_mins(5);
+
+/// The budget of one account.
+#[derive(Debug, Clone)]
+pub struct Pacer {
+    buckets: Vec<Bucket>,
+    /// The latest time that was handed in.
+    seen: DateTime<Utc>,
+}
+
+/// What an answer's headers say about a bucket, such as `X-HubSpot-RateLimit-Max`, `-Remaining` and
+/// `-Interval-Milliseconds`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Requests allowed in one interval.
+    pub limit: Option<u32>,
+    /// Requests left in it.
+    pub remaining: Option<u32>,
+    /// The interval. When it is not the bucket's own, `limit` is of another policy and not looked at.
+    pub per: Option<Duration>,
+}
+
+impl Pacer {
+    /// Full buckets. `reserve` is the share of each limit, 0 to below 1, that is left to the customer's other apps; a
+    /// bucket always lets at least one request through.
+    pub fn new(specs: &[BucketSpec], reserve: f64) -> Self {
+        let buckets = specs.iter().map(|spec| Bucket::new(*spec, reserve)).collect();
+        Self { buckets, seen: DateTime::<Utc>::MIN_UTC }
+    }
+
+    /// How long until one request that takes from `buckets` may leave; zero: now. The longest of the buckets decides.
+    ///
+    /// No buckets, or a name that is none of the account's, mean the first bucket.
+    pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str]) -> Duration {
+        let now = self.settle(now);
+        self.chosen(buckets).map(|bucket| bucket.ready_in(now)).max().unwrap_or_default()
+    }
+
+    /// Takes a permit from each of `buckets`, for one request that leaves now. When any is not ready none is touched,
+    /// and the error is how long to wait before asking again.
+    pub fn take(&mut self, now: DateTime<Utc>, buckets: &[&str]) -> Result<(), Duration> {
+        let wait = self.ready_in(now, buckets);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        let now = self.seen;
+        self.chosen(buckets).for_each(|bucket| bucket.take(now));
+        Ok(())
+    }
+
+    /// The provider refused a request for `bucket`'s limit: pauses it for `wait`, or, when it did not say, for longer
+    /// with each refusal in a row. Refusals that arrive while it pauses are of the same burst and count once. Returns
+    /// how long the bucket pauses from now.
+    pub fn refused(&mut self, now: DateTime<Utc>, bucket: &str, wait: Option<Duration>) -> Duration {
+        let now = self.settle(now);
+        self.chosen(&[bucket]).map(|bucket| bucket.refused(now, wait)).max().unwrap_or_default()
+    }
+
+    /// A request that took from `buckets` was accepted: their next refusal counts as the first again. Answers to what
+    /// had left before a refusal do not count.
+    pub fn succeeded(&mut self, now: DateTime<Utc>, buckets: &[&str]) {
+        let now = self.settle(now);
+        self.chosen(buckets).for_each(|bucket| bucket.succeeded(now));
+    }
+
+    /// Keeps `bucket` from sending for `wait` (at most [`RETRY_AFTER_MAX`]), without counting it as a refusal.
+    pub fn hold(&mut self, now: DateTime<Utc>, bucket: &str, wait: Duration) {
+        let now = self.settle(now);
+        self.chosen(&[bucket]).for_each(|bucket| bucket.hold(now, wait));
+    }
+
+    /// Learns from an answer's headers: a limit below the described one is obeyed (less the reserve), and nothing is
+    /// sent for an interval once nothing is left.
+    pub fn observe(&mut self, now: DateTime<Utc>, bucket: &str, observed: Observed) {
+        let now = self.settle(now);
+        self.chosen(&[bucket]).for_each(|bucket| bucket.observe(now, observed));
+    }
+
+    /// After a crash nobody knows what was sent last: nothing is left in any bucket until a whole span has passed.
+    pub fn assume_spent(&mut self, now: DateTime<Utc>) {
+        let now = self.settle(now);
+        for bucket in &mut self.buckets {
+            bucket.hold(now, bucket.window().min(ASSUMED_SPENT_MAX));
+        }
+    }
+
+    /// What has to be remembered after `now`, as small JSON: what was sent within each bucket's span, pauses, and
+    /// limits that the provider told.
+    pub fn to_saved(&mut self, now: DateTime<Utc>) -> Value {
+        let now = self.settle(now);
+        saved::write(&mut self.buckets, now)
+    }
+
+    /// The pacer that [`Pacer::to_saved`] wrote, whatever the specs are by now. What cannot be read counts as spent.
+    pub fn from_saved(specs: &[BucketSpec], reserve: f64, saved: &Value, now: DateTime<Utc>) -> Self {
+        let mut pacer = Self::new(specs, reserve);
+        match saved::read(&mut pacer.buckets, saved) {
+            Some(saved_at) => {
+                pacer.seen = saved_at;
+                pacer.settle(now);
+            }
+            None => pacer.assume_spent(now),
+        }
+        pacer
+    }
+
+    /// The time to reckon with. It never goes back: a little disorder is read as the latest time seen, and when the
+    /// clock was set back, all that is remembered moves back with it, as if no time had passed meanwhile. So nothing
+    /// is forgotten early (no burst), and nothing waits for the clock to come round again (no endless wait).
+    fn settle(&mut self, now: DateTime<Utc>) -> DateTime<Utc> {
+        let back = self.seen.signed_duration_since(now);
+        if back > OUT_OF_ORDER_MAX {
+            self.buckets.iter_mut().for_each(|bucket| bucket.move_back(back));
+            self.seen = now;
+        }
+        self.seen = self.seen.max(now);
+        self.seen
+    }
+
+    fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
+        let known = |name: &str| self.buckets.iter().any(|bucket| bucket.name() == name);
+        let with_first = names.is_empty() || names.iter().any(|name| !known(name));
+        self.buckets
+            .iter_mut()
+            .enumerate()
+            .filter(move |(index, bucket)| (with_first && *index == 0) || names.contains(&bucket.name()))
+            .map(|(_, bucket)| bucket)
+    }
+}
+
+/// The longest pause of a bucket, whoever asks for it.
+const PAUSE_MAX: Duration = RETRY_AFTER_MAX;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! One limit: an exact log of what was sent within its span. An exact log, unlike a refilling bucket, can neither
+//! burst over a rolling window nor over a fixed one, wherever the provider's begins.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{Observed, PAUSE_MAX};
+use crate::domain::spec::BucketSpec;
+use crate::domain::time::{delta, until};
+
+/// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
+/// longer by this much, so that a slow request followed by a quick one does not fall into one span over there.
+/// A twentieth of the span, within these bounds.
+const ARRIVAL_JITTER_MIN: Duration = Duration::from_millis(100);
+const ARRIVAL_JITTER_MAX: Duration = Duration::from_millis(500);
+
+/// Pauses after refusals without a wait grow by the bucket's span each time, as HubSpot's own client does (10 s for
+/// ten-second buckets, 1 s for secondly ones), up to this.
+const REFUSED_PAUSE_MAX: Duration = Duration::from_mins(15);
+/// The shortest pause after a refusal: a `Retry-After: 0` must not become a hot loop.
+const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone)]
+pub(super) struct Bucket {
+    spec: BucketSpec,
+    reserve: f64,
+    /// The limit that the provider told, where it is below the spec's.
+    pub(super) told: Option<u32>,
+    /// When requests left, oldest first; none older than the window.
+    pub(super) sent: VecDeque<DateTime<Utc>>,
+    pub(super) paused_until: Option<DateTime<Utc>>,
+    /// Refusals in a row.
+    pub(super) refusals: u32,
+}
+
+impl Bucket {
+    pub(super) fn new(spec: BucketSpec, reserve: f64) -> Self {
+        Self { spec, reserve, told: None, sent: VecDeque::new(), paused_until: None, refusals: 0 }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.spec.name
+    }
+
+    /// The most requests within one window.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "floats are cut at 0 and at u32::MAX"
+    )]
+    pub(super) fn allowed(&self) -> usize {
+        let limit = self.told.map_or(self.spec.limit, |told| told.min(self.spec.limit));
+        let share = 1.0 - self.reserve.clamp(0.0, 1.0);
+        ((f64::from(limit) * share).floor() as u32).max(1) as usize
+    }
+
+    /// The most requests that the log ever holds.
+    pub(super) fn sent_max(&self) -> usize {
+        self.spec.limit.max(1) as usize
+    }
+
+    /// The span in which no more than that leave: the spec's, and the margin for arrival.
+    pub(super) fn window(&self) -> Duration {
+        let margin = (self.spec.per / 20).clamp(ARRIVAL_JITTER_MIN, ARRIVAL_JITTER_MAX);
+        self.spec.per.saturating_add(margin)
+    }
+
+    pub(super) fn ready_in(&mut self, now: DateTime<Utc>) -> Duration {
+        self.forget(now);
+        let paused = self.paused_until.map_or(Duration::ZERO, |then| until(then, now));
+        // With `allowed` or more in the log, the one to wait for is that many from the end.
+        let in_the_way = self.sent.len().checked_sub(self.allowed()).and_then(|index| self.sent.get(index));
+        let full = in_the_way.map_or(Duration::ZERO, |sent| until(*sent + delta(self.window()), now));
+        paused.max(full)
+    }
+
+    pub(super) fn take(&mut self, now: DateTime<Utc>) {
+        self.sent.push_back(now);
+    }
+
+    pub(super) fn refused(&mut self, now: DateTime<Utc>, wait: Option<Duration>) -> Duration {
+        if !self.paused(now) {
+            self.refusals = self.refusals.saturating_add(1);
+        }
+        let step = self.spec.per.max(REFUSED_PAUSE_MIN);
+        let grown = step.saturating_mul(self.refusals.max(1)).min(REFUSED_PAUSE_MAX);
+        self.hold(now, wait.unwrap_or(grown).max(REFUSED_PAUSE_MIN));
+        self.paused_until.map_or(Duration::ZERO, |then| until(then, now))
+    }
+
+    pub(super) fn succeeded(&mut self, now: DateTime<Utc>) {
+        if !self.paused(now) {
+            self.refusals = 0;
+        }
+    }
+
+    /// Pauses until `wait` from now, or longer if it pauses longer already.
+    pub(super) fn hold(&mut self, now: DateTime<Utc>, wait: Duration) {
+        let then = now + delta(wait.min(PAUSE_MAX));
+        self.paused_until = Some(self.paused_until.map_or(then, |known| known.max(then)));
+    }
+
+    pub(super) fn observe(&mut self, now: DateTime<Utc>, observed: Observed) {
+        let Observed { limit, remaining, per } = observed;
+        let per = per.unwrap_or(self.spec.per);
+        if let Some(limit) = limit.filter(|_| per == self.spec.per) {
+            self.told = Some(limit).filter(|limit| *limit < self.spec.limit);
+        }
+        if remaining == Some(0) {
+            self.hold(now, per);
+        }
+    }
+
+    pub(super) fn move_back(&mut self, by: chrono::TimeDelta) {
+        let moved = |time: DateTime<Utc>| time.checked_sub_signed(by).unwrap_or(DateTime::<Utc>::MIN_UTC);
+        self.sent.iter_mut().for_each(|time| *time = moved(*time));
+        self.paused_until = self.paused_until.map(moved);
+    }
+
+    /// Drops what no longer counts.
+    pub(super) fn forget(&mut self, now: DateTime<Utc>) {
+        let window = delta(self.window());
+        while self.sent.front().is_some_and(|sent| now.signed_duration_since(*sent) >= window) {
+            self.sent.pop_front();
+        }
+        self.paused_until = self.paused_until.filter(|then| *then > now);
+    }
+
+    fn paused(&self, now: DateTime<Utc>) -> bool {
+        self.paused_until.is_some_and(|then| then > now)
+    }
+}

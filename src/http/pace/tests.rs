@@ -1,0 +1,288 @@
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+
+use super::*;
+
+const TEN: BucketSpec = BucketSpec { name: "ten_secondly", limit: 110, per: Duration::from_secs(10) };
+const ONE: BucketSpec = BucketSpec { name: "secondly", limit: 5, per: Duration::from_secs(1) };
+const RESERVE: f64 = 0.1;
+
+fn at(ms: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(1_767_603_600_000 + ms).unwrap()
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Takes as many permits as there are at one moment.
+fn burst(pacer: &mut Pacer, now: DateTime<Utc>, buckets: &[&str]) -> usize {
+    (0..10_000).take_while(|_| pacer.take(now, buckets).is_ok()).count()
+}
+
+#[test]
+fn a_burst_ends_at_the_limit_less_the_reserve() {
+    for (limit, reserve, expected) in [
+        (110, 0.1, 99),
+        (5, 0.1, 4),
+        (1, 0.5, 1),
+        (0, 0.0, 1),
+        (10, 1.0, 1),
+        (10, 7.0, 1),
+        (10, -1.0, 10),
+        (10, f64::NAN, 1),
+    ] {
+        let mut pacer = Pacer::new(&[BucketSpec { limit, ..ONE }], reserve);
+        assert_eq!(burst(&mut pacer, at(0), &[]), expected, "{limit} less {reserve}");
+    }
+}
+
+#[test]
+fn a_full_bucket_waits_for_its_span_and_the_margin() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
+    assert_eq!(pacer.ready_in(at(0), &["secondly"]), ms(1100));
+    assert_eq!(pacer.take(at(600), &["secondly"]), Err(ms(500)));
+    assert_eq!(pacer.ready_in(at(1100), &["secondly"]), ms(0));
+    assert_eq!(burst(&mut pacer, at(1100), &["secondly"]), 4);
+}
+
+#[test]
+fn several_buckets_are_taken_together_or_not_at_all() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
+    assert!(pacer.take(at(0), &["ten_secondly", "secondly"]).is_err());
+    assert_eq!(burst(&mut pacer, at(0), &["ten_secondly"]), 99, "the refused one took nothing");
+}
+
+#[test]
+fn unnamed_and_unknown_buckets_are_the_first() {
+    let mut pacer = Pacer::new(&[ONE, TEN], RESERVE);
+    assert!(pacer.take(at(0), &[]).is_ok());
+    assert!(pacer.take(at(0), &["no such"]).is_ok());
+    assert!(pacer.take(at(0), &["no such", "secondly"]).is_ok(), "taken from once");
+    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 1);
+    assert_eq!(Pacer::new(&[], RESERVE).take(at(0), &["any"]), Ok(()), "no limits are none");
+}
+
+#[test]
+fn refusals_pause_longer_each_time() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    let mut now = 0;
+    for expected_s in [10, 20, 30] {
+        assert_eq!(pacer.refused(at(now), "ten_secondly", None), Duration::from_secs(expected_s));
+        assert_eq!(
+            pacer.refused(at(now + 50), "ten_secondly", None),
+            Duration::from_secs(expected_s),
+            "same burst"
+        );
+        now += i64::try_from(expected_s).unwrap() * 1000 + 50;
+    }
+    assert_eq!(pacer.ready_in(at(now), &["secondly"]), ms(0), "the other bucket is free");
+    assert_eq!(pacer.refused(at(now), "secondly", None), Duration::from_secs(1));
+    for _ in 0..200 {
+        now += 3_600_000;
+        assert!(pacer.refused(at(now), "ten_secondly", None) <= Duration::from_mins(15));
+    }
+    pacer.succeeded(at(now), &["ten_secondly"]);
+    now += 3_600_000;
+    assert_eq!(
+        pacer.refused(at(now), "ten_secondly", None),
+        Duration::from_mins(15),
+        "answered while pausing"
+    );
+    now += 3_600_000;
+    pacer.succeeded(at(now), &["ten_secondly"]);
+    assert_eq!(pacer.refused(at(now), "ten_secondly", None), Duration::from_secs(10));
+}
+
+#[test]
+fn a_told_wait_is_kept_within_bounds() {
+    for (told, kept) in [
+        (Duration::from_secs(7), Duration::from_secs(7)),
+        (Duration::ZERO, Duration::from_secs(1)),
+        (Duration::from_hours(3), Duration::from_hours(3)),
+        (Duration::MAX, Duration::from_hours(24)),
+    ] {
+        let mut pacer = Pacer::new(&[TEN], RESERVE);
+        assert_eq!(pacer.refused(at(0), "ten_secondly", Some(told)), kept);
+        assert_eq!(pacer.ready_in(at(0), &[]), kept);
+    }
+}
+
+#[test]
+fn headers_lower_a_limit_and_raise_it_no_further_than_described() {
+    let told = |limit| Observed { limit: Some(limit), per: Some(TEN.per), remaining: Some(3) };
+    for (limit, expected) in [(50, 45), (0, 1), (190, 99)] {
+        let mut pacer = Pacer::new(&[TEN], RESERVE);
+        pacer.observe(at(0), "ten_secondly", told(20));
+        pacer.observe(at(0), "ten_secondly", told(limit));
+        assert_eq!(burst(&mut pacer, at(0), &[]), expected, "{limit}");
+    }
+    let mut pacer = Pacer::new(&[TEN], RESERVE);
+    pacer.observe(at(0), "ten_secondly", Observed { per: Some(ms(1000)), ..told(5) });
+    assert_eq!(burst(&mut pacer, at(0), &[]), 99, "a limit of another interval says nothing about this one");
+    pacer.observe(at(0), "ten_secondly", told(50));
+    assert_eq!(pacer.ready_in(at(9000), &[]), ms(1500), "lowered under a full log");
+}
+
+#[test]
+fn nothing_remaining_waits_for_the_interval() {
+    let mut pacer = Pacer::new(&[TEN], RESERVE);
+    pacer.observe(at(0), "ten_secondly", Observed { remaining: Some(0), per: Some(ms(4000)), limit: None });
+    assert_eq!(pacer.ready_in(at(1000), &[]), ms(3000));
+    pacer.observe(at(5000), "ten_secondly", Observed { remaining: Some(0), ..Observed::default() });
+    assert_eq!(pacer.ready_in(at(5000), &[]), TEN.per);
+}
+
+#[test]
+fn after_a_crash_nothing_is_left() {
+    let daily = BucketSpec { name: "daily", limit: 250_000, per: Duration::from_hours(24) };
+    let mut pacer = Pacer::new(&[TEN, ONE, daily], RESERVE);
+    pacer.assume_spent(at(0));
+    assert_eq!(pacer.ready_in(at(0), &["secondly"]), ms(1100));
+    assert_eq!(pacer.ready_in(at(0), &["ten_secondly", "secondly"]), ms(10_500));
+    assert_eq!(pacer.ready_in(at(0), &["daily"]), Duration::from_mins(5));
+    assert_eq!(burst(&mut pacer, at(10_500), &["ten_secondly"]), 99);
+}
+
+#[test]
+fn what_is_saved_comes_back() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    for sent in [0, 5000, 5001] {
+        pacer.take(at(sent), &["ten_secondly"]).unwrap();
+    }
+    pacer.observe(at(9000), "ten_secondly", Observed { limit: Some(50), ..Observed::default() });
+    pacer.refused(at(9000), "secondly", None);
+    let saved = pacer.to_saved(at(10_800));
+    assert_eq!(
+        saved,
+        json!({"v": 1, "at": 1_767_603_610_801_i64, "buckets": {
+            "ten_secondly": {"sent": [5800, 5799], "told": 50}, "secondly": {"refusals": 1}}})
+    );
+    let mut back = Pacer::from_saved(&[TEN, ONE], RESERVE, &saved, at(11_000));
+    assert_eq!(burst(&mut back, at(11_000), &["ten_secondly"]), 43, "45 less the two that still count");
+    assert_eq!(back.refused(at(11_000), "secondly", None), Duration::from_secs(2));
+    let paused = back.to_saved(at(11_000));
+    let mut back = Pacer::from_saved(&[ONE], RESERVE, &paused, at(11_500));
+    assert!(back.ready_in(at(11_500), &[]) >= ms(1500));
+}
+
+#[test]
+fn what_cannot_be_read_counts_as_spent() {
+    let huge =
+        json!({"v": 1, "at": 1_767_603_600_000_i64, "buckets": {"secondly": {"sent": vec![1; 50_000]}}});
+    assert_eq!(Pacer::from_saved(&[ONE], RESERVE, &huge, at(0)).buckets[0].sent.len(), 5);
+    for saved in [
+        json!(null),
+        json!({}),
+        json!({"v": 2, "at": 0, "buckets": {}}),
+        json!({"v": 1, "at": i64::MIN, "buckets": {}}),
+        json!({"v": 1, "at": 0, "buckets": {"secondly": {"sent": [-1]}}}),
+    ] {
+        let mut pacer = Pacer::from_saved(&[ONE], RESERVE, &saved, at(0));
+        assert_eq!(pacer.ready_in(at(0), &[]), ms(1100), "{saved}");
+    }
+}
+
+#[test]
+fn a_clock_set_back_neither_waits_for_ever_nor_bursts() {
+    let mut pacer = Pacer::new(&[TEN], RESERVE);
+    assert_eq!(burst(&mut pacer, at(0), &[]), 99);
+    let hour = 3_600_000;
+    assert_eq!(pacer.ready_in(at(1000 - hour), &[]), ms(10_500), "as if no time had passed");
+    assert_eq!(burst(&mut pacer, at(11_500 - hour), &[]), 99);
+    pacer.refused(at(12_000 - hour), "ten_secondly", Some(ms(60_000)));
+    assert_eq!(pacer.ready_in(at(-2 * hour), &[]), ms(60_000), "pauses move as well");
+
+    let saved = Pacer::new(&[TEN], RESERVE).to_saved(at(hour));
+    let mut pacer = Pacer::from_saved(&[TEN], RESERVE, &saved, at(0));
+    assert_eq!(pacer.ready_in(at(0), &[]), ms(0));
+}
+
+/// The provider's side: it counts arrivals over a rolling span, and over fixed windows of any phase.
+fn accepts(arrivals: &[i64], spec: &BucketSpec, limit: usize) -> bool {
+    let per = i64::try_from(spec.per.as_millis()).unwrap();
+    let mut sorted = arrivals.to_vec();
+    sorted.sort_unstable();
+    // Any window, rolling or fixed, that held more than `limit` would begin at some arrival.
+    sorted.windows(limit + 1).all(|span| span[limit] - span[0] >= per)
+}
+
+#[test]
+fn a_strict_provider_never_refuses_and_the_budget_is_used() {
+    const RUN_MS: i64 = 120_000;
+    let five_minutely = BucketSpec { name: "five_minutely", limit: 250, per: Duration::from_secs(30) };
+    for (spec, reserve, jitter_ms) in [
+        (TEN, RESERVE, 500),
+        (TEN, 0.0, 500),
+        (ONE, RESERVE, 100),
+        (ONE, 0.0, 100),
+        (five_minutely, RESERVE, 500),
+    ] {
+        let mut random = StdRng::seed_from_u64(7);
+        let mut pacer = Pacer::new(&[spec], reserve);
+        let allowed = pacer.buckets[0].allowed();
+        let (mut now, mut arrivals) = (0, Vec::new());
+        while now < RUN_MS {
+            match pacer.take(at(now), &[]) {
+                Ok(()) => arrivals.push(now + random.random_range(0..=jitter_ms)),
+                Err(wait) => now += i64::try_from(wait.as_millis()).unwrap().max(1),
+            }
+        }
+        assert!(accepts(&arrivals, &spec, allowed), "{} with reserve {reserve}", spec.name);
+        let spans = RUN_MS / i64::try_from(spec.per.as_millis()).unwrap();
+        let possible = usize::try_from(spans).unwrap() * allowed;
+        assert!(arrivals.len() * 10 >= possible * 9, "{} of {possible}, {}", arrivals.len(), spec.name);
+    }
+}
+
+proptest! {
+    /// In real time, whatever the wall clock does going back, no span of the provider's holds more than is allowed,
+    /// and nobody ever waits for more than a window.
+    #[test]
+    fn never_over_the_limit(
+        limit in 1_u32..15,
+        per_ms in 200_u64..8000,
+        reserve in 0.0..0.9,
+        steps in prop::collection::vec((0_i64..3000, 0_usize..6, prop::option::weighted(0.1, 1_i64..100_000)), 1..150),
+    ) {
+        let spec = BucketSpec { name: "b", limit, per: ms(per_ms) };
+        let mut pacer = Pacer::new(&[spec], reserve);
+        let (allowed, window) = (pacer.buckets[0].allowed(), pacer.buckets[0].window());
+        let (mut real, mut offset, mut sent) = (0, 0, Vec::new());
+        for (advance, tries, back) in steps {
+            real += advance;
+            offset -= back.unwrap_or(0);
+            for _ in 0..tries {
+                let wait = pacer.ready_in(at(real + offset), &["b"]);
+                prop_assert!(wait <= window, "{wait:?}");
+                match pacer.take(at(real + offset), &["b"]) {
+                    Ok(()) => { prop_assert!(wait.is_zero()); sent.push(real) }
+                    Err(told) => prop_assert_eq!(told, wait),
+                }
+            }
+            if back.is_some() {
+                let saved = pacer.to_saved(at(real + offset));
+                pacer = Pacer::from_saved(&[spec], reserve, &saved, at(real + offset));
+            }
+        }
+        prop_assert!(accepts(&sent, &spec, allowed), "{sent:?}");
+    }
+
+    /// Waiting as long as one is told to is enough, when the clock runs as it should.
+    #[test]
+    fn a_wait_that_was_told_is_enough(limit in 1_u32..15, per_ms in 1_u64..8000, gaps in prop::collection::vec(0_i64..500, 1..60)) {
+        let mut pacer = Pacer::new(&[BucketSpec { name: "b", limit, per: ms(per_ms) }], 0.0);
+        let mut now = at(0);
+        for gap in gaps {
+            now += TimeDelta::milliseconds(gap);
+            if let Err(wait) = pacer.take(now, &[]) {
+                now += crate::domain::time::delta(wait);
+                prop_assert_eq!(pacer.take(now, &[]), Ok(()));
+            }
+        }
+    }
+}
