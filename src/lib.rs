@@ -8,12 +8,13 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod daemon;
 pub mod db;
 pub mod config;
 pub mod domain;
-pub mod providers;
-pub mod vault;
-pub mod sync;
 pub mod http;
 pub mod domain;
 pub mod jobs;
+pub mod providers;
+pub mod sync;
+pub mod vault;

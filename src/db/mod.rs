@@ -14,13 +14,22 @@ use crate::domain::secret::Secret;
 use error::PoolLimits;
 
 mod address;
+pub mod audit;
+pub mod authorizations;
+pub mod connections;
+pub mod daemons;
+pub mod admin;
 pub mod error;
 pub mod migrations;
 pub mod mirror;
+pub mod rate_budget;
+pub mod requests;
 pub mod rows;
 pub mod session;
 pub mod streams;
 pub mod sync_runs;
+pub mod tokens;
+pub mod vault_keys;
 
 pub use error::DbError;
 

@@ -2,3 +2,10 @@
 
 mod postgres;
 mod queue;
+//! Black-box tests: one binary, one private Postgres server for all of it.
+
+mod support;
+
+mod architecture;
+mod migrations;
+mod private_server;

@@ -1,0 +1,37 @@
+//! The audit log: every connect, refresh, failure and disconnect. Never a secret.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Nullable, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::error::DbError;
+use crate::domain::ids::ConnectionId;
+
+/// One line of the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    pub connection: ConnectionId,
+    /// What was tried: `connect`, `refresh`, `probe`, `disconnect`.
+    pub event: &'static str,
+    /// How it ended: `done`, `failed`, `dead` and the like.
+    pub outcome: &'static str,
+    /// A sentence that has been masked already.
+    pub detail: Option<&'a str>,
+    pub daemon: Uuid,
+}
+
+/// Writes `entry`, with the connection's present name.
+pub fn write(conn: &mut PgConnection, entry: &Entry<'_>) -> Result<(), DbError> {
+    sql_query(
+        "INSERT INTO fieldmirror.audit_log (connection_id, connection_name, event, outcome, detail, daemon_id) \
+         VALUES ($1, (SELECT name FROM fieldmirror.connections WHERE id = $1), $2, $3, $4, $5)",
+    )
+    .bind::<BigInt, _>(entry.connection.0)
+    .bind::<Text, _>(entry.event)
+    .bind::<Text, _>(entry.outcome)
+    .bind::<Nullable<Text>, _>(entry.detail)
+    .bind::<SqlUuid, _>(entry.daemon)
+    .execute(conn)?;
+    Ok(())
+}

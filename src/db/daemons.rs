@@ -1,0 +1,70 @@
+//! The daemons that share this database.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Double, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use std::time::Duration;
+use uuid::Uuid;
+
+use super::error::DbError;
+
+/// A daemon, as it registered itself.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct Daemon {
+    #[diesel(sql_type = SqlUuid)]
+    pub id: Uuid,
+    #[diesel(sql_type = Text)]
+    pub host: String,
+    #[diesel(sql_type = Integer)]
+    pub pid: i32,
+    #[diesel(sql_type = Text)]
+    pub version: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub last_seen_at: DateTime<Utc>,
+}
+
+/// Puts this daemon on record, or says that it still lives.
+pub fn beat(
+    conn: &mut PgConnection,
+    id: Uuid,
+    host: &str,
+    pid: i32,
+    version: &str,
+) -> Result<(), DbError> {
+    sql_query(
+        "INSERT INTO fieldmirror.daemons (id, host, pid, version) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (id) DO UPDATE SET last_seen_at = now()",
+    )
+    .bind::<SqlUuid, _>(id)
+    .bind::<Text, _>(host)
+    .bind::<Integer, _>(pid)
+    .bind::<Text, _>(version)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Takes this daemon off the record: it stops in order.
+pub fn remove(conn: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    sql_query("DELETE FROM fieldmirror.daemons WHERE id = $1").bind::<SqlUuid, _>(id).execute(conn)?;
+    Ok(())
+}
+
+/// Daemons seen within `window`, by the database's clock.
+pub fn live(conn: &mut PgConnection, window: Duration) -> Result<Vec<Daemon>, DbError> {
+    Ok(sql_query(
+        "SELECT id, host, pid, version, last_seen_at FROM fieldmirror.daemons \
+         WHERE last_seen_at > now() - make_interval(secs => $1) ORDER BY started_at",
+    )
+    .bind::<Double, _>(window.as_secs_f64())
+    .load(conn)?)
+}
+
+/// Removes daemons that have not been seen for `window`. Returns how many.
+pub fn forget_lost(conn: &mut PgConnection, window: Duration) -> Result<usize, DbError> {
+    Ok(sql_query(
+        "DELETE FROM fieldmirror.daemons WHERE last_seen_at < now() - make_interval(secs => $1)",
+    )
+    .bind::<Double, _>(window.as_secs_f64())
+    .execute(conn)?)
+}

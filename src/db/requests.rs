@@ -1,0 +1,272 @@
+//! What an admin asked for. An open row is work to be done; `--wait` waits for its end.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bytea, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::error::DbError;
+use crate::domain::ids::ConnectionId;
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RequestKind {
+    Connect,
+    Callback,
+    Refresh,
+    Sync,
+    Disconnect,
+}
+
+impl RequestKind {
+    pub const ALL: [Self; 5] = [Self::Connect, Self::Callback, Self::Refresh, Self::Sync, Self::Disconnect];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Callback => "callback",
+            Self::Refresh => "refresh",
+            Self::Sync => "sync",
+            Self::Disconnect => "disconnect",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestOutcome {
+    Done,
+    Denied,
+    Expired,
+    WrongAccount,
+    Superseded,
+    Failed,
+}
+
+impl RequestOutcome {
+    pub const ALL: [Self; 6] =
+        [Self::Done, Self::Denied, Self::Expired, Self::WrongAccount, Self::Superseded, Self::Failed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::WrongAccount => "wrong_account",
+            Self::Superseded => "superseded",
+            Self::Failed => "failed",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == text)
+    }
+}
+
+/// A row of `requests`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub id: Uuid,
+    pub connection: ConnectionId,
+    pub kind: RequestKind,
+    pub args: Value,
+    /// Sealed to the daemon's public key.
+    pub sealed: Option<Vec<u8>>,
+    /// Sealed to the key in `args.reply_to`.
+    pub reply_sealed: Option<Vec<u8>>,
+    pub job_id: Option<i64>,
+    pub requested_at: DateTime<Utc>,
+    pub done_at: Option<DateTime<Utc>>,
+    pub outcome: Option<RequestOutcome>,
+    pub message: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    connection_id: i64,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Jsonb)]
+    args: Value,
+    #[diesel(sql_type = Nullable<Bytea>)]
+    sealed: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<Bytea>)]
+    reply_sealed: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    job_id: Option<i64>,
+    #[diesel(sql_type = Timestamptz)]
+    requested_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    done_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    outcome: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    message: Option<String>,
+}
+
+impl TryFrom<Row> for Request {
+    type Error = DbError;
+
+    fn try_from(row: Row) -> Result<Self, DbError> {
+        let unknown = |what: &str| DbError::Row(format!("request {}: {what}", row.id));
+        Ok(Self {
+            kind: RequestKind::parse(&row.kind).ok_or_else(|| unknown("kind"))?,
+            outcome: match &row.outcome {
+                Some(word) => Some(RequestOutcome::parse(word).ok_or_else(|| unknown("outcome"))?),
+                None => None,
+            },
+            id: row.id,
+            connection: ConnectionId(row.connection_id),
+            args: row.args,
+            sealed: row.sealed,
+            reply_sealed: row.reply_sealed,
+            job_id: row.job_id,
+            requested_at: row.requested_at,
+            done_at: row.done_at,
+            message: row.message,
+        })
+    }
+}
+
+const COLUMNS: &str = "SELECT id, connection_id, kind, args, sealed, reply_sealed, job_id, requested_at, done_at, \
+     outcome, message FROM fieldmirror.requests";
+
+/// A request that is made.
+#[derive(Debug, Clone)]
+pub struct NewRequest {
+    pub connection: ConnectionId,
+    pub kind: RequestKind,
+    /// An object without secrets.
+    pub args: Value,
+    /// Secrets and pasted codes, sealed to the daemon's public key.
+    pub sealed: Option<Vec<u8>>,
+}
+
+/// Puts a request on record and wakes the schedulers.
+pub fn create(conn: &mut PgConnection, new: &NewRequest) -> Result<Uuid, DbError> {
+    let id = Uuid::now_v7();
+    sql_query(
+        "INSERT INTO fieldmirror.requests (id, connection_id, kind, args, sealed) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind::<SqlUuid, _>(id)
+    .bind::<BigInt, _>(new.connection.0)
+    .bind::<Text, _>(new.kind.as_str())
+    .bind::<Jsonb, _>(&new.args)
+    .bind::<Nullable<Bytea>, _>(new.sealed.as_deref())
+    .execute(conn)?;
+    wake(conn)?;
+    Ok(id)
+}
+
+/// Asks the schedulers to look, once the transaction is committed.
+pub fn wake(conn: &mut PgConnection) -> Result<(), DbError> {
+    sql_query("SELECT pg_notify('fieldmirror_tick', '')").execute(conn)?;
+    Ok(())
+}
+
+/// The request of that id; its absence is an error.
+pub fn get(conn: &mut PgConnection, id: Uuid) -> Result<Request, DbError> {
+    sql_query(format!("{COLUMNS} WHERE id = $1")).bind::<SqlUuid, _>(id).get_result::<Row>(conn)?.try_into()
+}
+
+/// Open requests of one kind for one connection, oldest first.
+pub fn open(
+    conn: &mut PgConnection,
+    connection: ConnectionId,
+    kind: RequestKind,
+) -> Result<Vec<Request>, DbError> {
+    // Ids are UUIDs of version 7: within one moment they still order by creation.
+    sql_query(format!(
+        "{COLUMNS} WHERE connection_id = $1 AND kind = $2 AND done_at IS NULL ORDER BY requested_at, id"
+    ))
+    .bind::<BigInt, _>(connection.0)
+    .bind::<Text, _>(kind.as_str())
+    .load::<Row>(conn)?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+#[derive(QueryableByName)]
+struct Work {
+    #[diesel(sql_type = BigInt)]
+    connection_id: i64,
+    #[diesel(sql_type = Text)]
+    kind: String,
+}
+
+/// Where open requests wait for a job: each connection and kind once. A consent that only waits for a person is not
+/// among them.
+pub fn waiting(conn: &mut PgConnection) -> Result<Vec<(ConnectionId, RequestKind)>, DbError> {
+    let rows = sql_query(
+        "SELECT DISTINCT connection_id, kind FROM fieldmirror.requests \
+         WHERE done_at IS NULL AND NOT (kind = 'connect' AND reply_sealed IS NOT NULL) ORDER BY connection_id",
+    )
+    .load::<Work>(conn)?;
+    rows.into_iter()
+        .map(|row| match RequestKind::parse(&row.kind) {
+            Some(kind) => Ok((ConnectionId(row.connection_id), kind)),
+            None => Err(DbError::Row(format!("a request of kind `{}`", row.kind))),
+        })
+        .collect()
+}
+
+/// Leaves what the asker may read before the end, and tells it.
+pub fn reply(conn: &mut PgConnection, id: Uuid, reply_sealed: &[u8]) -> Result<(), DbError> {
+    sql_query("UPDATE fieldmirror.requests SET reply_sealed = $2 WHERE id = $1 AND done_at IS NULL")
+        .bind::<SqlUuid, _>(id)
+        .bind::<Bytea, _>(reply_sealed)
+        .execute(conn)?;
+    tell(conn, id)
+}
+
+/// Ends a request, wipes what was sealed in it, and tells the asker. A request that has ended stays as it is; returns
+/// whether this was the end. `message` is a sentence for people, without secrets.
+pub fn finish(
+    conn: &mut PgConnection,
+    id: Uuid,
+    outcome: RequestOutcome,
+    message: Option<&str>,
+) -> Result<bool, DbError> {
+    let ended = sql_query(
+        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = NULL \
+         WHERE id = $1 AND done_at IS NULL",
+    )
+    .bind::<SqlUuid, _>(id)
+    .bind::<Text, _>(outcome.as_str())
+    .bind::<Nullable<Text>, _>(message)
+    .execute(conn)?;
+    if ended > 0 {
+        tell(conn, id)?;
+    }
+    Ok(ended > 0)
+}
+
+/// Ends every open request of one kind for one connection. Returns how many.
+pub fn finish_open(
+    conn: &mut PgConnection,
+    connection: ConnectionId,
+    kind: RequestKind,
+    outcome: RequestOutcome,
+    message: Option<&str>,
+) -> Result<usize, DbError> {
+    let mut ended = 0;
+    for request in open(conn, connection, kind)? {
+        ended += usize::from(finish(conn, request.id, outcome, message)?);
+    }
+    Ok(ended)
+}
+
+fn tell(conn: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    sql_query("SELECT pg_notify('fieldmirror_done', $1)").bind::<Text, _>(id.to_string()).execute(conn)?;
+    Ok(())
+}
