@@ -8,12 +8,12 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod auth;
+pub mod config;
 pub mod daemon;
 pub mod db;
-pub mod config;
 pub mod domain;
 pub mod http;
-pub mod domain;
 pub mod jobs;
 pub mod providers;
 pub mod sync;

@@ -77,9 +77,8 @@ pub fn by_ticket(
 
 /// The start link of that id.
 pub fn get(conn: &mut PgConnection, id: Uuid, now: DateTime<Utc>) -> Result<Option<Authorization>, DbError> {
-    let query = sql_query(format!("{COLUMNS} WHERE id = $1"))
-        .bind::<SqlUuid, _>(id)
-        .bind::<Timestamptz, _>(now);
+    let query =
+        sql_query(format!("{COLUMNS} WHERE id = $1")).bind::<SqlUuid, _>(id).bind::<Timestamptz, _>(now);
     Ok(query.get_result(conn).optional()?)
 }
 
@@ -162,10 +161,7 @@ pub fn create_attempt(conn: &mut PgConnection, new: &NewAttempt) -> Result<(), D
 }
 
 /// The attempt of that state, locked: who marks it used first has it.
-pub fn attempt_by_state(
-    conn: &mut PgConnection,
-    state_hash: &[u8; 32],
-) -> Result<Option<Attempt>, DbError> {
+pub fn attempt_by_state(conn: &mut PgConnection, state_hash: &[u8; 32]) -> Result<Option<Attempt>, DbError> {
     let query = sql_query(format!("{ATTEMPT_COLUMNS} WHERE state_hash = $1 FOR UPDATE"));
     Ok(query.bind::<Bytea, _>(state_hash.as_slice()).get_result(conn).optional()?)
 }

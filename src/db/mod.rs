@@ -8,20 +8,21 @@ use std::time::Duration;
 
 use deadpool_diesel::postgres::{Hook, HookError, Manager, Pool};
 use deadpool_diesel::{ManagerConfig, RecyclingMethod, Runtime};
-use diesel::{Connection, PgConnection};
+use diesel::Connection;
 
 use crate::domain::secret::Secret;
 use error::PoolLimits;
 
 mod address;
+pub mod admin;
 pub mod audit;
 pub mod authorizations;
 pub mod connections;
 pub mod daemons;
-pub mod admin;
 pub mod error;
 pub mod migrations;
 pub mod mirror;
+pub mod queue;
 pub mod rate_budget;
 pub mod requests;
 pub mod rows;
@@ -29,8 +30,11 @@ pub mod session;
 pub mod streams;
 pub mod sync_runs;
 pub mod tokens;
+pub mod turns;
 pub mod vault_keys;
+pub mod views;
 
+pub use diesel::PgConnection;
 pub use error::DbError;
 
 /// The longest wait for a pooled connection to become free.
@@ -41,17 +45,6 @@ const CREATE_MAX: Duration = Duration::from_secs(25);
 const RECYCLE_MAX: Duration = Duration::from_secs(5);
 
 /// The pool. Clones share it.
-//! Postgres: the pool, and every statement that we send.
-
-pub mod queue;
-
-use deadpool_diesel::postgres::{Manager, Pool, Runtime};
-use diesel::PgConnection;
-
-use crate::domain::failure::FailureKind;
-use crate::domain::secret::Secret;
-
-/// A pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,
@@ -62,32 +55,6 @@ impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.pool.status();
         f.debug_struct("Db").field("size", &status.size).field("available", &status.available).finish()
-/// What can go wrong between us and Postgres.
-#[derive(Debug, thiserror::Error)]
-pub enum DbError {
-    #[error("taking a database connection from the pool")]
-    Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("asking the database")]
-    Query(#[from] diesel::result::Error),
-    #[error("a database call panicked")]
-    Panicked,
-}
-
-impl DbError {
-    pub fn kind(&self) -> FailureKind {
-        use diesel::result::{DatabaseErrorKind, Error};
-        match self {
-            Self::Connect(_)
-            | Self::Query(Error::DatabaseError(
-                DatabaseErrorKind::ClosedConnection
-                | DatabaseErrorKind::SerializationFailure
-                | DatabaseErrorKind::UnableToSendCommand
-                | DatabaseErrorKind::ReadOnlyTransaction
-                | DatabaseErrorKind::Unknown,
-                _,
-            )) => FailureKind::Transient,
-            Self::Query(_) | Self::Panicked => FailureKind::OurBug,
-        }
     }
 }
 
@@ -128,15 +95,6 @@ impl Db {
     /// The connection belongs to the closure until it ends: when the caller is cancelled meanwhile, `work` still runs to
     /// its end, and only then does the connection go back. A panic in `work` goes on in the caller, and its connection is
     /// thrown away.
-    pub fn connect(url: &Secret, pool_size: usize) -> Result<Self, DbError> {
-        let pool = Pool::builder(Manager::new(url.expose(), Runtime::Tokio1))
-            .max_size(pool_size)
-            .build()
-            .map_err(|error| DbError::Connect(Box::new(error)))?;
-        Ok(Self { pool })
-    }
-
-    /// Runs `work` on one pooled connection, off the async threads.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
@@ -158,11 +116,6 @@ impl Db {
     }
 
     /// [`Db::run`] inside a transaction: committed when `work` is `Ok`, rolled back when it is not.
-        let connection = self.pool.get().await.map_err(|error| DbError::Connect(Box::new(error)))?;
-        connection.interact(work).await.map_err(|_| DbError::Panicked)?
-    }
-
-    /// As [`Db::run`], inside a transaction.
     pub async fn transaction<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
@@ -179,6 +132,5 @@ impl Db {
     /// Lets no more work begin. What runs ends by itself.
     pub fn close(&self) {
         self.pool.close();
-        self.run(|connection| diesel::Connection::transaction(connection, work)).await
     }
 }

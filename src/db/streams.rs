@@ -55,6 +55,8 @@ pub struct StreamRow {
     pub failures: i32,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub not_before: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub stalled_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, QueryableByName)]
@@ -135,7 +137,7 @@ pub fn ensure(
 
 pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<StreamRow>, DbError> {
     Ok(diesel::sql_query(
-        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before
+        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before, stalled_reason
          FROM stream_state WHERE connection_id = $1 ORDER BY stream",
     )
     .bind::<BigInt, _>(of.0)
@@ -267,6 +269,21 @@ fn forget_met(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Resu
     Ok(())
 }
 
+/// Adds to the counts of living and deleted rows.
+pub fn adjust(connection: &mut PgConnection, key: StreamKey, rows: i64, deleted: i64) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE stream_state SET rows = rows + $4, deleted_rows = deleted_rows + $5
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<BigInt, _>(rows)
+    .bind::<BigInt, _>(deleted)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// What a closed walk establishes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Closing {
@@ -369,6 +386,19 @@ pub fn set_back(
     .bind::<Nullable<Text>, _>(setback.stalled_reason.as_deref())
     .bind::<Nullable<Text>, _>(setback.last_error.as_deref())
     .bind::<Nullable<Timestamptz>, _>(setback.not_before)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
+/// Says that all walks of a turn over this stream have closed.
+pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state SET state = CASE WHEN backfill_done THEN 'idle' ELSE 'backfilling' END
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
     .execute(connection)?;
     Ok(StreamWrite::of(owned))
 }

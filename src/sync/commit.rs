@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use diesel::PgConnection;
-
 use super::extract;
 use super::merge::{Balance, Fold, Held, Version, Write};
 use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
 use crate::db::sync_runs::Counts;
-use crate::db::{DbError, connections, mirror, session, streams, sync_runs};
+use crate::db::{DbError, PgConnection, mirror, session, streams, sync_runs, turns};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Page, Position};
 
@@ -52,7 +50,7 @@ pub fn pages(
         streams::meet(connection, source.key, source.mode, &met)?;
     }
     if !all.facts.is_empty() {
-        connections::learn(connection, source.key.connection, &all.facts)?;
+        turns::learn(connection, source.key.connection, &all.facts)?;
     }
     let balance = write(connection, source, all, counts)?;
     let effect = PageEffect { rows: balance.living, deleted_rows: balance.deleted, progress };

@@ -20,7 +20,7 @@ use super::watermark;
 use crate::config::SyncSettings;
 use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
 use crate::db::sync_runs::Counts;
-use crate::db::{Db, DbError, mirror, streams, sync_runs};
+use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
@@ -58,7 +58,13 @@ struct Open {
 
 impl Drive<'_> {
     /// Works on a walk until it closes or something halts it. Whatever was written stays written.
-    pub async fn walk(&self, key: StreamKey, spec: &'static StreamSpec, row: &WalkRow, mode: Mode) -> Result<(), Halt> {
+    pub async fn walk(
+        &self,
+        key: StreamKey,
+        spec: &'static StreamSpec,
+        row: &WalkRow,
+        mode: Mode,
+    ) -> Result<(), Halt> {
         let mut open = self.open(key, spec, row, mode).await?;
         let tally = Tally::default();
         let mut counts = Counts::default();
@@ -103,7 +109,8 @@ impl Drive<'_> {
             .await;
         let run = opened.map_err(halt)?.ok_or(Halt::Lost)?;
         let saved = row.position.clone().filter(|_| resumed.is_some());
-        let start = saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
+        let start =
+            saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
         let limit = self.settings.turn_limit * if mode == Mode::Snapshot { SNAPSHOT_PATIENCE } else { 1 };
         Ok(Open {
             source: Source { key, spec, mode, run, sweeping: row.sweeping && mode == Mode::Backfill },
@@ -153,7 +160,8 @@ impl Drive<'_> {
             match self.sender.provider.step(&cx, &at, &replies).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
                     idle = if requests.is_empty() { idle + 1 } else { 0 };
-                    let sending = requests.iter().map(|request| self.sender.send(request, open.deadline, tally));
+                    let sending =
+                        requests.iter().map(|request| self.sender.send(request, open.deadline, tally));
                     replies = try_join_all(sending).await?;
                     at = next;
                 }
@@ -205,7 +213,13 @@ impl Drive<'_> {
     }
 
     /// Closes the walk: what it proves to be gone is marked, and the watermarks move.
-    async fn close(&self, open: &Open, met: &[String], tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+    async fn close(
+        &self,
+        open: &Open,
+        met: &[String],
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<(), Halt> {
         let now = self.now();
         let source = open.source;
         let closing = self.closing(open, tally, now);
@@ -220,9 +234,13 @@ impl Drive<'_> {
                 Mode::Snapshot => {
                     mirror::living_but(connection, source.spec, source.key.connection, &met, started_at)?
                 }
-                Mode::Backfill if source.sweeping => {
-                    mirror::living_unmet(connection, source.spec, source.key.connection, streams::WHOLE, started_at)?
-                }
+                Mode::Backfill if source.sweeping => mirror::living_unmet(
+                    connection,
+                    source.spec,
+                    source.key.connection,
+                    streams::WHOLE,
+                    started_at,
+                )?,
                 _ => Vec::new(),
             };
             let living = mirror_size(connection, &source, gone.len())?;
@@ -305,11 +323,7 @@ impl Drive<'_> {
     }
 }
 
-fn mirror_size(
-    connection: &mut diesel::PgConnection,
-    source: &Source,
-    gone: usize,
-) -> Result<usize, DbError> {
+fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {
     if gone == 0 {
         return Ok(0);
     }
@@ -327,12 +341,7 @@ fn with_requests(counts: Counts, tally: &Tally) -> Counts {
 
 fn absent(id: String, started_at: DateTime<Utc>) -> Tombstone {
     let evidence = format!("absent from a complete read that began at {}", started_at.to_rfc3339());
-    Tombstone {
-        id,
-        deletion: Deletion { at: started_at, evidence },
-        merged_into: None,
-        sent_at: started_at,
-    }
+    Tombstone { id, deletion: Deletion { at: started_at, evidence }, merged_into: None, sent_at: started_at }
 }
 
 fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {

@@ -15,9 +15,7 @@ pub mod watermark;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,9 +23,9 @@ use tracing::warn;
 
 use crate::auth::Auth;
 use crate::config::{ProviderSettings, Settings};
-use crate::db::connections::ConnectionRow;
+use crate::db::connections::{Connection, ConnectionState};
 use crate::db::streams::{StreamKey, StreamRow, WalkRow};
-use crate::db::{Db, DbError, connections, streams, sync_runs, views};
+use crate::db::{Db, DbError, connections, streams, sync_runs, turns, views};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::Mode;
@@ -38,7 +36,7 @@ use crate::http::pace::Pacer;
 use crate::providers::{self, Provider};
 use drive::Drive;
 use plan::{StreamPlan, WalkState, Wave};
-use send::{Halt, Sender};
+use send::Sender;
 
 /// What turns are made of.
 #[derive(Clone)]
@@ -61,7 +59,7 @@ pub enum TurnEnd {
 
 /// A connection as a turn finds it.
 struct Turn {
-    connection: ConnectionRow,
+    connection: Connection,
     provider: &'static dyn Provider,
     provider_settings: ProviderSettings,
     epoch: i64,
@@ -106,10 +104,13 @@ impl Engine {
         let settings = Arc::clone(&self.settings);
         self.db
             .transaction(move |connection| {
-                let Some(row) = connections::lock(connection, of)? else { return Ok(None) };
+                if !turns::lock(connection, of)? {
+                    return Ok(None);
+                }
+                let row = connections::get(connection, of)?;
                 let Some(provider) = providers::provider(&row.provider) else { return Ok(None) };
-                if row.state != "connected" {
-                    requests::give_up(connection, &row)?;
+                if row.state != ConnectionState::Connected {
+                    requests::give_up(connection, of, row.state)?;
                     return Ok(None);
                 }
                 let Some(provider_settings) = settings.providers.get(&row.provider).cloned() else {
@@ -119,15 +120,18 @@ impl Engine {
                 let epoch = streams::take(connection, of, spec.streams)?;
                 sync_runs::end_abandoned(connection, of, now)?;
                 requests::apply(connection, of, spec, now)?;
-                let saved = connections::take_pacing(connection, of)?;
-                let mut pacer = Pacer::new(spec.buckets, settings.sync.quota_reserve);
-                match saved {
-                    Some(saved) => pacer.restore(&saved, now),
+                let reserve = settings.sync.quota_reserve;
+                let pacer = match turns::take_pacing(connection, of)? {
+                    Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
                     // The last turn did not come to its end: nothing counts as left.
-                    None => pacer.assume_spent(now),
-                }
+                    None => {
+                        let mut pacer = Pacer::new(spec.buckets, reserve);
+                        pacer.assume_spent(now);
+                        pacer
+                    }
+                };
                 let turn = Turn {
-                    facts: facts_of(&row.facts),
+                    facts: turns::facts(connection, of)?,
                     params: params_of(&row.params),
                     streams: streams::streams(connection, of)?,
                     walks: streams::walks(connection, of)?,
@@ -162,7 +166,7 @@ impl Engine {
 
     async fn stream(&self, turn: &Turn, drive: &Drive<'_>, stream: &'static str, modes: Vec<Mode>) {
         let Some(spec) = turn.provider.spec().stream(stream) else { return };
-        let key = StreamKey { connection: turn.connection.id(), stream: spec.name, epoch: turn.epoch };
+        let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
         let mut result = Ok(());
         for mode in modes {
             let Some(row) = turn.walk(stream, mode) else { continue };
@@ -184,22 +188,21 @@ impl Engine {
 
     /// Reads again what the first wave has learned.
     async fn relearn(&self, turn: &mut Turn) -> Result<(), DbError> {
-        let of = turn.connection.id();
-        let facts = self.db.run(move |connection| connections::facts(connection, of)).await?;
-        turn.facts = facts_of(&facts);
+        let of = turn.connection.id;
+        turn.facts = self.db.run(move |connection| turns::facts(connection, of)).await?;
         Ok(())
     }
 
     /// Leaves the rate limits, the account's view and the requests as the turn has made them.
     async fn end(&self, turn: &Turn, sender: &Sender<'_>) -> Result<(), DbError> {
         let now = self.clock.now();
-        let of = turn.connection.id();
+        let of = turn.connection.id;
         let pacing = sender.lock_pacer().to_saved(now);
         let provider = turn.provider;
         let epoch = turn.epoch;
         self.db
             .transaction(move |connection| {
-                connections::save_pacing(connection, of, epoch, &pacing)?;
+                turns::save_pacing(connection, of, epoch, &pacing, now)?;
                 requests::settle(connection, of, provider.spec())
             })
             .await?;
@@ -209,10 +212,10 @@ impl Engine {
 
     /// Makes the account's own view when what it shows has changed. A view that cannot be made loses no data.
     async fn show_account(&self, turn: &Turn) {
-        let (of, provider) = (turn.connection.id(), turn.provider);
+        let (of, provider) = (turn.connection.id, turn.provider);
         let known = turn.facts.clone();
         let shown = self.db.transaction(move |connection| {
-            let facts = facts_of(&connections::facts(connection, of)?);
+            let facts = turns::facts(connection, of)?;
             match provider.account_view(&facts) {
                 Some(view) if facts != known || !views::exists(connection, of, &view)? => {
                     views::create(connection, of, &view)
@@ -256,11 +259,8 @@ fn walk_state(row: &WalkRow) -> Option<WalkState> {
     Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
 }
 
-fn facts_of(value: &serde_json::Value) -> Facts {
-    value.as_object().into_iter().flatten().map(|(name, fact)| (name.clone(), fact.clone())).collect()
-}
-
 fn params_of(value: &serde_json::Value) -> BTreeMap<String, String> {
-    let text = |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_str()?.to_owned()));
+    let text =
+        |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_str()?.to_owned()));
     value.as_object().into_iter().flatten().filter_map(text).collect()
 }

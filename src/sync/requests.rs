@@ -2,13 +2,13 @@
 //! have closed. A request is a row, so none is swallowed by a job that is already live.
 
 use chrono::{DateTime, Utc};
-use diesel::PgConnection;
 use serde::Deserialize;
 
-use crate::db::connections::ConnectionRow;
-use crate::db::requests::{self, RequestRow};
+use crate::db::connections::ConnectionState;
+use crate::db::requests::{self, RequestOutcome};
 use crate::db::streams::{Demand, StreamRow, WalkRow};
-use crate::db::{DbError, streams};
+use crate::db::turns::{self, SyncRequest};
+use crate::db::{DbError, PgConnection, streams};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{Mode, ProviderSpec};
 
@@ -24,7 +24,7 @@ struct Args {
 }
 
 impl Args {
-    fn of(request: &RequestRow) -> Self {
+    fn of(request: &SyncRequest) -> Self {
         Self::deserialize(&request.args).unwrap_or_default()
     }
 
@@ -40,7 +40,7 @@ pub fn apply(
     spec: &'static ProviderSpec,
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
-    for request in requests::open_of(connection, of, "sync")? {
+    for request in turns::sync_requests(connection, of)? {
         if request.applied_at.is_some() {
             continue;
         }
@@ -54,7 +54,7 @@ pub fn apply(
             };
             streams::demand(connection, of, &demand, now)?;
         }
-        requests::mark_applied(connection, request.id, now)?;
+        turns::mark_applied(connection, request.id, now)?;
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ pub fn settle(
     of: ConnectionId,
     spec: &'static ProviderSpec,
 ) -> Result<(), DbError> {
-    let open = requests::open_of(connection, of, "sync")?;
+    let open = turns::sync_requests(connection, of)?;
     if open.is_empty() {
         return Ok(());
     }
@@ -88,9 +88,9 @@ pub fn settle(
             })
             .collect();
         if failed.is_empty() {
-            requests::finish(connection, request.id, "done", None)?;
+            requests::finish(connection, request.id, RequestOutcome::Done, None)?;
         } else {
-            requests::finish(connection, request.id, "failed", Some(&failed.join("; ")))?;
+            requests::finish(connection, request.id, RequestOutcome::Failed, Some(&failed.join("; ")))?;
         }
     }
     Ok(())
@@ -134,10 +134,14 @@ fn standing(
 }
 
 /// Ends requests on a connection that cannot be synced.
-pub fn give_up(connection: &mut PgConnection, row: &ConnectionRow) -> Result<(), DbError> {
-    for request in requests::open_of(connection, row.id(), "sync")? {
-        let message = format!("the connection is {}", row.state);
-        requests::finish(connection, request.id, "failed", Some(&message))?;
+pub fn give_up(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    state: ConnectionState,
+) -> Result<(), DbError> {
+    for request in turns::sync_requests(connection, of)? {
+        let message = format!("the connection is {}", state.as_str());
+        requests::finish(connection, request.id, RequestOutcome::Failed, Some(&message))?;
     }
     Ok(())
 }

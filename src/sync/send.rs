@@ -14,7 +14,7 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
-use crate::http::pace::Pacer;
+use crate::http::pace::{Observed, Pacer};
 use crate::http::retry::{http_date, parse_retry_after, pause};
 use crate::http::{Client, SendError};
 use crate::providers::Provider;
@@ -118,16 +118,7 @@ impl Sender<'_> {
             if Instant::now() >= deadline {
                 return Err(Halt::TurnOver);
             }
-            let wait = {
-                let mut pacer = self.lock_pacer();
-                let now = self.clock.now();
-                let wait = pacer.ready_in(now, request.buckets);
-                if wait.is_zero() {
-                    pacer.take(now, request.buckets);
-                    return Ok(());
-                }
-                wait
-            };
+            let Err(wait) = self.lock_pacer().take(self.clock.now(), request.buckets) else { return Ok(()) };
             self.sleep(wait, deadline).await?;
         }
     }
@@ -147,9 +138,15 @@ impl Sender<'_> {
     fn observe(&self, request: &Request, reply: &Reply, tally: &Tally) {
         if reply.status < 400 {
             let mut pacer = self.lock_pacer();
-            pacer.accepted(request.buckets);
+            let now = self.clock.now();
+            pacer.succeeded(now, request.buckets);
             if let Some(limit) = self.provider.limits(request, reply) {
-                pacer.observe(self.clock.now(), limit.bucket, limit.max, limit.remaining, limit.per_ms);
+                let per = limit.per_ms.map(Duration::from_millis);
+                pacer.observe(
+                    now,
+                    limit.bucket,
+                    Observed { limit: limit.max, remaining: limit.remaining, per },
+                );
             }
         }
         if let Some(date) = reply.header("date").and_then(http_date) {
@@ -162,8 +159,7 @@ impl Sender<'_> {
         let wait = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
         let now = self.clock.now();
         let mut pacer = self.lock_pacer();
-        pacer.refused(now, bucket, wait);
-        now + delta(pacer.ready_in(now, &[bucket]))
+        now + delta(pacer.refused(now, bucket, wait))
     }
 
     fn asked_wait(&self, reply: &Reply) -> Option<Duration> {
@@ -181,10 +177,13 @@ impl Sender<'_> {
     /// Refreshing once more would not help, and a token endpoint that is asked again and again only makes it worse.
     fn fresh_token_refused(&self, request: &Request) -> Failure {
         let title = self.provider.spec().title;
-        Failure::transient(format!("{title} refuses `{}` with 401 although the token is fresh", request.purpose))
+        Failure::transient(format!(
+            "{title} refuses `{}` with 401 although the token is fresh",
+            request.purpose
+        ))
     }
 
-    fn lock_pacer(&self) -> std::sync::MutexGuard<'_, Pacer> {
+    pub fn lock_pacer(&self) -> std::sync::MutexGuard<'_, Pacer> {
         self.pacer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::PgConnection;
 
 use super::send::Halt;
 use crate::db::streams::{Setback, StreamKey};
-use crate::db::{DbError, streams};
+use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::time::delta;
 use crate::http::retry::pause;
@@ -87,6 +86,12 @@ mod tests {
         check(FailureKind::Transient, 60, "backing_off", 300, 600);
         check(FailureKind::ProviderChanged, 0, "stalled", 60, 120);
         check(FailureKind::Forbidden { scope: None }, 3, "forbidden", 86_400, 86_400);
-        check(FailureKind::Throttled { until: Some(now + delta(Duration::from_secs(7))) }, 0, "backing_off", 7, 7);
+        check(
+            FailureKind::Throttled { until: Some(now + delta(Duration::from_secs(7))) },
+            0,
+            "backing_off",
+            7,
+            7,
+        );
     }
 }

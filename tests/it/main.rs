@@ -1,7 +1,3 @@
-//! Tests against a real Postgres, in one binary.
-
-mod postgres;
-mod queue;
 //! Black-box tests: one binary, one private Postgres server for all of it.
 
 mod support;
