@@ -13,6 +13,8 @@ mod hub;
 mod keeper;
 mod lane;
 mod lease;
+pub mod scheduler;
+mod sync;
 
 use std::sync::Arc;
 use std::time::Duration;

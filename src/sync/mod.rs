@@ -36,7 +36,7 @@ use crate::http::pace::Pacer;
 use crate::providers::{self, Provider};
 use drive::Drive;
 use plan::{StreamPlan, WalkState, Wave};
-use send::Sender;
+use send::{Halt, Sender};
 
 /// What turns are made of.
 #[derive(Clone)]
@@ -88,11 +88,14 @@ impl Engine {
             stop: stop.clone(),
         };
         let [first, second] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+        let ran: Vec<&str> = first.keys().copied().collect();
         self.wave(&turn, &sender, first, began).await;
         if !second.is_empty() {
             self.relearn(&mut turn).await.map_err(|error| Failure::from(&error))?;
-            let [second, _] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+            let [second, unlearned] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+            let second = second.into_iter().filter(|(stream, _)| !ran.contains(stream)).collect();
             self.wave(&turn, &sender, second, began).await;
+            self.hold(&turn, unlearned).await;
         }
         self.end(&turn, &sender).await.map_err(|error| Failure::from(&error))?;
         Ok(TurnEnd::Done)
@@ -121,14 +124,13 @@ impl Engine {
                 sync_runs::end_abandoned(connection, of, now)?;
                 requests::apply(connection, of, spec, now)?;
                 let reserve = settings.sync.quota_reserve;
-                let pacer = match turns::take_pacing(connection, of)? {
-                    Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
+                let pacer = if let Some(saved) = turns::take_pacing(connection, of)? {
+                    Pacer::from_saved(spec.buckets, reserve, &saved, now)
+                } else {
                     // The last turn did not come to its end: nothing counts as left.
-                    None => {
-                        let mut pacer = Pacer::new(spec.buckets, reserve);
-                        pacer.assume_spent(now);
-                        pacer
-                    }
+                    let mut pacer = Pacer::new(spec.buckets, reserve);
+                    pacer.assume_spent(now);
+                    pacer
                 };
                 let turn = Turn {
                     facts: turns::facts(connection, of)?,
@@ -175,6 +177,22 @@ impl Engine {
                 break;
             }
         }
+        self.record(turn, key, result).await;
+    }
+
+    /// Streams that lack what another stream of the connection should have learned wait, and say so.
+    async fn hold(&self, turn: &Turn, unlearned: Wave) {
+        for stream in unlearned.into_keys() {
+            let Some(spec) = turn.provider.spec().stream(stream) else { continue };
+            let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
+            let wanted = spec.needs_facts.join("`, `");
+            let failure = Failure::transient(format!("waits until `{wanted}` of the account is known"));
+            self.record(turn, key, Err(Halt::Failed(failure))).await;
+        }
+    }
+
+    async fn record(&self, turn: &Turn, key: StreamKey, result: Result<(), Halt>) {
+        let stream = key.stream;
         let failures = turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures);
         let now = self.clock.now();
         let recorded = self
