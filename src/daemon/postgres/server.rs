@@ -172,7 +172,7 @@ impl Server {
                 }
                 std::thread::sleep(PAUSE);
             }
-            tracing::warn!("Postgres does not end within {} s of a {signal:?} shutdown", limit.as_secs());
+            tracing::warn!("Postgres goes on {} s after the order `{signal:?}`", limit.as_secs());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
