@@ -3,5 +3,6 @@
 mod support;
 
 mod architecture;
+mod db;
 mod migrations;
 mod private_server;
