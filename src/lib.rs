@@ -9,3 +9,5 @@
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
 pub mod domain;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
