@@ -13,7 +13,7 @@ mod hub;
 mod keeper;
 mod lane;
 mod lease;
-pub mod scheduler;
+// pub mod scheduler;
 mod sync;
 
 use std::sync::Arc;
