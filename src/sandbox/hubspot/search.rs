@@ -221,6 +221,8 @@ impl Test {
         Ok(Self { field, operator: filter.operator, operands })
     }
 
+    /// A record without a value fits no filter but `NOT_HAS_PROPERTY`. HubSpot does not say how its negations take
+    /// such records; a reader should not lean on it.
     fn holds(&self, ticket: &Ticket, version: &Version) -> bool {
         let value = self.field.value(ticket, version);
         let Some(value) = value else { return self.operator == Operator::NotHasProperty };

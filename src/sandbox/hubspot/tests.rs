@@ -233,6 +233,9 @@ async fn token_answers_with_less_in_them() {
     assert_eq!(tokens.get("expires_in"), None);
     let refreshed = world.refresh(tokens["refresh_token"].as_str().unwrap()).await.unwrap().json();
     assert_eq!(refreshed.get("refresh_token"), None);
+    world.sandbox.set_faults(vec!["wrong_account".parse().unwrap()]);
+    let refreshed = world.refresh(tokens["refresh_token"].as_str().unwrap()).await.unwrap().json();
+    assert_eq!(refreshed["hub_id"], HUB + 1);
 }
 
 #[tokio::test]
@@ -349,10 +352,14 @@ async fn merged_tickets_lead_to_their_survivor() {
     let read =
         world.post(&format!("{DATED}/batch/read"), &json!({"inputs": [{"id": ids[0].to_string()}]})).await;
     assert_eq!((read.status, read.ids()), (207, vec![]));
+    world.sandbox.set_faults(vec!["resolve_merged".parse().unwrap()]);
+    let read =
+        world.post(&format!("{DATED}/batch/read"), &json!({"inputs": [{"id": ids[0].to_string()}]})).await;
+    assert_eq!((read.status, read.ids()), (200, vec![survivor]));
     let truth = world.get(&format!("/control/hubspot/accounts/{HUB}/truth")).await.text;
     let lines: Vec<Value> = truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 31);
-    let merged = lines.iter().find(|line| line["record"]["id"] == ids[0].to_string()).unwrap();
+    let merged = lines.iter().find(|line| line["record"]["id"] == json!(ids[0].to_string())).unwrap();
     assert_eq!((&merged["state"], &merged["merged_into"]), (&json!("merged"), &json!(survivor.to_string())));
 }
 
@@ -439,6 +446,9 @@ async fn associations_on_both_wires() {
     let of_one =
         world.get(&format!("/hubspot/crm/v4/objects/tickets/{id}/associations/companies")).await.json();
     assert_eq!(of_one["results"][0]["associationTypes"][0]["typeId"], 26);
+    world.sandbox.set_faults(vec!["numeric_ids".parse().unwrap()]);
+    let dated = world.get(&format!("{DATED}/{id}/associations/companies")).await.json();
+    assert_eq!(dated["results"][0]["toObjectId"], 9);
     world.change(&Change::Disassociate { id, to: "companies".into(), to_id: 9 });
     let of_one =
         world.get(&format!("/hubspot/crm/v4/objects/tickets/{id}/associations/companies")).await.json();
@@ -585,6 +595,7 @@ async fn control_over_http() {
     assert_eq!([world.get(DATED).await.status, world.get(DATED).await.status], [502, 200]);
     let counted = world.get("/control/counters").await.json();
     assert_eq!(counted["answers"]["hubspot"]["list"], json!({"200": 1, "502": 1}));
+    assert_eq!((&counted["unauthorised"], &counted["throttled"]), (&json!(0), &json!(0)));
     world.post("/control/counters/reset", &json!({})).await;
     assert_eq!(world.get("/control/counters").await.json()["answers"], json!({}));
     assert_eq!(world.get("/").await.json()["providers"]["hubspot"]["accounts"], json!([HUB, HUB + 1]));
