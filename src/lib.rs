@@ -8,6 +8,7 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod daemon;
 pub mod db;
 pub mod domain;
 pub mod jobs;

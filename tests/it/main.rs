@@ -1,4 +1,8 @@
-//! Tests against a real Postgres, in one binary.
+//! Black-box tests: one binary, one private Postgres server for all of it.
 
-mod postgres;
+mod support;
+
+mod architecture;
+mod migrations;
+mod private_server;
 mod queue;

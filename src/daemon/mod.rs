@@ -1,0 +1,3 @@
+//! The daemon: the only place where things are built and wired.
+
+pub mod postgres;
