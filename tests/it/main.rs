@@ -6,3 +6,4 @@ mod architecture;
 mod db;
 mod migrations;
 mod private_server;
+mod queue;
