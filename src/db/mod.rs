@@ -23,7 +23,6 @@ pub mod error;
 pub mod migrations;
 pub mod mirror;
 pub mod queue;
-pub mod queue;
 pub mod rate_budget;
 pub mod requests;
 pub mod rows;
