@@ -8,9 +8,9 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod config;
 pub mod daemon;
 pub mod db;
-pub mod config;
 pub mod domain;
 pub mod http;
 pub mod providers;

@@ -14,11 +14,11 @@ use crate::domain::secret::Secret;
 use error::PoolLimits;
 
 mod address;
+pub mod admin;
 pub mod audit;
 pub mod authorizations;
 pub mod connections;
 pub mod daemons;
-pub mod admin;
 pub mod error;
 pub mod migrations;
 pub mod mirror;
