@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use deadpool_diesel::postgres::{Hook, HookError, Manager, Pool};
 use deadpool_diesel::{ManagerConfig, RecyclingMethod, Runtime};
-use diesel::{Connection, PgConnection};
+use diesel::Connection;
 
 use crate::domain::secret::Secret;
 use error::PoolLimits;
@@ -31,6 +31,7 @@ pub mod sync_runs;
 pub mod tokens;
 pub mod vault_keys;
 
+pub use diesel::PgConnection;
 pub use error::DbError;
 
 /// The longest wait for a pooled connection to become free.

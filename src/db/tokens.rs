@@ -259,6 +259,15 @@ pub fn set_back(
     Ok(counted == 1)
 }
 
+/// Moves the next refresh to `due`, whatever it was.
+pub fn postpone(conn: &mut PgConnection, id: ConnectionId, due: DateTime<Utc>) -> Result<(), DbError> {
+    sql_query("UPDATE fieldmirror.tokens SET refresh_due_at = $2 WHERE connection_id = $1")
+        .bind::<BigInt, _>(id.0)
+        .bind::<Timestamptz, _>(due)
+        .execute(conn)?;
+    Ok(())
+}
+
 /// A key was probed and works: the next probe is due at `due`.
 pub fn probed(
     conn: &mut PgConnection,
@@ -323,6 +332,14 @@ pub struct Fate {
 }
 
 impl Fate {
+    pub fn new(
+        connection: ConnectionId,
+        rejected_at: Option<DateTime<Utc>>,
+        last_refresh_at: Option<DateTime<Utc>>,
+    ) -> Self {
+        Self { connection_id: connection.0, rejected_at, last_refresh_at }
+    }
+
     pub fn connection(&self) -> ConnectionId {
         ConnectionId(self.connection_id)
     }
