@@ -16,3 +16,4 @@ pub mod http;
 pub mod providers;
 pub mod sync;
 pub mod vault;
+pub mod jobs;

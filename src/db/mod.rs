@@ -24,6 +24,7 @@ pub mod migrations;
 pub mod mirror;
 pub mod rate_budget;
 pub mod requests;
+pub mod queue;
 pub mod rows;
 pub mod session;
 pub mod streams;
