@@ -8,12 +8,15 @@
 //!
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
+pub mod auth;
 pub mod config;
 pub mod daemon;
 pub mod db;
 pub mod domain;
 pub mod http;
+pub mod jobs;
 pub mod providers;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod sync;
 pub mod vault;
-pub mod jobs;

@@ -26,10 +26,6 @@ use crate::vault::Bound;
 
 /// How long a started consent may take.
 pub const ATTEMPT_LIFE: TimeDelta = TimeDelta::minutes(10);
-/// Start links that one call of [`Auth::expire_authorizations`] closes.
-const EXPIRE_MAX: u32 = 200;
-/// How long ended attempts are kept, for telling a replay from a forgery.
-const ATTEMPTS_KEPT: TimeDelta = TimeDelta::days(7);
 
 /// A consent that was started.
 #[derive(Debug, Clone)]
@@ -275,22 +271,7 @@ impl Auth {
     /// Closes start links whose time has passed: their requests end as expired, and a connection that never came about
     /// has failed. Returns how many. For every tick of the scheduler.
     pub async fn expire_authorizations(&self, now: DateTime<Utc>) -> Result<usize, Failure> {
-        self.transaction(move |conn| {
-            let expired = authorizations::close_expired(conn, now, EXPIRE_MAX)?;
-            for authorization in &expired {
-                let id = authorization.connection();
-                connections::lock(conn, id)?;
-                // A request that had ended before has left its own reason.
-                let waited =
-                    requests::finish(conn, authorization.request_id, RequestOutcome::Expired, Some(EXPIRED))?;
-                if waited {
-                    connections::fail_pending(conn, id, EXPIRED)?;
-                }
-            }
-            authorizations::forget_attempts(conn, now - ATTEMPTS_KEPT)?;
-            Ok(expired.len())
-        })
-        .await
+        self.transaction(move |conn| authorizations::expire(conn, now)).await
     }
 
     fn start_url(&self, ticket: &Secret) -> Result<Url, Failure> {
@@ -348,4 +329,3 @@ enum Key {
 }
 
 const SUPERSEDED: &str = "a later request for the same connection took its place";
-const EXPIRED: &str = "nobody consented before the start link expired";

@@ -180,10 +180,11 @@ impl Auth {
     ) -> Result<Granted, Failure> {
         let client = TokenClient::ours(provider, settings)?;
         self.take_permit(provider, &client.id).await?;
+        let endpoint = client.endpoint(&settings.token_url);
         // A code is good for one exchange: a lost reply is not asked for again.
         let asked = oauth::exchange_code(
             &self.http,
-            &client.endpoint(&settings.token_url),
+            &endpoint,
             code,
             &redeemed.attempt.redirect_uri,
             redeemed.verifier.as_ref(),
@@ -266,10 +267,10 @@ impl Auth {
         let title = provider.spec().title;
         let mut tries = 0;
         let ending = loop {
-            let (name, proven, daemon) = (name.clone(), proven.clone(), self.daemon);
+            let (called, proven, daemon) = (name.clone(), proven.clone(), self.daemon);
             let written = self.db.transaction(move |conn| {
                 let connection = connections::lock(conn, id)?;
-                let as_what = AsWhat { name, title, grant, request, daemon };
+                let as_what = AsWhat { name: called, title, grant, request, daemon };
                 write_down(conn, &connection, proven, as_what)
             });
             tries += 1;

@@ -102,9 +102,10 @@ impl Auth {
     ) -> Result<Proven, Failure> {
         let client = TokenClient::of_account(&connection.params, secrets)?;
         self.take_permit(provider, &client.id).await?;
+        let endpoint = client.endpoint(&settings.token_url);
         let asked = oauth::client_credentials(
             &self.http,
-            &client.endpoint(&settings.token_url),
+            &endpoint,
             &settings.scopes,
             Deadline::after(EXCHANGE_MAX),
             self.clock.as_ref(),

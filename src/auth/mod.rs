@@ -85,8 +85,7 @@ impl Deref for Auth {
 pub struct Access {
     pub token: Secret,
     pub placement: Placement,
-    /// Which token it is: for [`Auth::replace`].
-    pub grant_id: Uuid,
+    /// Which token it is: for [`Auth::refused`].
     pub generation: i64,
     /// `None`: unknown, or it does not expire.
     pub expires_at: Option<DateTime<Utc>>,
@@ -119,16 +118,19 @@ impl Auth {
         self.access(connection, None).await
     }
 
-    /// A token other than `refused`, which the provider did not take. A key that is refused is probed: one that works
-    /// is returned again, since the refusal was then about the request.
-    pub async fn replace(&self, connection: ConnectionId, refused: &Access) -> Result<Access, Failure> {
-        self.access(connection, Some((refused.grant_id, refused.generation))).await
+    /// The provider did not take the token of that generation: returns when there is another one. A key that is refused
+    /// is probed: when it works, the refusal was about the request.
+    ///
+    /// # Errors
+    /// As [`Auth::access_token`].
+    pub async fn refused(&self, connection: ConnectionId, generation: i64) -> Result<(), Failure> {
+        self.access(connection, Some(generation)).await.map(drop)
     }
 
     async fn access(
         &self,
         id: ConnectionId,
-        mut refused: Option<(Uuid, i64)>,
+        mut refused: Option<i64>,
     ) -> Result<Access, Failure> {
         let deadline = Deadline::after(ACCESS_WAIT_MAX);
         loop {
@@ -160,8 +162,8 @@ impl Auth {
         }
     }
 
-    fn is_good(&self, token: &Token, refused: Option<(Uuid, i64)>) -> bool {
-        refused != Some((token.grant_id, token.generation))
+    fn is_good(&self, token: &Token, refused: Option<i64>) -> bool {
+        refused != Some(token.generation)
             && policy::is_usable(token.issued_at, token.expires_at, self.clock.now())
     }
 
@@ -169,7 +171,6 @@ impl Auth {
         Ok(Access {
             token: self.open(connection.id, token.grant_id, ACCESS_COLUMN, &token.access_sealed)?,
             placement: placement(connection)?,
-            grant_id: token.grant_id,
             generation: token.generation,
             expires_at: token.expires_at,
         })

@@ -54,7 +54,7 @@ pub enum Why {
     /// Its time may have come.
     Due,
     /// Somebody needs a better token than the present one; `refused` is what the provider did not take.
-    Needed { refused: Option<(Uuid, i64)> },
+    Needed { refused: Option<i64> },
     /// An admin wants it.
     Asked,
 }

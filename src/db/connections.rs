@@ -149,11 +149,8 @@ pub enum Pending {
 
 /// Puts a connection on record that has no account yet.
 pub fn create_pending(conn: &mut PgConnection, new: &NewConnection) -> Result<Pending, DbError> {
-    let state = if new.grant.needs_consent() {
-        ConnectionState::AwaitingConsent
-    } else {
-        ConnectionState::Verifying
-    };
+    let state =
+        if new.grant.needs_consent() { ConnectionState::AwaitingConsent } else { ConnectionState::Verifying };
     conn.transaction(|conn| {
         let inserted = sql_query(
             "INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, params) \
@@ -187,10 +184,7 @@ pub fn create_pending(conn: &mut PgConnection, new: &NewConnection) -> Result<Pe
 
 /// The connection of that id; its absence is an error.
 pub fn get(conn: &mut PgConnection, id: ConnectionId) -> Result<Connection, DbError> {
-    sql_query(format!("{COLUMNS} WHERE id = $1"))
-        .bind::<BigInt, _>(id.0)
-        .get_result::<Row>(conn)?
-        .try_into()
+    sql_query(format!("{COLUMNS} WHERE id = $1")).bind::<BigInt, _>(id.0).get_result::<Row>(conn)?.try_into()
 }
 
 /// [`get`], and nobody else changes it before the transaction ends. Whoever changes tokens or attempts as well takes

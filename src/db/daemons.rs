@@ -25,13 +25,7 @@ pub struct Daemon {
 }
 
 /// Puts this daemon on record, or says that it still lives.
-pub fn beat(
-    conn: &mut PgConnection,
-    id: Uuid,
-    host: &str,
-    pid: i32,
-    version: &str,
-) -> Result<(), DbError> {
+pub fn beat(conn: &mut PgConnection, id: Uuid, host: &str, pid: i32, version: &str) -> Result<(), DbError> {
     sql_query(
         "INSERT INTO fieldmirror.daemons (id, host, pid, version) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (id) DO UPDATE SET last_seen_at = now()",
@@ -62,9 +56,7 @@ pub fn live(conn: &mut PgConnection, window: Duration) -> Result<Vec<Daemon>, Db
 
 /// Removes daemons that have not been seen for `window`. Returns how many.
 pub fn forget_lost(conn: &mut PgConnection, window: Duration) -> Result<usize, DbError> {
-    Ok(sql_query(
-        "DELETE FROM fieldmirror.daemons WHERE last_seen_at < now() - make_interval(secs => $1)",
-    )
-    .bind::<Double, _>(window.as_secs_f64())
-    .execute(conn)?)
+    Ok(sql_query("DELETE FROM fieldmirror.daemons WHERE last_seen_at < now() - make_interval(secs => $1)")
+        .bind::<Double, _>(window.as_secs_f64())
+        .execute(conn)?)
 }

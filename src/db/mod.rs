@@ -22,15 +22,17 @@ pub mod daemons;
 pub mod error;
 pub mod migrations;
 pub mod mirror;
+pub mod queue;
 pub mod rate_budget;
 pub mod requests;
-pub mod queue;
 pub mod rows;
 pub mod session;
 pub mod streams;
 pub mod sync_runs;
 pub mod tokens;
+pub mod turns;
 pub mod vault_keys;
+pub mod views;
 
 pub use diesel::PgConnection;
 pub use error::DbError;
@@ -42,7 +44,8 @@ const CREATE_MAX: Duration = Duration::from_secs(25);
 /// The longest wait for the answer to the question whether a pooled session still lives.
 const RECYCLE_MAX: Duration = Duration::from_secs(5);
 
-/// The pool. Clones share it.
+/// The pool. Clones share it. The last one is to be dropped inside the runtime: sessions are closed on its blocking
+/// threads.
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,

@@ -26,6 +26,12 @@ pub(super) fn prepare(connection: &mut PgConnection) -> QueryResult<()> {
     diesel::connection::SimpleConnection::batch_execute(connection, SETTINGS)
 }
 
+/// Lets this transaction commit without waiting for the disk. For what is read again when it is lost.
+pub fn commit_lazily(connection: &mut PgConnection) -> Result<(), DbError> {
+    diesel::connection::SimpleConnection::batch_execute(connection, "SET LOCAL synchronous_commit = off")?;
+    Ok(())
+}
+
 /// A session outside the pool, for what must not share one: migrations and LISTEN. Blocks for at most the address'
 /// `connect_timeout` per host.
 pub fn open(url: &Secret) -> Result<PgConnection, DbError> {

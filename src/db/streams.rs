@@ -3,6 +3,8 @@
 //! A turn owns the streams of a connection by a number that it drew when it began. Every write here names that number
 //! and finds no row once another turn has drawn the next: [`Lost`](StreamWrite::Lost) means roll back and stop.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Float, Integer, Jsonb, Nullable, Text, Timestamptz};
@@ -13,6 +15,7 @@ use super::rows;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::Position;
+use crate::domain::time::delta;
 
 /// Which stream of which connection, and the turn that owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct StreamRow {
     pub failures: i32,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub not_before: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub stalled_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, QueryableByName)]
@@ -135,7 +140,7 @@ pub fn ensure(
 
 pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<StreamRow>, DbError> {
     Ok(diesel::sql_query(
-        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before
+        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before, stalled_reason
          FROM stream_state WHERE connection_id = $1 ORDER BY stream",
     )
     .bind::<BigInt, _>(of.0)
@@ -267,6 +272,21 @@ fn forget_met(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Resu
     Ok(())
 }
 
+/// Adds to the counts of living and deleted rows.
+pub fn adjust(connection: &mut PgConnection, key: StreamKey, rows: i64, deleted: i64) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE stream_state SET rows = rows + $4, deleted_rows = deleted_rows + $5
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<BigInt, _>(rows)
+    .bind::<BigInt, _>(deleted)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// What a closed walk establishes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Closing {
@@ -373,6 +393,19 @@ pub fn set_back(
     Ok(StreamWrite::of(owned))
 }
 
+/// Says that all walks of a turn over this stream have closed.
+pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state SET state = CASE WHEN backfill_done THEN 'idle' ELSE 'backfilling' END
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
 /// Says what a stream is doing.
 pub fn set_state(
     connection: &mut PgConnection,
@@ -455,26 +488,45 @@ pub fn demand(
     Ok(())
 }
 
-/// Connected accounts with a walk that is due.
-pub fn due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<ConnectionId>, DbError> {
+/// A turn that left something due is followed by the next only after this pause, so that work that cannot be done does
+/// not spin.
+const BETWEEN_TURNS: Duration = Duration::from_millis(200);
+
+/// Connected accounts of these providers with a walk that is due.
+pub fn due(
+    connection: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Vec<ConnectionId>, DbError> {
     let query = diesel::sql_query(
         "SELECT DISTINCT c.id AS value FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
-         WHERE c.state = 'connected' AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
+         WHERE c.state = 'connected' AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
+           AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
     )
-    .bind::<Timestamptz, _>(now);
+    .bind::<Timestamptz, _>(now)
+    .bind::<Array<Text>, _>(providers)
+    .bind::<Timestamptz, _>(now - delta(BETWEEN_TURNS));
     Ok(rows::values::<BigInt, i64, _>(connection, query)?.into_iter().map(ConnectionId).collect())
 }
 
-/// When the next walk of a connected account is due, if that is after `now`.
-pub fn next_due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+/// When the next walk of such an account is due, if that is after `now`; just after it, when a turn has left work.
+pub fn next_due(
+    connection: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbError> {
     let query = diesel::sql_query(
-        "SELECT min(greatest(w.due_at, s.not_before)) AS value FROM connections c
+        "SELECT min(greatest(w.due_at, s.not_before, c.pacing_at + $3 * interval '1 millisecond')) AS value
+         FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
-         WHERE c.state = 'connected' AND w.due_at IS NOT NULL AND greatest(w.due_at, s.not_before) > $1",
+         WHERE c.state = 'connected' AND c.provider = ANY ($2) AND w.due_at IS NOT NULL
+           AND greatest(w.due_at, s.not_before, c.pacing_at + $3 * interval '1 millisecond') > $1",
     )
-    .bind::<Timestamptz, _>(now);
+    .bind::<Timestamptz, _>(now)
+    .bind::<Array<Text>, _>(providers)
+    .bind::<BigInt, _>(delta(BETWEEN_TURNS).num_milliseconds());
     rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(connection, query)
 }

@@ -318,6 +318,16 @@ pub fn due(conn: &mut PgConnection, now: DateTime<Utc>, limit: u32) -> Result<Ve
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 
+/// When the next token after `now` falls due.
+pub fn next_due(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+    let query = sql_query(
+        "SELECT min(t.refresh_due_at) AS value FROM fieldmirror.tokens t \
+         JOIN fieldmirror.connections c ON c.id = t.connection_id \
+         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth')",
+    );
+    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query.bind::<Timestamptz, _>(now))
+}
+
 /// How the tokens of one client fare: whether deaths are the accounts' or the client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, QueryableByName)]
 pub struct Fate {

@@ -9,3 +9,4 @@ pub mod step;
 pub mod time;
 pub mod token;
 pub mod values;
+pub mod view;

@@ -27,7 +27,7 @@ pub struct ProviderSpec {
     pub pkce: bool,
     /// Life of an access token when the answer does not tell.
     pub token_life_default: Duration,
-    /// What limits our requests. The first bucket also paces what names no other.
+    /// What limits our requests. A request that names no bucket is not paced.
     pub buckets: &'static [BucketSpec],
     /// What limits the token endpoint, for all accounts of one client together.
     pub token_bucket: BucketSpec,

@@ -145,7 +145,7 @@ impl Pacer {
 
     fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
         let known = |name: &str| self.buckets.iter().any(|bucket| bucket.name() == name);
-        let with_first = names.is_empty() || names.iter().any(|name| !known(name));
+        let with_first = names.iter().any(|name| !known(name));
         self.buckets
             .iter_mut()
             .enumerate()

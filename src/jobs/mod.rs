@@ -9,6 +9,8 @@
 
 mod ack;
 mod backend;
+pub mod connect;
+pub mod disconnect;
 mod ends;
 mod held;
 mod hub;
@@ -16,6 +18,9 @@ mod keeper;
 mod lane;
 mod lease;
 mod limits;
+pub mod refresh_token;
+pub mod scheduler;
+mod sync;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::domain::failure::Failure;
 use crate::domain::spec::{GrantKind, ProviderSpec};
-use crate::domain::step::{Body, Position, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::step::{Body, Facts, Position, Reply, Request, Step, StepContext, Verdict};
 use crate::domain::token::TokenVerdict;
+use crate::domain::view::AccountView;
 
 /// A SaaS product. The methods are pure; the defaults say what most providers do.
 pub trait Provider: Send + Sync + 'static {
@@ -33,6 +34,12 @@ pub trait Provider: Send + Sync + 'static {
     /// What the headers of a reply say about a limit.
     fn limits(&self, request: &Request, reply: &Reply) -> Option<Limit> {
         let _ = (request, reply);
+        None
+    }
+
+    /// What a view of this one account shows, as far as it is known yet.
+    fn account_view(&self, facts: &Facts) -> Option<AccountView> {
+        let _ = facts;
         None
     }
 

@@ -49,28 +49,48 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
     let newer = is_newer(version.updated_at, held.updated_at);
     let sent_later = version.sent_at >= held.sent_at;
     match (&version.deletion, held.deleted) {
-        (Some(_), true) => if newer { Decision::Write } else { Decision::Keep },
+        (Some(_), true) => {
+            if newer {
+                Decision::Write
+            } else {
+                Decision::Keep
+            }
+        }
         (Some(_), false) if newer => Decision::Write,
-        (Some(_), false) => if sent_later { Decision::Bury } else { Decision::Keep },
+        (Some(_), false) => {
+            if sent_later {
+                Decision::Bury
+            } else {
+                Decision::Keep
+            }
+        }
         // Restoring a record need not move its modification time, so only the time of asking counts.
-        (None, true) => if version.sent_at > held.sent_at { Decision::Write } else { Decision::Keep },
+        (None, true) => {
+            if version.sent_at > held.sent_at {
+                Decision::Write
+            } else {
+                Decision::Keep
+            }
+        }
         (None, false) if is_newer(held.updated_at, version.updated_at) => Decision::Keep,
         (None, false) if !newer && !sent_later => Decision::Keep,
-        (None, false) => if version.hash == held.hash { Decision::Keep } else { Decision::Write },
+        (None, false) => {
+            if version.hash == held.hash {
+                Decision::Keep
+            } else {
+                Decision::Write
+            }
+        }
     }
 }
 
 /// Decides about a proof of deletion.
 pub fn decide_tombstone(held: Option<&Held>, tombstone: &Tombstone) -> Decision {
-    match held {
-        // A record that the mirror never held is not made up from its tombstone.
-        None => Decision::Keep,
-        Some(held) if held.deleted => {
-            if tombstone.merged_into.is_some() && !held.merged { Decision::Bury } else { Decision::Keep }
-        }
-        Some(held) if tombstone.merged_into.is_some() || tombstone.sent_at >= held.sent_at => Decision::Bury,
-        Some(_) => Decision::Keep,
-    }
+    // A record that the mirror never held is not made up from its tombstone.
+    let Some(held) = held else { return Decision::Keep };
+    let merges = tombstone.merged_into.is_some() && !held.merged;
+    let proves = !held.deleted && tombstone.sent_at >= held.sent_at;
+    if merges || proves { Decision::Bury } else { Decision::Keep }
 }
 
 /// Unknown times are neither newer nor older than any.

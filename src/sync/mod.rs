@@ -1,6 +1,284 @@
 //! The engine: one bounded turn for one connection. It knows no provider by name.
+//!
+//! A turn draws a number, works on the walks that are due, and stops when its time is over or there is nothing left to
+//! do. It holds no database connection while it waits. What it leaves is due again at once.
 
+pub mod commit;
+pub mod drive;
 pub mod extract;
 pub mod merge;
 pub mod plan;
+pub mod requests;
+pub mod send;
+mod setback;
 pub mod watermark;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::auth::Auth;
+use crate::config::{ProviderSettings, Settings};
+use crate::db::connections::{Connection, ConnectionState};
+use crate::db::streams::{StreamKey, StreamRow, WalkRow};
+use crate::db::{Db, DbError, connections, streams, sync_runs, turns, views};
+use crate::domain::failure::Failure;
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::Mode;
+use crate::domain::step::Facts;
+use crate::domain::time::Clock;
+use crate::http::Client;
+use crate::http::pace::Pacer;
+use crate::providers::{self, Provider};
+use drive::Drive;
+use plan::{StreamPlan, WalkState, Wave};
+use send::{Halt, Sender};
+
+/// What turns are made of.
+#[derive(Clone)]
+pub struct Engine {
+    pub db: Db,
+    pub auth: Arc<Auth>,
+    pub client: Client,
+    pub settings: Arc<Settings>,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnEnd {
+    /// What could be done has been done, or the turn's time is over; the tables say what is due next.
+    Done,
+    /// The connection is not there or not connected: nothing to do.
+    Idle,
+}
+
+/// A connection as a turn finds it.
+struct Turn {
+    connection: Connection,
+    provider: &'static dyn Provider,
+    provider_settings: ProviderSettings,
+    epoch: i64,
+    pacer: Pacer,
+    facts: Facts,
+    params: BTreeMap<String, String>,
+    streams: Vec<StreamRow>,
+    walks: Vec<WalkRow>,
+}
+
+impl Engine {
+    /// One turn. `stop` ends it early: the daemon stops, or the job's lease is lost.
+    pub async fn turn(&self, of: ConnectionId, stop: &CancellationToken) -> Result<TurnEnd, Failure> {
+        let began = Instant::now();
+        let Some(mut turn) = self.begin(of).await.map_err(|error| Failure::from(&error))? else {
+            return Ok(TurnEnd::Idle);
+        };
+        let sender = Sender {
+            client: &self.client,
+            auth: &self.auth,
+            clock: &*self.clock,
+            provider: turn.provider,
+            connection: of,
+            api_base: &turn.provider_settings.api_base.clone(),
+            pacer: Mutex::new(turn.pacer.clone()),
+            stop: stop.clone(),
+        };
+        let [first, second] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+        let ran: Vec<&str> = first.keys().copied().collect();
+        self.wave(&turn, &sender, first, began).await;
+        if !second.is_empty() {
+            self.relearn(&mut turn).await.map_err(|error| Failure::from(&error))?;
+            let [second, unlearned] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+            let second = second.into_iter().filter(|(stream, _)| !ran.contains(stream)).collect();
+            self.wave(&turn, &sender, second, began).await;
+            self.hold(&turn, unlearned).await;
+        }
+        self.end(&turn, &sender).await.map_err(|error| Failure::from(&error))?;
+        Ok(TurnEnd::Done)
+    }
+
+    /// Draws the turn's number, takes over what is left of the rate limits, and applies what admins asked for.
+    async fn begin(&self, of: ConnectionId) -> Result<Option<Turn>, DbError> {
+        let now = self.clock.now();
+        let settings = Arc::clone(&self.settings);
+        self.db
+            .transaction(move |connection| {
+                if !turns::lock(connection, of)? {
+                    return Ok(None);
+                }
+                let row = connections::get(connection, of)?;
+                let Some(provider) = providers::provider(&row.provider) else { return Ok(None) };
+                if row.state != ConnectionState::Connected {
+                    requests::give_up(connection, of, row.state)?;
+                    return Ok(None);
+                }
+                let Some(provider_settings) = settings.providers.get(&row.provider).cloned() else {
+                    return Ok(None);
+                };
+                let spec = provider.spec();
+                let epoch = streams::take(connection, of, spec.streams)?;
+                sync_runs::end_abandoned(connection, of, now)?;
+                requests::apply(connection, of, spec, now)?;
+                let reserve = settings.sync.quota_reserve;
+                let pacer = if let Some(saved) = turns::take_pacing(connection, of)? {
+                    Pacer::from_saved(spec.buckets, reserve, &saved, now)
+                } else {
+                    // The last turn did not come to its end: nothing counts as left.
+                    let mut pacer = Pacer::new(spec.buckets, reserve);
+                    pacer.assume_spent(now);
+                    pacer
+                };
+                let turn = Turn {
+                    facts: turns::facts(connection, of)?,
+                    params: params_of(&row.params),
+                    streams: streams::streams(connection, of)?,
+                    walks: streams::walks(connection, of)?,
+                    connection: row,
+                    provider,
+                    provider_settings,
+                    epoch,
+                    pacer,
+                };
+                Ok(Some(turn))
+            })
+            .await
+    }
+
+    /// Streams of a wave side by side, the walks of a stream one after the other.
+    async fn wave(&self, turn: &Turn, sender: &Sender<'_>, wave: Wave, began: Instant) {
+        let poll_interval = turn.provider_settings.poll_interval.unwrap_or(self.settings.sync.poll_interval);
+        let drive = Drive {
+            db: &self.db,
+            sender,
+            settings: &self.settings.sync,
+            poll_interval,
+            api_version: &turn.provider_settings.api_version,
+            page_size: turn.page_size(),
+            params: &turn.params,
+            facts: &turn.facts,
+            began,
+        };
+        let streams = wave.into_iter().map(|(stream, modes)| self.stream(turn, &drive, stream, modes));
+        join_all(streams).await;
+    }
+
+    async fn stream(&self, turn: &Turn, drive: &Drive<'_>, stream: &'static str, modes: Vec<Mode>) {
+        let Some(spec) = turn.provider.spec().stream(stream) else { return };
+        let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
+        let mut result = Ok(());
+        for mode in modes {
+            let Some(row) = turn.walk(stream, mode) else { continue };
+            result = drive.walk(key, spec, row, mode).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        self.record(turn, key, result).await;
+    }
+
+    /// Streams that lack what another stream of the connection should have learned wait, and say so.
+    async fn hold(&self, turn: &Turn, unlearned: Wave) {
+        for stream in unlearned.into_keys() {
+            let Some(spec) = turn.provider.spec().stream(stream) else { continue };
+            let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
+            let wanted = spec.needs_facts.join("`, `");
+            let failure = Failure::transient(format!("waits until `{wanted}` of the account is known"));
+            self.record(turn, key, Err(Halt::Failed(failure))).await;
+        }
+    }
+
+    async fn record(&self, turn: &Turn, key: StreamKey, result: Result<(), Halt>) {
+        let stream = key.stream;
+        let failures = turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures);
+        let now = self.clock.now();
+        let recorded = self
+            .db
+            .transaction(move |connection| setback::record(connection, key, &result, failures, now))
+            .await;
+        if let Err(error) = recorded {
+            warn!(connection.id = %key.connection, stream, error = %Failure::from(&error), "Could not record how `{stream}` stands");
+        }
+    }
+
+    /// Reads again what the first wave has learned.
+    async fn relearn(&self, turn: &mut Turn) -> Result<(), DbError> {
+        let of = turn.connection.id;
+        turn.facts = self.db.run(move |connection| turns::facts(connection, of)).await?;
+        Ok(())
+    }
+
+    /// Leaves the rate limits, the account's view and the requests as the turn has made them.
+    async fn end(&self, turn: &Turn, sender: &Sender<'_>) -> Result<(), DbError> {
+        let now = self.clock.now();
+        let of = turn.connection.id;
+        let pacing = sender.lock_pacer().to_saved(now);
+        let provider = turn.provider;
+        let epoch = turn.epoch;
+        self.db
+            .transaction(move |connection| {
+                turns::save_pacing(connection, of, epoch, &pacing, now)?;
+                requests::settle(connection, of, provider.spec())
+            })
+            .await?;
+        self.show_account(turn).await;
+        Ok(())
+    }
+
+    /// Makes the account's own view when what it shows has changed. A view that cannot be made loses no data.
+    async fn show_account(&self, turn: &Turn) {
+        let (of, provider) = (turn.connection.id, turn.provider);
+        let known = turn.facts.clone();
+        let shown = self.db.transaction(move |connection| {
+            let facts = turns::facts(connection, of)?;
+            match provider.account_view(&facts) {
+                Some(view) if facts != known || !views::exists(connection, of, &view)? => {
+                    views::create(connection, of, &view)
+                }
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = shown.await {
+            warn!(connection.id = %of, error = %Failure::from(&error), "Could not renew the view of connection {of}");
+        }
+    }
+}
+
+impl Turn {
+    fn plans(&self) -> Vec<StreamPlan> {
+        let plan = |row: &StreamRow| {
+            let spec = self.provider.spec().stream(&row.stream)?;
+            let walks = self.walks.iter().filter(|walk| walk.stream == row.stream);
+            Some(StreamPlan {
+                spec,
+                not_before: row.not_before,
+                walks: walks.filter_map(walk_state).collect(),
+            })
+        };
+        self.streams.iter().filter_map(plan).collect()
+    }
+
+    fn walk(&self, stream: &str, mode: Mode) -> Option<&WalkRow> {
+        self.walks.iter().find(|walk| walk.stream == stream && walk.mode == mode.as_str())
+    }
+
+    fn page_size(&self) -> u32 {
+        match self.provider_settings.page_size {
+            0 => self.provider.spec().page_size,
+            size => size,
+        }
+    }
+}
+
+fn walk_state(row: &WalkRow) -> Option<WalkState> {
+    Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
+}
+
+fn params_of(value: &serde_json::Value) -> BTreeMap<String, String> {
+    let text =
+        |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_str()?.to_owned()));
+    value.as_object().into_iter().flatten().filter_map(text).collect()
+}

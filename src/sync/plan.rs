@@ -11,7 +11,6 @@ use crate::domain::step::Facts;
 #[derive(Debug, Clone, PartialEq)]
 pub struct WalkState {
     pub mode: Mode,
-    pub open: bool,
     pub covered_to: Option<DateTime<Utc>>,
     pub due_at: Option<DateTime<Utc>>,
 }
@@ -64,13 +63,16 @@ mod tests {
         DateTime::from_timestamp(second, 0).unwrap()
     }
 
-    fn stream(name: &str, walks: Vec<(Mode, Option<i64>, Option<i64>)>, not_before: Option<i64>) -> StreamPlan {
+    fn stream(
+        name: &str,
+        walks: Vec<(Mode, Option<i64>, Option<i64>)>,
+        not_before: Option<i64>,
+    ) -> StreamPlan {
         let spec = crate::providers::provider("hubspot").unwrap().spec().stream(name).unwrap();
         let walks = walks
             .into_iter()
             .map(|(mode, covered_to, due_at)| WalkState {
                 mode,
-                open: false,
                 covered_to: covered_to.map(at),
                 due_at: due_at.map(at),
             })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::domain::time::delta;
 
@@ -12,15 +12,10 @@ pub fn from(covered_to: DateTime<Utc>, overlap: Duration) -> DateTime<Utc> {
     covered_to - delta(overlap)
 }
 
-/// Up to where a walk that began at `started_at` has read every change. `provider_date` is what the provider's clock
-/// said at the walk's first reply: when ours runs ahead, theirs counts. `hold_back` is how long a change may take to
-/// become visible.
-pub fn covered(
-    started_at: DateTime<Utc>,
-    provider_date: Option<DateTime<Utc>>,
-    hold_back: Duration,
-) -> DateTime<Utc> {
-    provider_date.map_or(started_at, |date| date.min(started_at)) - delta(hold_back)
+/// Up to where a walk that began at `started_at` has read every change. `ahead` is by how much our clock runs ahead of
+/// the provider's, whose stamps count; `hold_back` is how long a change may take to become visible.
+pub fn covered(started_at: DateTime<Utc>, ahead: TimeDelta, hold_back: Duration) -> DateTime<Utc> {
+    started_at - ahead.max(TimeDelta::zero()) - delta(hold_back)
 }
 
 /// Whether marking so many rows as gone passes the brake: at most max(10, 5 %) of what lives, and never all of it.
@@ -41,9 +36,9 @@ mod tests {
     #[test]
     fn the_slower_clock_counts() {
         let hold = Duration::from_secs(90);
-        assert_eq!(covered(at(1000), None, hold), at(910));
-        assert_eq!(covered(at(1000), Some(at(1003)), hold), at(910));
-        assert_eq!(covered(at(1000), Some(at(400)), hold), at(310));
+        assert_eq!(covered(at(1000), TimeDelta::zero(), hold), at(910));
+        assert_eq!(covered(at(1000), TimeDelta::seconds(-3), hold), at(910));
+        assert_eq!(covered(at(1000), TimeDelta::seconds(600), hold), at(310));
         assert_eq!(from(at(910), Duration::from_secs(300)), at(610));
     }
 

@@ -69,9 +69,7 @@ pub(super) fn run(
 /// Everything up to the first start: folders, lock, program, user, data.
 fn prepare(options: &Options) -> Result<(Recipe, File), Error> {
     let layout = Layout::of(&options.state_dir)?;
-    if !layout.state_dir.exists() {
-        account::make_folder(&layout.state_dir, 0o700)?;
-    }
+    account::make_state_dir(&layout.state_dir)?;
     let account = account::choose(&layout)?;
     // Others may pass through to what is theirs; nobody but us may list.
     account::make_folder(&layout.root, if account.is_some() { 0o711 } else { 0o700 })?;
@@ -119,7 +117,7 @@ impl Supervisor {
                 return Err(Error::Stopped);
             }
             Outcome::Ended(reason) => {
-                server.stop();
+                server.stop_at_once();
                 return Err(Error::Start { reason, log: self.recipe.layout.log_file.clone() });
             }
         }
@@ -139,7 +137,7 @@ impl Supervisor {
                 Outcome::Ended(reason) => reason,
                 Outcome::Stop | Outcome::Serving => break server.stop(),
             };
-            server.stop();
+            server.stop_at_once();
             if since.elapsed() >= CALM {
                 pause = PAUSE_FIRST;
             }
@@ -196,7 +194,7 @@ impl Supervisor {
                 Ok(None)
             }
             Outcome::Ended(reason) => {
-                server.stop();
+                server.stop_at_once();
                 Err(reason)
             }
         }

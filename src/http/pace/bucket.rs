@@ -106,7 +106,7 @@ impl Bucket {
         let Observed { limit, remaining, per } = observed;
         let per = per.unwrap_or(self.spec.per);
         if let Some(limit) = limit.filter(|_| per == self.spec.per) {
-            self.told = Some(limit).filter(|limit| *limit < self.spec.limit);
+            self.told = Some(limit);
         }
         if remaining == Some(0) {
             self.hold(now, per);

@@ -20,8 +20,9 @@ use super::judge::{by_status, clip, token_by_rfc, words};
 use super::{Account, Clues, Limit, Provider};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{BEARER, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
-use crate::domain::step::{Body, Method, Position, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::step::{Body, Facts, Method, Position, Reply, Request, Step, StepContext, Verdict};
 use crate::domain::token::TokenVerdict;
+use crate::domain::view::AccountView;
 
 pub struct HubSpot;
 
@@ -127,6 +128,10 @@ impl Provider for HubSpot {
             remaining: small("x-hubspot-ratelimit-remaining"),
             per_ms: number("x-hubspot-ratelimit-interval-milliseconds"),
         })
+    }
+
+    fn account_view(&self, facts: &Facts) -> Option<AccountView> {
+        properties::view(facts)
     }
 
     fn identity_requests(&self, api_version: &str) -> Vec<Request> {

@@ -9,6 +9,7 @@ use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Boolean, Text, Timestamptz};
 use crate::domain::spec::{Mode, col};
 use crate::domain::step::{Facts, Page, Position, Reply, Step, StepContext};
+use crate::domain::view::{AccountView, ViewColumn, ViewType};
 
 /// The fact that this stream learns: `[[name, type], …]` of every ticket property.
 pub const TICKET_PROPERTIES: &str = "ticket_properties";
@@ -62,4 +63,23 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<St
     }
     page.facts = Facts::from([(TICKET_PROPERTIES.to_owned(), Value::Array(known))]);
     Ok(Step::Emit { page, at: Position { at: json!("read"), ..at.clone() } })
+}
+
+/// One typed column for each property. Dates of HubSpot are days, datetimes moments; enumerations are text, several
+/// values separated by `;`.
+pub fn view(facts: &Facts) -> Option<AccountView> {
+    let known = facts.get(TICKET_PROPERTIES)?.as_array()?;
+    let column = |property: &Value| {
+        let name = property.get(0)?.as_str()?.to_owned();
+        let kind = match property.get(1)?.as_str()? {
+            "number" => ViewType::Numeric,
+            "bool" => ViewType::Boolean,
+            "datetime" => ViewType::Timestamptz,
+            "date" => ViewType::Date,
+            _ => ViewType::Text,
+        };
+        let comment = format!("Ticket property {name}");
+        Some(ViewColumn { path: vec!["properties".to_owned(), name.clone()], name, kind, comment })
+    };
+    Some(AccountView { table: "hubspot_tickets", columns: known.iter().filter_map(column).collect() })
 }

@@ -1,0 +1,138 @@
+//! Pages into the mirror: rows, tombstones, facts, position and counts in one transaction.
+
+use std::collections::BTreeMap;
+
+use super::extract;
+use super::merge::{Balance, Fold, Held, Version, Write};
+use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
+use crate::db::sync_runs::Counts;
+use crate::db::{DbError, PgConnection, mirror, session, streams, sync_runs, turns};
+use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::step::{Page, Position};
+
+/// The walk that pages come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    pub key: StreamKey,
+    pub spec: &'static StreamSpec,
+    pub mode: Mode,
+    pub run: i64,
+    /// The walk notes every id that it meets.
+    pub sweeping: bool,
+}
+
+/// Writes pages in their order, and the position after the last. `counts` gets what they did added.
+///
+/// Call it inside a transaction. Nothing is written when the turn has lost the stream.
+pub fn pages(
+    connection: &mut PgConnection,
+    source: &Source,
+    pages: Vec<(Page, Position)>,
+    counts: &mut Counts,
+) -> Result<StreamWrite, DbError> {
+    if streams::lock(connection, source.key)? == StreamWrite::Lost {
+        return Ok(StreamWrite::Lost);
+    }
+    // A crash may lose the last pages, and their position with them: they are read again. Waiting for the disk at every
+    // page would only make it slower.
+    session::commit_lazily(connection)?;
+    let Some(last) = pages.last() else { return Ok(StreamWrite::Done) };
+    let (position, progress) = (last.1.clone(), last.0.progress);
+    counts.pages += i64::try_from(pages.len()).unwrap_or(i64::MAX);
+    let mut all = Page::default();
+    for (page, _) in pages {
+        all.records.extend(page.records);
+        all.tombstones.extend(page.tombstones);
+        all.facts.extend(page.facts);
+    }
+    if source.sweeping {
+        let met: Vec<&str> = all.records.iter().map(|record| record.id.as_str()).collect();
+        streams::meet(connection, source.key, source.mode, &met)?;
+    }
+    if !all.facts.is_empty() {
+        turns::learn(connection, source.key.connection, &all.facts)?;
+    }
+    let balance = write(connection, source, all, counts)?;
+    let effect = PageEffect { rows: balance.living, deleted_rows: balance.deleted, progress };
+    let owned = streams::save_page(connection, source.key, source.mode, &position, effect)?;
+    sync_runs::count(connection, source.run, counts)?;
+    Ok(owned)
+}
+
+/// Marks rows as gone because a closed walk has proven it.
+pub fn bury(
+    connection: &mut PgConnection,
+    source: &Source,
+    gone: Vec<crate::domain::record::Tombstone>,
+    counts: &mut Counts,
+) -> Result<(), DbError> {
+    let page = Page { tombstones: gone, ..Page::default() };
+    let balance = write(connection, source, page, counts)?;
+    streams::adjust(connection, source.key, balance.living, balance.deleted)?;
+    sync_runs::count(connection, source.run, counts)
+}
+
+/// Decides about each event against what is held, and writes what won.
+fn write(
+    connection: &mut PgConnection,
+    source: &Source,
+    page: Page,
+    counts: &mut Counts,
+) -> Result<Balance, DbError> {
+    let ids: Vec<&str> = page
+        .records
+        .iter()
+        .map(|record| record.id.as_str())
+        .chain(page.tombstones.iter().map(|tombstone| tombstone.id.as_str()))
+        .collect();
+    if ids.is_empty() {
+        return Ok(Balance::default());
+    }
+    counts.records += i64::try_from(ids.len()).unwrap_or(i64::MAX);
+    let held = mirror::held(connection, source.spec, source.key.connection, &ids)?;
+    let held: BTreeMap<String, Held> = held.into_iter().map(|(id, row)| (id, holding(row))).collect();
+    let mut fold = Fold::new(held);
+    for record in page.records {
+        let (row, _misfits) = extract::row(source.spec, &record);
+        let version = Version {
+            updated_at: row.source_updated_at,
+            sent_at: row.synced_at,
+            hash: row.content_hash,
+            deletion: record.deleted,
+        };
+        fold.record(&record.id, version, row);
+    }
+    for tombstone in page.tombstones {
+        let sent_at = extract::microseconds(tombstone.sent_at);
+        fold.tombstone(crate::domain::record::Tombstone { sent_at, ..tombstone });
+    }
+    let (writes, balance) = fold.finish();
+    let mut rows = Vec::with_capacity(writes.len());
+    let mut burials = Vec::new();
+    for write in writes {
+        match write {
+            Write::Row(mut row, deletion) => {
+                row.deleted_at = deletion.as_ref().map(|deletion| deletion.at);
+                row.deleted_evidence = deletion.map(|deletion| deletion.evidence);
+                rows.push(row);
+            }
+            Write::Burial(tombstone) => burials.push(tombstone),
+        }
+    }
+    mirror::write(connection, source.spec, source.key.connection, &rows, source.run)?;
+    mirror::bury(connection, source.spec, source.key.connection, &burials, source.run)?;
+    counts.rows_written += i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    counts.rows_deleted += balance.newly_deleted;
+    Ok(balance)
+}
+
+fn holding(row: mirror::Held) -> Held {
+    Held {
+        updated_at: row.source_updated_at,
+        sent_at: row.synced_at,
+        // A hash of another length is of another time: it equals none.
+        hash: row.content_hash.try_into().unwrap_or([0; 32]),
+        deleted: row.deleted,
+        merged: row.merged,
+    }
+}

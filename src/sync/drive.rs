@@ -1,0 +1,361 @@
+//! One walk: drives a stream's state machine, sending on one side and writing on the other.
+//!
+//! The two sides run side by side: the next requests are on their way while the last pages are being written. Between
+//! them stands a short queue, so that memory does not grow with the account; what has gathered in it is written in one
+//! transaction.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::commit::{self, Source};
+use super::send::{Halt, Sender, Tally};
+use super::watermark;
+use crate::config::SyncSettings;
+use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
+use crate::db::sync_runs::Counts;
+use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::record::{Deletion, Tombstone};
+use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::step::{Facts, Page, Position, Step, StepContext, Walk};
+use crate::domain::time::delta;
+
+/// Pages that wait to be written, and pages that go into one transaction.
+const PAGES_WAITING_MAX: usize = 6;
+/// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
+const IDLE_STEPS_MAX: u32 = 3;
+/// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
+const SNAPSHOT_PATIENCE: u32 = 10;
+
+/// What a walk needs of its turn.
+pub struct Drive<'a> {
+    pub db: &'a Db,
+    pub sender: &'a Sender<'a>,
+    pub settings: &'a SyncSettings,
+    pub poll_interval: Duration,
+    pub api_version: &'a str,
+    pub page_size: u32,
+    pub params: &'a BTreeMap<String, String>,
+    pub facts: &'a Facts,
+    pub began: Instant,
+}
+
+/// A walk that is open.
+struct Open {
+    source: Source,
+    walk: Walk,
+    start: Position,
+    mass_delete_allowed: bool,
+    deadline: Instant,
+}
+
+impl Drive<'_> {
+    /// Works on a walk until it closes or something halts it. Whatever was written stays written.
+    pub async fn walk(
+        &self,
+        key: StreamKey,
+        spec: &'static StreamSpec,
+        row: &WalkRow,
+        mode: Mode,
+    ) -> Result<(), Halt> {
+        let mut open = self.open(key, spec, row, mode).await?;
+        let tally = Tally::default();
+        let mut counts = Counts::default();
+        let result = self.work(&mut open, &tally, &mut counts).await;
+        self.end_run(&open.source, &result, &tally, counts).await;
+        result
+    }
+
+    async fn open(
+        &self,
+        key: StreamKey,
+        spec: &'static StreamSpec,
+        row: &WalkRow,
+        mode: Mode,
+    ) -> Result<Open, Halt> {
+        let now = self.now();
+        // A snapshot proves what is gone by what it has met, which it keeps in memory: it starts afresh every time.
+        let resumed = row.started_at.filter(|_| mode != Mode::Snapshot);
+        let started_at = resumed.unwrap_or(now);
+        let from = match resumed {
+            Some(_) => row.from_time,
+            None => row.covered_to.map(|covered_to| watermark::from(covered_to, self.settings.overlap)),
+        };
+        let from = from.filter(|_| matches!(mode, Mode::Incremental | Mode::Archived));
+        let hold_back = delta(self.settings.hold_back);
+        let state = if mode == Mode::Backfill { "backfilling" } else { "syncing" };
+        let opened = self
+            .db
+            .transaction(move |connection| {
+                if streams::lock(connection, key)? == StreamWrite::Lost {
+                    return Ok(None);
+                }
+                if resumed.is_none() {
+                    streams::open_walk(connection, key, mode, started_at, from)?;
+                }
+                if mode == Mode::Backfill {
+                    streams::begin_watermark(connection, key, started_at - hold_back)?;
+                }
+                let _owned = streams::set_state(connection, key, state)?;
+                sync_runs::begin(connection, key.connection, key.stream, mode, now).map(Some)
+            })
+            .await;
+        let run = opened.map_err(halt)?.ok_or(Halt::Lost)?;
+        let saved = row.position.clone().filter(|_| resumed.is_some());
+        let start =
+            saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
+        let limit = self.settings.turn_limit * if mode == Mode::Snapshot { SNAPSHOT_PATIENCE } else { 1 };
+        Ok(Open {
+            source: Source { key, spec, mode, run, sweeping: row.sweeping && mode == Mode::Backfill },
+            walk: Walk { mode, started_at, from },
+            start,
+            mass_delete_allowed: row.mass_delete_allowed,
+            deadline: self.began + limit,
+        })
+    }
+
+    async fn work(&self, open: &mut Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+        let (queue, pages) = mpsc::channel(PAGES_WAITING_MAX);
+        let fetching = self.fetch(open, tally, queue);
+        let writing = self.write(open.source, pages, tally, counts);
+        let (fetched, written) = tokio::join!(fetching, writing);
+        written?;
+        match fetched {
+            Ok(met) => self.close(open, &met, tally, counts).await,
+            Err(Halt::Restart(why)) => {
+                self.restart(&open.source, &why).await?;
+                Err(Halt::Restart(why))
+            }
+            Err(halt) => Err(halt),
+        }
+    }
+
+    /// Steps through the state machine to its end. Returns the ids that a snapshot has met.
+    async fn fetch(
+        &self,
+        open: &Open,
+        tally: &Tally,
+        queue: mpsc::Sender<(Page, Position)>,
+    ) -> Result<Vec<String>, Halt> {
+        let cx = StepContext {
+            stream: open.source.spec,
+            walk: &open.walk,
+            api_version: self.api_version,
+            page_size: self.page_size,
+            facts: self.facts,
+            params: self.params,
+        };
+        let mut at = open.start.clone();
+        let mut replies = Vec::new();
+        let mut met = Vec::new();
+        let mut idle = 0;
+        loop {
+            match self.sender.provider.step(&cx, &at, &replies).map_err(Halt::Failed)? {
+                Step::Send { requests, at: next } => {
+                    idle = if requests.is_empty() { idle + 1 } else { 0 };
+                    let sending =
+                        requests.iter().map(|request| self.sender.send(request, open.deadline, tally));
+                    replies = try_join_all(sending).await?;
+                    at = next;
+                }
+                Step::Emit { page, at: next } => {
+                    idle = if next == at { idle + 1 } else { 0 };
+                    if open.walk.mode == Mode::Snapshot {
+                        met.extend(page.records.iter().map(|record| record.id.clone()));
+                    }
+                    // The writer has gone: it says why.
+                    if queue.send((page, next.clone())).await.is_err() {
+                        return Ok(met);
+                    }
+                    replies = Vec::new();
+                    at = next;
+                }
+                Step::Done => return Ok(met),
+            }
+            if idle > IDLE_STEPS_MAX {
+                let message = format!("the walk over `{}` does not advance", open.source.spec.name);
+                return Err(Halt::Failed(Failure::changed(message)));
+            }
+        }
+    }
+
+    /// Writes what has gathered, one transaction at a time, until the other side is done.
+    async fn write(
+        &self,
+        source: Source,
+        mut pages: mpsc::Receiver<(Page, Position)>,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<(), Halt> {
+        loop {
+            let mut batch = Vec::with_capacity(PAGES_WAITING_MAX);
+            if pages.recv_many(&mut batch, PAGES_WAITING_MAX).await == 0 {
+                return Ok(());
+            }
+            let mut so_far = with_requests(*counts, tally);
+            let write = self.db.transaction(move |connection| {
+                let owned = commit::pages(connection, &source, batch, &mut so_far)?;
+                Ok((owned, so_far))
+            });
+            let (owned, so_far) = write.await.map_err(halt)?;
+            if owned == StreamWrite::Lost {
+                return Err(Halt::Lost);
+            }
+            *counts = so_far;
+        }
+    }
+
+    /// Closes the walk: what it proves to be gone is marked, and the watermarks move.
+    async fn close(
+        &self,
+        open: &Open,
+        met: &[String],
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<(), Halt> {
+        let now = self.now();
+        let source = open.source;
+        let closing = self.closing(open, tally, now);
+        let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
+        let met = met.to_vec();
+        let mut so_far = with_requests(*counts, tally);
+        let closed = self.db.transaction(move |connection| {
+            if streams::lock(connection, source.key)? == StreamWrite::Lost {
+                return Ok(Err(Halt::Lost));
+            }
+            let gone = match source.mode {
+                Mode::Snapshot => {
+                    mirror::living_but(connection, source.spec, source.key.connection, &met, started_at)?
+                }
+                Mode::Backfill if source.sweeping => mirror::living_unmet(
+                    connection,
+                    source.spec,
+                    source.key.connection,
+                    streams::WHOLE,
+                    started_at,
+                )?,
+                _ => Vec::new(),
+            };
+            let living = mirror_size(connection, &source, gone.len())?;
+            if !(allowed || watermark::brake_lets_pass(gone.len(), living)) {
+                return Ok(Err(Halt::Failed(brake_holds(&source, gone.len(), living))));
+            }
+            let proven = gone.into_iter().map(|id| absent(id, started_at)).collect();
+            commit::bury(connection, &source, proven, &mut so_far)?;
+            let owned = streams::close_walk(connection, source.key, &closing)?;
+            Ok(if owned == StreamWrite::Lost { Err(Halt::Lost) } else { Ok(so_far) })
+        });
+        *counts = closed.await.map_err(halt)??;
+        Ok(())
+    }
+
+    fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {
+        let mode = open.walk.mode;
+        let started_at = open.walk.started_at;
+        let covered = match mode {
+            // What a provider lists by itself needs no index to have caught up.
+            Mode::Snapshot | Mode::Archived => started_at,
+            Mode::Incremental | Mode::Backfill => {
+                watermark::covered(started_at, tally.ahead(), self.settings.hold_back)
+            }
+        };
+        let interval = match mode {
+            Mode::Backfill => None,
+            Mode::Archived => Some(self.settings.archived_interval),
+            Mode::Incremental | Mode::Snapshot => Some(self.poll_interval),
+        };
+        Closing {
+            mode,
+            covered_to: covered,
+            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill).then_some(started_at),
+            reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
+            due_at: interval.map(|interval| (started_at + delta(interval)).max(now)),
+            closed_at: now,
+        }
+    }
+
+    async fn restart(&self, source: &Source, why: &str) -> Result<(), Halt> {
+        let (key, mode, why) = (source.key, source.mode, why.to_owned());
+        let restarted = self.db.transaction(move |connection| {
+            if streams::lock(connection, key)? == StreamWrite::Done {
+                streams::restart_walk(connection, key, mode, &why)?;
+            }
+            Ok(())
+        });
+        restarted.await.map_err(halt)
+    }
+
+    /// One line a run, in the log and in the table.
+    async fn end_run(&self, source: &Source, result: &Result<(), Halt>, tally: &Tally, counts: Counts) {
+        let (outcome, error) = match result {
+            Ok(()) => ("closed", None),
+            Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_)) => ("yielded", None),
+            Err(Halt::Lost) => ("lost", None),
+            Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
+        };
+        let counts = with_requests(counts, tally);
+        let (run, now, logged) = (source.run, self.now(), error.clone());
+        let ended = self.db.transaction(move |connection| {
+            sync_runs::count(connection, run, &counts)?;
+            sync_runs::end(connection, run, outcome, error.as_deref(), now)
+        });
+        // Whoever comes next ends what is left open, so a failure here is only said.
+        let recorded = ended.await.is_ok();
+        let (stream, mode) = (source.spec.name, source.mode.as_str());
+        info!(
+            connection.id = %source.key.connection, stream, mode, outcome, run.id = run, run.recorded = recorded,
+            run.requests = counts.requests, run.throttled = counts.throttled, run.records = counts.records,
+            run.rows_written = counts.rows_written, run.rows_deleted = counts.rows_deleted, error = logged,
+            "Run {run} ({mode} of `{stream}`) {outcome}: {} rows written, {} requests",
+            counts.rows_written, counts.requests,
+        );
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        super::extract::microseconds(self.sender.clock.now())
+    }
+}
+
+fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {
+    if gone == 0 {
+        return Ok(0);
+    }
+    let living = mirror::living(connection, source.spec, source.key.connection)?;
+    Ok(usize::try_from(living).unwrap_or(0))
+}
+
+fn with_requests(counts: Counts, tally: &Tally) -> Counts {
+    Counts {
+        requests: tally.requests.load(Ordering::Relaxed),
+        throttled: tally.throttled.load(Ordering::Relaxed),
+        ..counts
+    }
+}
+
+fn absent(id: String, started_at: DateTime<Utc>) -> Tombstone {
+    let evidence = format!("absent from a complete read that began at {}", started_at.to_rfc3339());
+    Tombstone { id, deletion: Deletion { at: started_at, evidence }, merged_into: None, sent_at: started_at }
+}
+
+fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {
+    Failure::new(
+        FailureKind::ProviderChanged,
+        format!(
+            "{gone} of {living} rows of `{}` are no longer listed; nothing was marked as gone. If that is right, run \
+             `fieldmirror enqueue --resync {} --stream {} --full --allow-mass-delete`",
+            source.spec.name, source.key.connection, source.spec.name
+        ),
+    )
+}
+
+/// A failure of the database, as the walk sees it.
+pub fn halt(error: DbError) -> Halt {
+    Halt::Failed(Failure::from(&error))
+}

@@ -1,0 +1,147 @@
+//! What admins asked of a connection's streams: applied when a turn begins, settled when the walks that it made due
+//! have closed. A request is a row, so none is swallowed by a job that is already live.
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use crate::db::connections::ConnectionState;
+use crate::db::requests::{self, RequestOutcome};
+use crate::db::streams::{Demand, StreamRow, WalkRow};
+use crate::db::turns::{self, SyncRequest};
+use crate::db::{DbError, PgConnection, streams};
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::{Mode, ProviderSpec};
+
+/// The arguments of a `sync` request.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Args {
+    /// `None`: all streams.
+    streams: Option<Vec<String>>,
+    full: bool,
+    since: Option<DateTime<Utc>>,
+    allow_mass_delete: bool,
+}
+
+impl Args {
+    fn of(request: &SyncRequest) -> Self {
+        Self::deserialize(&request.args).unwrap_or_default()
+    }
+
+    fn covers(&self, stream: &str) -> bool {
+        self.streams.as_ref().is_none_or(|streams| streams.iter().any(|name| name == stream))
+    }
+}
+
+/// Makes the walks due that open requests ask for, once for each request.
+pub fn apply(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    spec: &'static ProviderSpec,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
+    for request in turns::sync_requests(connection, of)? {
+        if request.applied_at.is_some() {
+            continue;
+        }
+        let args = Args::of(&request);
+        for stream in spec.streams.iter().filter(|stream| args.covers(stream.name)) {
+            let demand = Demand {
+                stream: stream.name,
+                full: args.full,
+                since: args.since,
+                mass_delete_allowed: args.allow_mass_delete,
+            };
+            streams::demand(connection, of, &demand, now)?;
+        }
+        turns::mark_applied(connection, request.id, now)?;
+    }
+    Ok(())
+}
+
+/// Ends the requests whose walks have closed.
+pub fn settle(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    spec: &'static ProviderSpec,
+) -> Result<(), DbError> {
+    let open = turns::sync_requests(connection, of)?;
+    if open.is_empty() {
+        return Ok(());
+    }
+    let rows = streams::streams(connection, of)?;
+    let walks = streams::walks(connection, of)?;
+    for request in open {
+        let Some(applied_at) = request.applied_at else { continue };
+        let args = Args::of(&request);
+        let asked = spec.streams.iter().filter(|stream| args.covers(stream.name));
+        let stands: Vec<Standing> =
+            asked.map(|stream| standing(stream.name, args.full, applied_at, &rows, &walks)).collect();
+        if stands.contains(&Standing::Open) {
+            continue;
+        }
+        let failed: Vec<&str> = stands
+            .iter()
+            .filter_map(|standing| match standing {
+                Standing::Failed(why) => Some(why.as_str()),
+                _ => None,
+            })
+            .collect();
+        if failed.is_empty() {
+            requests::finish(connection, request.id, RequestOutcome::Done, None)?;
+        } else {
+            requests::finish(connection, request.id, RequestOutcome::Failed, Some(&failed.join("; ")))?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Standing {
+    Closed,
+    Open,
+    Failed(String),
+}
+
+/// Whether the walks of a stream that a request asked for have closed since it was applied.
+fn standing(
+    stream: &str,
+    full: bool,
+    applied_at: DateTime<Utc>,
+    rows: &[StreamRow],
+    walks: &[WalkRow],
+) -> Standing {
+    let wanted = |walk: &&WalkRow| {
+        walk.stream == stream
+            && match Mode::parse(&walk.mode) {
+                Some(Mode::Backfill | Mode::Archived) => full,
+                Some(Mode::Incremental | Mode::Snapshot) => true,
+                None => false,
+            }
+    };
+    let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at);
+    if walks.iter().filter(wanted).all(closed) {
+        return Standing::Closed;
+    }
+    match rows.iter().find(|row| row.stream == stream) {
+        Some(row) if matches!(row.state.as_str(), "stalled" | "forbidden") => Standing::Failed(format!(
+            "`{stream}` is {}: {}",
+            row.state,
+            row.stalled_reason.as_deref().unwrap_or("see `fieldmirror status`")
+        )),
+        _ => Standing::Open,
+    }
+}
+
+/// Ends requests on a connection that cannot be synced.
+pub fn give_up(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    state: ConnectionState,
+) -> Result<(), DbError> {
+    for request in turns::sync_requests(connection, of)? {
+        let message = format!("the connection is {}", state.as_str());
+        requests::finish(connection, request.id, RequestOutcome::Failed, Some(&message))?;
+    }
+    Ok(())
+}

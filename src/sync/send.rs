@@ -1,0 +1,205 @@
+//! Sending a walk's requests: paced, with a token that lives, retried where that helps.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::auth::Auth;
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::domain::step::{Reply, Request, Verdict};
+use crate::domain::time::{Clock, delta};
+use crate::http::pace::{Observed, Pacer};
+use crate::http::retry::{http_date, parse_retry_after, pause};
+use crate::http::{Client, SendError};
+use crate::providers::Provider;
+
+/// How often one request is sent when the trouble is passing, 429 included.
+const TRIES_MAX: u32 = 5;
+/// The first pause after passing trouble, and the longest.
+const PAUSE_BASE: Duration = Duration::from_millis(400);
+const PAUSE_CAP: Duration = Duration::from_secs(15);
+
+/// Why a walk does not go on in this turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Halt {
+    /// The turn's time is over, or would be before the pacer lets the next request go.
+    TurnOver,
+    /// The daemon stops, or the job's lease is lost.
+    Stopped,
+    /// Another turn owns the stream.
+    Lost,
+    /// The provider refused the walk's place: it starts again.
+    Restart(String),
+    Failed(Failure),
+}
+
+/// What is counted about requests, by all that send for one walk.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub requests: AtomicI64,
+    pub throttled: AtomicI64,
+    /// By how many milliseconds our clock runs ahead of the provider's, at the most that was seen.
+    pub ahead_ms: AtomicI64,
+}
+
+/// Sends for one connection.
+pub struct Sender<'a> {
+    pub client: &'a Client,
+    pub auth: &'a Auth,
+    pub clock: &'a dyn Clock,
+    pub provider: &'static dyn Provider,
+    pub connection: ConnectionId,
+    pub api_base: &'a Url,
+    pub pacer: Mutex<Pacer>,
+    pub stop: CancellationToken,
+}
+
+impl Sender<'_> {
+    /// Sends `request` until the provider's answer is one for the state machine, or it is clear that none will come.
+    pub async fn send(&self, request: &Request, deadline: Instant, tally: &Tally) -> Result<Reply, Halt> {
+        let mut refreshed = false;
+        let mut tries = 0;
+        loop {
+            self.wait_for_permits(request, deadline).await?;
+            let access = self.auth.access_token(self.connection).await.map_err(Halt::Failed)?;
+            tally.requests.fetch_add(1, Ordering::Relaxed);
+            let auth = Some((access.placement, &access.token));
+            let sent = self.client.send(self.api_base, request, auth, self.clock).await;
+            tries += 1;
+            let (why, wait) = match sent {
+                Err(error) => (trouble(request, &error)?, None),
+                Ok(reply) => {
+                    self.observe(request, &reply, tally);
+                    match self.provider.judge(request, &reply) {
+                        Verdict::Accept => return Ok(reply),
+                        Verdict::RestartPaging { why } => return Err(Halt::Restart(why)),
+                        Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
+                        Verdict::Throttled { bucket, wait_ms } => {
+                            tally.throttled.fetch_add(1, Ordering::Relaxed);
+                            let wait = self.refused(bucket, wait_ms, &reply);
+                            if tries >= TRIES_MAX {
+                                return Err(Halt::Failed(self.throttled(request, wait)));
+                            }
+                            continue;
+                        }
+                        Verdict::RefreshToken if !refreshed => {
+                            refreshed = true;
+                            self.auth
+                                .refused(self.connection, access.generation)
+                                .await
+                                .map_err(Halt::Failed)?;
+                            continue;
+                        }
+                        Verdict::RefreshToken => return Err(Halt::Failed(self.fresh_token_refused(request))),
+                        Verdict::Retry { wait_ms, why } => {
+                            (why, self.asked_wait(&reply).or(wait_ms.map(Duration::from_millis)))
+                        }
+                    }
+                }
+            };
+            if tries >= TRIES_MAX {
+                return Err(Halt::Failed(Failure::transient(format!("{why}, {tries} times"))));
+            }
+            self.sleep(wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP)), deadline).await?;
+        }
+    }
+
+    async fn wait_for_permits(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(Halt::Stopped);
+            }
+            if Instant::now() >= deadline {
+                return Err(Halt::TurnOver);
+            }
+            let Err(wait) = self.lock_pacer().take(self.clock.now(), request.buckets) else { return Ok(()) };
+            self.sleep(wait, deadline).await?;
+        }
+    }
+
+    /// Waits, unless that would outlast the turn.
+    async fn sleep(&self, wait: Duration, deadline: Instant) -> Result<(), Halt> {
+        if Instant::now() + wait > deadline {
+            return Err(Halt::TurnOver);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            () = self.stop.cancelled() => Err(Halt::Stopped),
+        }
+    }
+
+    /// Learns what a reply says about limits and clocks.
+    fn observe(&self, request: &Request, reply: &Reply, tally: &Tally) {
+        if reply.status < 400 {
+            let mut pacer = self.lock_pacer();
+            let now = self.clock.now();
+            pacer.succeeded(now, request.buckets);
+            if let Some(limit) = self.provider.limits(request, reply) {
+                let per = limit.per_ms.map(Duration::from_millis);
+                pacer.observe(
+                    now,
+                    limit.bucket,
+                    Observed { limit: limit.max, remaining: limit.remaining, per },
+                );
+            }
+        }
+        if let Some(date) = reply.header("date").and_then(http_date) {
+            let ahead = (reply.sent_at - date).num_milliseconds();
+            tally.ahead_ms.fetch_max(ahead, Ordering::Relaxed);
+        }
+    }
+
+    fn refused(&self, bucket: &'static str, wait_ms: Option<u64>, reply: &Reply) -> DateTime<Utc> {
+        let wait = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
+        let now = self.clock.now();
+        let mut pacer = self.lock_pacer();
+        now + delta(pacer.refused(now, bucket, wait))
+    }
+
+    fn asked_wait(&self, reply: &Reply) -> Option<Duration> {
+        parse_retry_after(reply.header("retry-after")?, self.clock.now())
+    }
+
+    fn throttled(&self, request: &Request, until: DateTime<Utc>) -> Failure {
+        let title = self.provider.spec().title;
+        Failure::new(
+            FailureKind::Throttled { until: Some(until) },
+            format!("{title} refuses `{}` with 429, {TRIES_MAX} times", request.purpose),
+        )
+    }
+
+    /// Refreshing once more would not help, and a token endpoint that is asked again and again only makes it worse.
+    fn fresh_token_refused(&self, request: &Request) -> Failure {
+        let title = self.provider.spec().title;
+        Failure::transient(format!(
+            "{title} refuses `{}` with 401 although the token is fresh",
+            request.purpose
+        ))
+    }
+
+    pub fn lock_pacer(&self) -> std::sync::MutexGuard<'_, Pacer> {
+        self.pacer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What a request that got no answer says; one that is wrong in itself is not sent again.
+fn trouble(request: &Request, error: &SendError) -> Result<String, Halt> {
+    let text = format!("`{}` got no answer: {error}", request.purpose);
+    match error.kind {
+        FailureKind::Transient => Ok(text),
+        ref kind => Err(Halt::Failed(Failure::new(kind.clone(), text))),
+    }
+}
+
+impl Tally {
+    /// By how much our clock runs ahead of the provider's. `Date` has whole seconds, so up to one is not meant.
+    pub fn ahead(&self) -> TimeDelta {
+        TimeDelta::milliseconds(self.ahead_ms.load(Ordering::Relaxed).max(0))
+    }
+}

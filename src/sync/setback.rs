@@ -1,0 +1,95 @@
+//! What becomes of a stream when a walk of it halts.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::send::Halt;
+use crate::db::streams::{Setback, StreamKey};
+use crate::db::{DbError, PgConnection, streams};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::time::delta;
+use crate::http::retry::pause;
+
+/// Pauses between turns after passing trouble grow from here up to the cap.
+const TRANSIENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(10));
+/// The same after an answer that was not understood: nothing gets better by asking often.
+const STALLED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+/// How often a stream that is not allowed is looked at again.
+const FORBIDDEN: Duration = Duration::from_hours(24);
+/// The pause after a 429 that names no end.
+const THROTTLED: Duration = Duration::from_secs(10);
+
+/// Records how a stream stands after the walks of a turn. `failures` is how many turns in a row had failed before.
+pub fn record(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    result: &Result<(), Halt>,
+    failures: i32,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
+    let _owned = match result {
+        Ok(()) => streams::settle(connection, key)?,
+        // Nothing is wrong: the walk goes on in the next turn, or in the turn that has taken over.
+        Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
+        Err(Halt::Failed(failure)) => {
+            let failures = u32::try_from(failures).unwrap_or(0);
+            streams::set_back(connection, key, &setback(failure, failures, now))?
+        }
+    };
+    Ok(())
+}
+
+/// What a failure means for its stream.
+fn setback(failure: &Failure, failures: u32, now: DateTime<Utc>) -> Setback {
+    let attempt = failures.min(16) + 1;
+    // Half of the pause at the least: full jitter alone could mean at once, again and again.
+    let growing = |(base, cap): (Duration, Duration)| {
+        let longest = base.saturating_mul(1 << attempt.min(12)).min(cap);
+        now + delta(longest / 2 + pause(attempt, base, cap).min(longest / 2))
+    };
+    let (state, stalled, not_before) = match &failure.kind {
+        // The token's own schedule decides when a dead grant is tried again; the stream waits with it.
+        FailureKind::Transient | FailureKind::NeedsReauth => ("backing_off", false, growing(TRANSIENT)),
+        FailureKind::Throttled { until } => {
+            ("backing_off", false, until.unwrap_or_else(|| now + delta(THROTTLED)))
+        }
+        FailureKind::Forbidden { .. } => ("forbidden", true, now + delta(FORBIDDEN)),
+        FailureKind::ProviderChanged | FailureKind::OurBug | FailureKind::Misconfigured => {
+            ("stalled", true, growing(STALLED))
+        }
+    };
+    Setback {
+        state,
+        stalled_reason: stalled.then(|| failure.message.clone()),
+        last_error: Some(failure.message.clone()),
+        not_before: Some(not_before),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_decide() {
+        let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
+        let check = |kind: FailureKind, failures: u32, state: &str, least: u64, most: u64| {
+            let setback = setback(&Failure::new(kind, "m"), failures, now);
+            let wait = u64::try_from((setback.not_before.unwrap() - now).num_seconds()).unwrap();
+            assert_eq!(setback.state, state);
+            assert!((least..=most).contains(&wait), "{state}: {wait}");
+        };
+        check(FailureKind::Transient, 0, "backing_off", 1, 10);
+        check(FailureKind::Transient, 60, "backing_off", 300, 600);
+        check(FailureKind::ProviderChanged, 0, "stalled", 60, 120);
+        check(FailureKind::Forbidden { scope: None }, 3, "forbidden", 86_400, 86_400);
+        check(
+            FailureKind::Throttled { until: Some(now + delta(Duration::from_secs(7))) },
+            0,
+            "backing_off",
+            7,
+            7,
+        );
+    }
+}
