@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn pasted_urls() {
         let read = |text: &str| Answer::of_url(text).map(|(provider, _)| provider);
-        assert_eq!(read("http://127.0.0.1:8787/oauth/callback/hubspot?code=c&state=s\n"), Ok("hubspot".into()));
+        assert_eq!(
+            read("http://127.0.0.1:8787/oauth/callback/hubspot?code=c&state=s\n"),
+            Ok("hubspot".into())
+        );
         assert_eq!(read("https://h.example/sub/oauth/callback/jobber?code=c"), Ok("jobber".into()));
         for bad in ["", "code=c", "https://h.example/?code=c", "https://h.example/oauth/callback/?code=c"] {
             assert_eq!(read(bad), Err(BadAnswer::NotRedirect), "{bad}");

@@ -135,8 +135,7 @@ impl Auth {
             redirect_uri: authorization.redirect_uri.clone(),
             expires_at,
         };
-        let reply =
-            crate::vault::sealed_box::seal_to(&reply_to, links.to_json().to_string().as_bytes());
+        let reply = crate::vault::sealed_box::seal_to(&reply_to, links.to_json().to_string().as_bytes());
         let (id, request_id, attempt) = (connection.id, request.id, minted.attempt);
         self.transaction(move |conn| {
             connections::lock(conn, id)?;
@@ -317,7 +316,8 @@ impl Auth {
             expires_at,
         };
         let cookie = ticket::new_cookie(&self.vault, name, id, expires_at);
-        let cookie_path = Url::parse(redirect_uri).map_or_else(|_| "/".to_owned(), |url| url.path().to_owned());
+        let cookie_path =
+            Url::parse(redirect_uri).map_or_else(|_| "/".to_owned(), |url| url.path().to_owned());
         Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path } })
     }
 }

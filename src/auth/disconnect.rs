@@ -72,7 +72,8 @@ impl Auth {
         let Some(settings) = self.settings.providers.get(&connection.provider) else {
             return Revoked::NotPossible;
         };
-        let Some(url) = settings.revoke_url.as_ref().filter(|_| connection.grant == GrantKind::AuthorizationCode)
+        let Some(url) =
+            settings.revoke_url.as_ref().filter(|_| connection.grant == GrantKind::AuthorizationCode)
         else {
             return Revoked::NotPossible;
         };
@@ -125,8 +126,13 @@ impl Auth {
                 Revoked::NotPossible => "nothing to revoke",
                 Revoked::Failed(why) => why,
             };
-            let entry =
-                audit::Entry { connection: id, event: "disconnect", outcome: "done", detail: Some(detail), daemon };
+            let entry = audit::Entry {
+                connection: id,
+                event: "disconnect",
+                outcome: "done",
+                detail: Some(detail),
+                daemon,
+            };
             audit::write(conn, &entry)?;
             Ok(connection)
         })
@@ -136,6 +142,7 @@ impl Auth {
 
 /// The tables of the mirror that may hold rows of the connection.
 fn tables(connection: &Connection) -> Vec<&'static str> {
-    let streams = providers::provider(&connection.provider).map_or(&[][..], |provider| provider.spec().streams);
+    let streams =
+        providers::provider(&connection.provider).map_or(&[][..], |provider| provider.spec().streams);
     streams.iter().map(|stream| stream.table).chain(SHARED_TABLES).collect()
 }

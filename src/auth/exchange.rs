@@ -21,11 +21,11 @@ use crate::db::requests::{self, RequestKind, RequestOutcome};
 use crate::db::tokens::{self, NewToken, SealedSecret};
 use crate::db::{DbError, PgConnection, audit, rate_budget, streams};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
 use crate::domain::token::TokenVerdict;
 use crate::http::deadline::Deadline;
-use crate::domain::ids::ConnectionId;
-use crate::domain::secret::Secret;
 use crate::http::oauth::{self, Granted, TokenFailure};
 use crate::http::retry;
 use crate::providers::{Account, Provider};
@@ -40,17 +40,29 @@ const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
 /// How a consent ended, for the page and for whoever waits.
 #[derive(Debug, Clone)]
 pub enum Ending {
-    Connected { name: String, title: &'static str, account: String },
+    Connected {
+        name: String,
+        title: &'static str,
+        account: String,
+    },
     /// The person said no.
-    Denied { title: &'static str },
+    Denied {
+        title: &'static str,
+    },
     /// The answer leads nowhere.
     Refused(Refusal),
     /// The browser is to start again.
     Restart(Box<Started>),
     /// A reconnect was consented to with another account than before.
-    WrongAccount { name: String, title: &'static str },
+    WrongAccount {
+        name: String,
+        title: &'static str,
+    },
     /// Another connection holds the account.
-    AccountTaken { by: String, title: &'static str },
+    AccountTaken {
+        by: String,
+        title: &'static str,
+    },
     /// The provider, or we, failed.
     Failed(Failure),
 }
@@ -76,12 +88,16 @@ impl Ending {
             }
             Self::Denied { title } => format!("the consent at {title} was declined"),
             Self::Refused(Refusal::Invalid) => "the answer does not belong to a consent of ours".to_owned(),
-            Self::Refused(Refusal::Expired) => "the consent took too long, or its link has expired".to_owned(),
+            Self::Refused(Refusal::Expired) => {
+                "the consent took too long, or its link has expired".to_owned()
+            }
             Self::Refused(Refusal::Replayed) => "the answer was used before".to_owned(),
             Self::Refused(Refusal::Closed) => {
                 "the link has been used, or a later one has taken its place".to_owned()
             }
-            Self::Restart(_) => "the answer has no state: the consent has to be started from its link".to_owned(),
+            Self::Restart(_) => {
+                "the answer has no state: the consent has to be started from its link".to_owned()
+            }
             Self::WrongAccount { name, title } => {
                 format!("`{name}` belongs to another account at {title}; its grant was left as it is")
             }
@@ -107,7 +123,8 @@ impl Auth {
     pub async fn conclude(&self, provider: &str, answer: Answer, cookie: Option<&str>) -> Ending {
         let auth = self.clone();
         let (provider, cookie) = (provider.to_owned(), cookie.map(str::to_owned));
-        let done = self.detached(async move { auth.conclude_here(&provider, answer, cookie.as_deref()).await });
+        let done =
+            self.detached(async move { auth.conclude_here(&provider, answer, cookie.as_deref()).await });
         done.await.unwrap_or_else(|failure| {
             warn!(failure.kind = failure.kind.label(), "A consent could not be concluded: {failure}");
             Ending::Failed(failure)
@@ -193,22 +210,25 @@ impl Auth {
         );
         match asked.await {
             Ok(granted) => Ok(granted),
-            Err(failure) => Err(self.no_tokens(provider, &client.id, failure).await?),
+            Err(failure) => Err(self.no_tokens(provider, &client, failure, &[code]).await?),
         }
     }
 
-    /// What it means that a token endpoint granted nothing, at connect.
+    /// What it means that a token endpoint granted nothing, at connect. A refusal may quote what was `sent`.
     pub(super) async fn no_tokens(
         &self,
         provider: &'static dyn Provider,
-        client_id: &str,
+        client: &TokenClient,
         failure: TokenFailure,
+        sent: &[&Secret],
     ) -> Result<Failure, Failure> {
+        let secrets: Vec<&Secret> = sent.iter().copied().chain(&client.secret).collect();
+        let secrets = secrets.as_slice();
         let title = provider.spec().title;
         Ok(match failure {
             TokenFailure::Throttled { wait } => {
                 if let Some(wait) = wait {
-                    let (scope, bucket) = (permit_scope(provider, client_id), provider.spec().token_bucket);
+                    let (scope, bucket) = (permit_scope(provider, &client.id), provider.spec().token_bucket);
                     self.db(move |conn| rate_budget::refused(conn, &scope, &bucket, wait)).await?;
                 }
                 throttled(provider, self.clock.now(), wait)
@@ -217,13 +237,13 @@ impl Auth {
             TokenFailure::Refused { status, body } => match provider.judge_token(status, &body) {
                 TokenVerdict::Dead(said) => Failure::new(
                     FailureKind::NeedsReauth,
-                    format!("{title} did not accept the authorization: {}", masked(&said)),
+                    format!("{title} did not accept the authorization: {}", masked(&said, secrets)),
                 ),
                 TokenVerdict::Misconfigured(said) => Failure::new(
                     FailureKind::Misconfigured,
-                    format!("{title} refuses the client: {}", masked(&said)),
+                    format!("{title} refuses the client: {}", masked(&said, secrets)),
                 ),
-                TokenVerdict::Retry(why) => Failure::transient(format!("{title}: {}", masked(&why))),
+                TokenVerdict::Retry(why) => Failure::transient(format!("{title}: {}", masked(&why, secrets))),
             },
         })
     }

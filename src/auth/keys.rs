@@ -13,10 +13,10 @@ use super::exchange::{Ending, Proven};
 use super::policy::PROBE_EVERY;
 use super::{ACCESS_COLUMN, Auth, TokenClient, is_key, secret_column, text, unopened};
 use crate::config::ProviderSettings;
+use crate::db::audit;
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request};
 use crate::db::tokens::{NewToken, SealedSecret};
-use crate::db::audit;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
 use crate::domain::spec::{GrantKind, GrantSpec};
@@ -36,7 +36,11 @@ impl Auth {
     ///
     /// # Errors
     /// When nothing could be written down: the request is still open then, and the job is to be run again.
-    pub(crate) async fn verify_keys(&self, request: &Request, connection: &Connection) -> Result<(), Failure> {
+    pub(crate) async fn verify_keys(
+        &self,
+        request: &Request,
+        connection: &Connection,
+    ) -> Result<(), Failure> {
         let (auth, request, connection) = (self.clone(), request.clone(), connection.clone());
         self.detached(async move {
             let ending = match auth.try_keys(&request, &connection).await {
@@ -112,18 +116,18 @@ impl Auth {
         );
         let granted = match asked.await {
             Ok(granted) => granted,
-            Err(failure) => return Err(self.no_tokens(provider, &client.id, failure).await?),
+            Err(failure) => return Err(self.no_tokens(provider, &client, failure, &[]).await?),
         };
         let access_token = &granted.tokens.access_token;
-        let account =
-            self.prove(provider, settings, connection.grant, access_token, Some(&granted)).await?;
+        let account = self.prove(provider, settings, connection.grant, access_token, Some(&granted)).await?;
         let token = self.first_token(provider, connection, grant_id, &granted);
         Ok(Proven { account, grant_id, token, secrets: self.sealed(connection, grant_id, secrets) })
     }
 
     /// The secrets of a request: names to values.
     fn handed_over(&self, request: &Request) -> Result<BTreeMap<String, Secret>, Failure> {
-        let sealed = request.sealed.as_deref().ok_or_else(|| bad("the request carries no secrets".to_owned()))?;
+        let sealed =
+            request.sealed.as_deref().ok_or_else(|| bad("the request carries no secrets".to_owned()))?;
         let plain = text(self.vault.open_box(sealed).map_err(unopened)?)?;
         // The parser's own texts quote what they read.
         let secrets: BTreeMap<String, Secret> = serde_json::from_str(plain.expose())
@@ -154,7 +158,12 @@ impl Auth {
     }
 
     /// Ends a request whose credentials are not good.
-    async fn reject(&self, request: &Request, connection: &Connection, ending: &Ending) -> Result<(), Failure> {
+    async fn reject(
+        &self,
+        request: &Request,
+        connection: &Connection,
+        ending: &Ending,
+    ) -> Result<(), Failure> {
         let (id, request, daemon) = (connection.id, request.id, self.daemon);
         let (outcome, message) = (ending.outcome(), ending.message());
         self.transaction(move |conn| {

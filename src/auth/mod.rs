@@ -127,11 +127,7 @@ impl Auth {
         self.access(connection, Some(generation)).await.map(drop)
     }
 
-    async fn access(
-        &self,
-        id: ConnectionId,
-        mut refused: Option<i64>,
-    ) -> Result<Access, Failure> {
+    async fn access(&self, id: ConnectionId, mut refused: Option<i64>) -> Result<Access, Failure> {
         let deadline = Deadline::after(ACCESS_WAIT_MAX);
         loop {
             let Standing { connection, token } = self.standing(id).await?;
@@ -211,7 +207,13 @@ impl Auth {
         }
     }
 
-    pub(crate) fn seal(&self, connection: ConnectionId, grant: Uuid, column: &str, plain: &Secret) -> Vec<u8> {
+    pub(crate) fn seal(
+        &self,
+        connection: ConnectionId,
+        grant: Uuid,
+        column: &str,
+        plain: &Secret,
+    ) -> Vec<u8> {
         self.vault.seal(plain.expose().as_bytes(), &Bound { connection, grant, column })
     }
 
@@ -227,10 +229,7 @@ impl Auth {
     }
 
     /// The settings of a provider that is enabled.
-    pub(crate) fn provider(
-        &self,
-        name: &str,
-    ) -> Result<(&'static dyn Provider, &ProviderSettings), Failure> {
+    pub(crate) fn provider(&self, name: &str) -> Result<(&'static dyn Provider, &ProviderSettings), Failure> {
         let provider = providers::provider(name);
         match (provider, self.settings.providers.get(name)) {
             (Some(provider), Some(settings)) if settings.enabled => Ok((provider, settings)),
@@ -242,7 +241,11 @@ impl Auth {
     }
 
     /// Waits until the token endpoint of `provider` may be asked once more by this client.
-    pub(crate) async fn take_permit(&self, provider: &'static dyn Provider, client_id: &str) -> Result<(), Failure> {
+    pub(crate) async fn take_permit(
+        &self,
+        provider: &'static dyn Provider,
+        client_id: &str,
+    ) -> Result<(), Failure> {
         let scope = permit_scope(provider, client_id);
         let bucket = provider.spec().token_bucket;
         let lease =
@@ -310,7 +313,10 @@ pub(crate) struct TokenClient {
 
 impl TokenClient {
     /// Ours, as it is registered at the provider.
-    pub(crate) fn ours(provider: &'static dyn Provider, settings: &ProviderSettings) -> Result<Self, Failure> {
+    pub(crate) fn ours(
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+    ) -> Result<Self, Failure> {
         if settings.client_id.is_empty() {
             let name = provider.spec().name;
             return Err(Failure::new(

@@ -34,11 +34,7 @@ const MASS_MIN: usize = 3;
 const MASS_WINDOW: TimeDelta = TimeDelta::minutes(30);
 
 /// When a token is to be refreshed. `jitter` is evenly drawn from 0 to 1.
-pub fn refresh_due_at(
-    issued_at: DateTime<Utc>,
-    expires_at: DateTime<Utc>,
-    jitter: f64,
-) -> DateTime<Utc> {
+pub fn refresh_due_at(issued_at: DateTime<Utc>, expires_at: DateTime<Utc>, jitter: f64) -> DateTime<Utc> {
     let life = (expires_at - issued_at).max(TimeDelta::zero());
     let margin = if life >= LONG_LIFE_MIN { life / 5 } else { (life / 4).min(REFRESH_MARGIN_MAX) };
     let earlier = scaled(margin, JITTER_SHARE * jitter.clamp(0.0, 1.0)).min(DAY);
@@ -67,14 +63,12 @@ pub fn retry_at(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
 /// secret that was replaced, a registration that is gone, requests that are malformed. It stays one until another
 /// account of the client has been refreshed after that window, which proves that the client is in order.
 pub fn blamed_on_client(fates: &[Fate]) -> BTreeSet<ConnectionId> {
-    let proven_at = fates
-        .iter()
-        .filter(|fate| fate.rejected_at.is_none())
-        .filter_map(|fate| fate.last_refresh_at)
-        .max();
+    let proven_at =
+        fates.iter().filter(|fate| fate.rejected_at.is_none()).filter_map(|fate| fate.last_refresh_at).max();
     let dead: Vec<(ConnectionId, DateTime<Utc>)> =
         fates.iter().filter_map(|fate| Some((fate.connection(), fate.rejected_at?))).collect();
-    let together = |at: DateTime<Utc>| dead.iter().filter(|(_, other)| (*other - at).abs() <= MASS_WINDOW).count();
+    let together =
+        |at: DateTime<Utc>| dead.iter().filter(|(_, other)| (*other - at).abs() <= MASS_WINDOW).count();
     dead.iter()
         .filter(|(_, at)| together(*at) >= MASS_MIN)
         .filter(|(_, at)| proven_at.is_none_or(|proven_at| proven_at <= *at + MASS_WINDOW))

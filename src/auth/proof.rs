@@ -96,7 +96,12 @@ impl Auth {
             tries += 1;
             let sent = tokio::time::timeout(
                 QUESTION_MAX,
-                self.http.send(&settings.api_base, request, Some((placement, credential)), self.clock.as_ref()),
+                self.http.send(
+                    &settings.api_base,
+                    request,
+                    Some((placement, credential)),
+                    self.clock.as_ref(),
+                ),
             );
             let (failure, wait) = match sent.await {
                 Ok(Ok(reply)) => match provider.judge(request, &reply) {
@@ -128,7 +133,9 @@ impl Auth {
                 let text = in_words(provider, "too many requests for now");
                 Ok((Failure::new(FailureKind::Throttled { until }, text), wait))
             }
-            Verdict::Retry { wait_ms, why } => Ok((Failure::transient(why), wait_ms.map(Duration::from_millis))),
+            Verdict::Retry { wait_ms, why } => {
+                Ok((Failure::transient(why), wait_ms.map(Duration::from_millis)))
+            }
             Verdict::RefreshToken => Err(Failure::new(
                 FailureKind::NeedsReauth,
                 in_words(provider, "the credential is not accepted"),

@@ -97,7 +97,14 @@ impl Auth {
             Begun::Throttled { wait } => return Err(throttled(provider, self.clock.now(), Some(wait))),
         };
         tokio::time::sleep(permit_in).await;
-        let work = Work { auth: self, provider, settings, connection: &connection, token: &token, attempt: &attempt };
+        let work = Work {
+            auth: self,
+            provider,
+            settings,
+            connection: &connection,
+            token: &token,
+            attempt: &attempt,
+        };
         if is_key(connection.grant) { work.probe().await } else { work.renew(deadline).await }
     }
 
@@ -229,7 +236,9 @@ impl Work<'_> {
             let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
             let client = TokenClient::of_account(&self.connection.params, &secrets).map_err(passing)?;
             let endpoint = client.endpoint(url);
-            return Ok(oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await);
+            return Ok(
+                oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await
+            );
         }
         let client = TokenClient::ours(self.provider, self.settings).map_err(passing)?;
         let refresh_token = self.refresh_token().map_err(passing)?;
@@ -260,20 +269,31 @@ impl Work<'_> {
         }
     }
 
+    /// What a refusal may quote of what it was sent.
+    fn masked(&self, said: &str) -> String {
+        let refresh_token = self.refresh_token().ok();
+        let secrets: Vec<&Secret> = refresh_token.iter().chain(&self.settings.client_secret).collect();
+        masked(said, &secrets)
+    }
+
     /// For client credentials the client is the account's own: its refusal concerns nobody else.
     fn judged(&self, verdict: TokenVerdict) -> Fault {
         let title = self.provider.spec().title;
         let own_client = self.connection.grant == GrantKind::ClientCredentials;
         match verdict {
-            TokenVerdict::Dead(said) => dead(format!("{title} says that the grant is dead: {}", masked(&said))),
+            TokenVerdict::Dead(said) => {
+                dead(format!("{title} says that the grant is dead: {}", self.masked(&said)))
+            }
             TokenVerdict::Misconfigured(said) if own_client => {
-                dead(format!("{title} refuses these client credentials: {}", masked(&said)))
+                dead(format!("{title} refuses these client credentials: {}", self.masked(&said)))
             }
             TokenVerdict::Misconfigured(said) => passing(Failure::new(
                 FailureKind::Misconfigured,
-                format!("{title} refuses our client, not the account: {}", masked(&said)),
+                format!("{title} refuses our client, not the account: {}", self.masked(&said)),
             )),
-            TokenVerdict::Retry(why) => passing(Failure::transient(format!("{title}: {}", masked(&why)))),
+            TokenVerdict::Retry(why) => {
+                passing(Failure::transient(format!("{title}: {}", self.masked(&why))))
+            }
         }
     }
 
@@ -381,6 +401,9 @@ impl Work<'_> {
         if let (FailureKind::Throttled { .. }, Some(wait)) = (&fault.failure.kind, fault.wait) {
             self.hold_back(wait).await?;
         }
+        if fault.failure.kind == FailureKind::Misconfigured && !fault.dead {
+            error!(provider = name, "{}", fault.failure);
+        }
         warn!(connection.id = %self.connection.id, failure.kind = fault.failure.kind.label(),
             "Refreshing the token of `{}` failed: {}", self.connection.name, fault.failure);
         Err(fault.failure)
@@ -406,7 +429,12 @@ impl Work<'_> {
 
     /// Looks whether a key still works. One that does not is tried again every six hours.
     async fn probe(&self) -> Result<Refreshed, Failure> {
-        let key = self.auth.open(self.connection.id, self.token.grant_id, ACCESS_COLUMN, &self.token.access_sealed)?;
+        let key = self.auth.open(
+            self.connection.id,
+            self.token.grant_id,
+            ACCESS_COLUMN,
+            &self.token.access_sealed,
+        )?;
         let proven = self.auth.prove(self.provider, self.settings, self.connection.grant, &key, None).await;
         let account = match proven {
             Ok(account) => account,
@@ -481,7 +509,10 @@ impl Auth {
     }
 
     /// Shuts refreshes of a connection out, waiting for an open one, for whoever is about to end the grant.
-    pub(super) async fn shut_out(&self, id: ConnectionId) -> Result<Option<(Standing, RefreshAttempt)>, Failure> {
+    pub(super) async fn shut_out(
+        &self,
+        id: ConnectionId,
+    ) -> Result<Option<(Standing, RefreshAttempt)>, Failure> {
         let deadline = Deadline::after(BLOCKED_FOR + SECOND_TRY_MIN);
         loop {
             let auth = self.clone();
@@ -566,7 +597,11 @@ fn dead(message: String) -> Fault {
     Fault { failure: Failure::new(FailureKind::NeedsReauth, message), dead: true, wait: None }
 }
 
-/// A provider's words, without anything that looks like a secret, cut short.
-pub(super) fn masked(said: &str) -> String {
-    redact::truncate(&redact::text(said), SAID_MAX)
+/// A provider's words, without what looks like a secret or is one of `secrets`, cut short.
+pub(super) fn masked(said: &str, secrets: &[&Secret]) -> String {
+    let mut said = said.to_owned();
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        said = said.replace(secret.expose(), "[secret]");
+    }
+    redact::truncate(&redact::text(&said), SAID_MAX)
 }

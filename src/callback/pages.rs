@@ -108,7 +108,9 @@ pub fn refused(reason: Refusal) -> Page {
         Refusal::Invalid => ("This link does not work", "It is incomplete, or not one of ours."),
         Refusal::Expired => ("Too late", "This link, or the sign-in that was begun with it, has expired."),
         Refusal::Replayed => ("Used already", "This answer has been used before. It works only once."),
-        Refusal::Closed => ("No longer in use", "This link has done its work, or a newer one has taken its place."),
+        Refusal::Closed => {
+            ("No longer in use", "This link has done its work, or a newer one has taken its place.")
+        }
     };
     let hint = "Open the link that you were sent once more, or ask for a new one.";
     page(400, Tone::Plain, heading, text, hint)
@@ -154,9 +156,12 @@ fn page(status: u16, tone: Tone, heading: &str, text: &str, hint: &str) -> Page 
 
 /// A text from outside: cut, and without characters that control how others are shown.
 fn shown(text: &str) -> String {
-    let direction = |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    let mut kept: String = text.chars().filter(|c| !c.is_control() && !direction(*c)).take(OUTSIDE_MAX).collect();
-    if kept.chars().count() < text.chars().count().min(OUTSIDE_MAX + 1) && text.chars().count() > OUTSIDE_MAX {
+    let direction =
+        |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let mut kept: String =
+        text.chars().filter(|c| !c.is_control() && !direction(*c)).take(OUTSIDE_MAX).collect();
+    if kept.chars().count() < text.chars().count().min(OUTSIDE_MAX + 1) && text.chars().count() > OUTSIDE_MAX
+    {
         kept.push('…');
     }
     kept
@@ -235,7 +240,8 @@ mod tests {
     #[test]
     fn the_policy_names_the_style_that_pages_carry() {
         let html = plain(404).html;
-        let style = html.split("<style>").nth(1).and_then(|rest| rest.split("</style>").next()).expect("a style");
+        let style =
+            html.split("<style>").nth(1).and_then(|rest| rest.split("</style>").next()).expect("a style");
         let hash = BASE64_STANDARD.encode(Sha256::digest(style.as_bytes()));
         assert!(POLICY.contains(&format!("style-src 'sha256-{hash}'")), "{}", *POLICY);
         assert!(!POLICY.contains("script-src") && POLICY.starts_with("default-src 'none'"));

@@ -26,7 +26,9 @@ pub async fn run(auth: &Auth, connection: ConnectionId) -> Result<(), Failure> {
         Revoked::Yes => "the grant was revoked and wiped".to_owned(),
         Revoked::NotPossible => "the grant was wiped; there was nothing to revoke at the provider".to_owned(),
         Revoked::Failed(why) => {
-            format!("the grant was wiped, but not revoked ({why}): remove the app in the provider's account settings")
+            format!(
+                "the grant was wiped, but not revoked ({why}): remove the app in the provider's account settings"
+            )
         }
     };
     auth.db
