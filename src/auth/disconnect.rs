@@ -58,11 +58,10 @@ impl Auth {
             _ => Revoked::NotPossible,
         };
         let connection = self.wipe(id, purge, revoked.clone()).await?;
-        match &revoked {
-            Revoked::Failed(why) => warn!(connection.id = %id,
-                "Disconnected `{}`, but its grant could not be revoked: {why}", connection.name),
-            _ => info!(connection.id = %id, "Disconnected `{}`", connection.name),
+        if let Revoked::Failed(why) = &revoked {
+            warn!(connection.id = %id, "The grant of `{}` could not be revoked: {why}", connection.name);
         }
+        info!(connection.id = %id, "Disconnected `{}`", connection.name);
         Ok(revoked)
     }
 

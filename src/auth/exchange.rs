@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::answer::{Answer, Said};
 use super::authorize::{Redeemed, Refusal, Started};
-use super::refresh::{masked, terms};
+use super::renewal::{masked, terms};
 use super::ticket;
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;

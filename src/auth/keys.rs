@@ -16,8 +16,9 @@ use crate::config::ProviderSettings;
 use crate::db::audit;
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request};
-use crate::db::tokens::{NewToken, SealedSecret};
+use crate::db::tokens::{self, NewToken, SealedSecret};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
 use crate::domain::spec::{GrantKind, GrantSpec};
 use crate::domain::time::delta;
@@ -44,7 +45,7 @@ impl Auth {
         let (auth, request, connection) = (self.clone(), request.clone(), connection.clone());
         self.detached(async move {
             let ending = match auth.try_keys(&request, &connection).await {
-                Ok(ending @ Ending::Connected { .. }) => return Ok(drop(ending)),
+                Ok(Ending::Connected { .. }) => return Ok(()),
                 Ok(ending) => ending,
                 Err(failure) => Ending::Failed(failure),
             };
@@ -122,6 +123,19 @@ impl Auth {
         let account = self.prove(provider, settings, connection.grant, access_token, Some(&granted)).await?;
         let token = self.first_token(provider, connection, grant_id, &granted);
         Ok(Proven { account, grant_id, token, secrets: self.sealed(connection, grant_id, secrets) })
+    }
+
+    /// The secrets that an admin gave for a connection, opened.
+    pub(super) async fn open_secrets(&self, id: ConnectionId) -> Result<BTreeMap<String, Secret>, Failure> {
+        self.db(move |conn| tokens::secrets(conn, id))
+            .await?
+            .into_iter()
+            .map(|secret| {
+                let column = secret_column(&secret.name);
+                let plain = self.open(id, secret.grant_id, &column, &secret.sealed)?;
+                Ok((secret.name, plain))
+            })
+            .collect()
     }
 
     /// The secrets of a request: names to values.

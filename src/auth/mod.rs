@@ -15,6 +15,8 @@ pub mod keys;
 pub mod policy;
 mod proof;
 pub mod refresh;
+mod renewal;
+mod setback;
 pub mod ticket;
 
 use std::collections::BTreeMap;
@@ -85,10 +87,18 @@ impl Deref for Auth {
 pub struct Access {
     pub token: Secret,
     pub placement: Placement,
-    /// Which token it is: for [`Auth::refused`].
+    /// Which token it is: for [`Auth::replace`].
     pub generation: i64,
     /// `None`: unknown, or it does not expire.
     pub expires_at: Option<DateTime<Utc>>,
+    issued_at: DateTime<Utc>,
+}
+
+impl Access {
+    /// Whether a request may still leave with it: for callers that keep one for a while.
+    pub fn is_usable(&self, now: DateTime<Utc>) -> bool {
+        policy::is_usable(self.issued_at, self.expires_at, now)
+    }
 }
 
 /// A connection with its token.
@@ -118,13 +128,13 @@ impl Auth {
         self.access(connection, None).await
     }
 
-    /// The provider did not take the token of that generation: returns when there is another one. A key that is refused
-    /// is probed: when it works, the refusal was about the request.
+    /// A token other than `refused`, which the provider did not take. A key that is refused is probed: one that works
+    /// is returned again, since the refusal was then about the request.
     ///
     /// # Errors
     /// As [`Auth::access_token`].
-    pub async fn refused(&self, connection: ConnectionId, generation: i64) -> Result<(), Failure> {
-        self.access(connection, Some(generation)).await.map(drop)
+    pub async fn replace(&self, connection: ConnectionId, refused: &Access) -> Result<Access, Failure> {
+        self.access(connection, Some(refused.generation)).await
     }
 
     async fn access(&self, id: ConnectionId, mut refused: Option<i64>) -> Result<Access, Failure> {
@@ -169,6 +179,7 @@ impl Auth {
             placement: placement(connection)?,
             generation: token.generation,
             expires_at: token.expires_at,
+            issued_at: token.issued_at,
         })
     }
 

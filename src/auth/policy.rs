@@ -21,13 +21,13 @@ const JITTER_SHARE: f64 = 0.2;
 /// The first pause after a refresh that failed; doubled with each further failure.
 pub const RETRY_FIRST: Duration = Duration::from_secs(15);
 /// The longest pause between refreshes that fail for passing reasons.
-pub const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
+pub const RETRY_MAX: Duration = Duration::from_mins(15);
 /// The least pause between refreshes that fail.
 const RETRY_MIN: Duration = Duration::from_secs(5);
 /// How often a grant that the provider called dead is tried again: some come back to life.
-pub const DEAD_RETRY: Duration = Duration::from_secs(6 * 3600);
+pub const DEAD_RETRY: Duration = Duration::from_hours(6);
 /// How often a key is looked at.
-pub const PROBE_EVERY: Duration = Duration::from_secs(24 * 3600);
+pub const PROBE_EVERY: Duration = Duration::from_hours(24);
 /// So many accounts of one client do not die together by chance.
 const MASS_MIN: usize = 3;
 /// What together means: the life of a common access token, over which refreshes are spread.

@@ -39,7 +39,7 @@ mod tests {
         assert!(!rate.take(start));
         assert!(rate.take(start + EACH));
         assert!(!rate.take(start + EACH));
-        let later = start + Duration::from_secs(3600);
+        let later = start + Duration::from_hours(1);
         assert_eq!((0..BURST * 2).filter(|_| rate.take(later)).count(), BURST as usize);
     }
 }

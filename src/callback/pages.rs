@@ -158,10 +158,9 @@ fn page(status: u16, tone: Tone, heading: &str, text: &str, hint: &str) -> Page 
 fn shown(text: &str) -> String {
     let direction =
         |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    let mut kept: String =
-        text.chars().filter(|c| !c.is_control() && !direction(*c)).take(OUTSIDE_MAX).collect();
-    if kept.chars().count() < text.chars().count().min(OUTSIDE_MAX + 1) && text.chars().count() > OUTSIDE_MAX
-    {
+    let mut kept: String = text.chars().filter(|c| !c.is_control() && !direction(*c)).collect();
+    if let Some((end, _)) = kept.char_indices().nth(OUTSIDE_MAX) {
+        kept.truncate(end);
         kept.push('…');
     }
     kept

@@ -25,7 +25,7 @@ const HEADERS_MAX: usize = 64;
 /// Connections open at once. Further ones wait in the system's own queue.
 const CONNECTIONS_MAX: usize = 256;
 /// How long one connection lives, whatever happens on it.
-const CONNECTION_MAX: Duration = Duration::from_secs(120);
+const CONNECTION_MAX: Duration = Duration::from_mins(2);
 /// After a failed accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 

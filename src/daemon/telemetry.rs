@@ -54,9 +54,7 @@ pub fn start(format: LogFormat, verbosity: Verbosity) -> Result<(), NoJournal> {
                     .with_writer(std::io::stderr),
             )
             .try_init(),
-        LogFormat::Journald => {
-            registry.with(tracing_journald::layer().map_err(NoJournal)?).try_init()
-        }
+        LogFormat::Journald => registry.with(tracing_journald::layer().map_err(NoJournal)?).try_init(),
     };
     // Tests start more than one daemon in a process.
     drop(started);

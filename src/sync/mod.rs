@@ -16,7 +16,9 @@ pub mod watermark;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -28,7 +30,7 @@ use crate::db::streams::{StreamKey, StreamRow, WalkRow};
 use crate::db::{Db, DbError, connections, streams, sync_runs, turns, views};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
-use crate::domain::spec::Mode;
+use crate::domain::spec::{Mode, ProviderSpec};
 use crate::domain::step::Facts;
 use crate::domain::time::Clock;
 use crate::http::Client;
@@ -42,7 +44,7 @@ use send::{Halt, Sender};
 #[derive(Clone)]
 pub struct Engine {
     pub db: Db,
-    pub auth: Arc<Auth>,
+    pub auth: Auth,
     pub client: Client,
     pub settings: Arc<Settings>,
     pub clock: Arc<dyn Clock>,
@@ -80,6 +82,7 @@ impl Engine {
         let sender = Sender {
             client: &self.client,
             auth: &self.auth,
+            access: Mutex::new(None),
             clock: &*self.clock,
             provider: turn.provider,
             connection: of,
@@ -123,15 +126,8 @@ impl Engine {
                 let epoch = streams::take(connection, of, spec.streams)?;
                 sync_runs::end_abandoned(connection, of, now)?;
                 requests::apply(connection, of, spec, now)?;
-                let reserve = settings.sync.quota_reserve;
-                let pacer = if let Some(saved) = turns::take_pacing(connection, of)? {
-                    Pacer::from_saved(spec.buckets, reserve, &saved, now)
-                } else {
-                    // The last turn did not come to its end: nothing counts as left.
-                    let mut pacer = Pacer::new(spec.buckets, reserve);
-                    pacer.assume_spent(now);
-                    pacer
-                };
+                let saved = turns::take_pacing(connection, of)?;
+                let pacer = pacer(spec, settings.sync.quota_reserve, saved, now);
                 let turn = Turn {
                     facts: turns::facts(connection, of)?,
                     params: params_of(&row.params),
@@ -247,6 +243,21 @@ impl Engine {
     }
 }
 
+/// What is left of the rate limits.
+fn pacer(spec: &ProviderSpec, reserve: f64, saved: Option<Value>, now: DateTime<Utc>) -> Pacer {
+    let mut full = Pacer::new(spec.buckets, reserve);
+    match saved {
+        // Nothing was ever asked of this account.
+        Some(saved) if saved.as_object().is_some_and(serde_json::Map::is_empty) => full,
+        Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
+        // The last turn did not come to its end: nothing counts as left.
+        None => {
+            full.assume_spent(now);
+            full
+        }
+    }
+}
+
 impl Turn {
     fn plans(&self) -> Vec<StreamPlan> {
         let plan = |row: &StreamRow| {
@@ -277,8 +288,7 @@ fn walk_state(row: &WalkRow) -> Option<WalkState> {
     Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
 }
 
-fn params_of(value: &serde_json::Value) -> BTreeMap<String, String> {
-    let text =
-        |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_str()?.to_owned()));
+fn params_of(value: &Value) -> BTreeMap<String, String> {
+    let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
     value.as_object().into_iter().flatten().filter_map(text).collect()
 }

@@ -68,12 +68,8 @@ async fn a_purge_removes_rows_and_forgets_the_account() {
     let rig = Rig::new().await;
     let (id, other) = (rig.connected("acme", 1).await, rig.connected("other", 2).await);
     rig.execute(
-        "CREATE TABLE IF NOT EXISTS mirror.hubspot_tickets (connection_id bigint, id text, raw jsonb)",
-    )
-    .await;
-    rig.execute("ALTER TABLE mirror.hubspot_tickets ALTER COLUMN raw DROP NOT NULL").await;
-    rig.execute(
-        "INSERT INTO mirror.hubspot_tickets (connection_id, id) SELECT id, 'x' FROM fieldmirror.connections",
+        "INSERT INTO mirror.hubspot_tickets (connection_id, id, raw, first_seen_at, synced_at, content_hash) \
+         SELECT id, 'x', '{}', now(), now(), '' FROM fieldmirror.connections",
     )
     .await;
     rig.auth.disconnect(id, false).await.expect("it ends");

@@ -55,8 +55,9 @@ async fn keys_that_are_no_good_do_not_count() {
 async fn a_key_is_probed_and_may_come_back() {
     let rig = Rig::new().await;
     let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let access = rig.auth.access_token(id).await.expect("a token");
     rig.fake.refuse_details(Some(401));
-    let failure = rig.auth.refused(id, 1).await.expect_err("refused");
+    let failure = rig.auth.replace(id, &access).await.expect_err("refused");
     assert_eq!(failure.kind, FailureKind::NeedsReauth);
     assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
     rig.fake.refuse_details(None);
@@ -64,7 +65,7 @@ async fn a_key_is_probed_and_may_come_back() {
     jobs::refresh_token::run(&rig.auth, id).await.expect("it works again");
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
     // A refusal that is about the request: the key itself is fine.
-    assert_eq!(rig.auth.refused(id, 1).await, Ok(()));
+    assert_eq!(rig.auth.replace(id, &access).await.expect("the same").generation, 1);
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
 }
 

@@ -261,7 +261,7 @@ fn settings(fake: &Fake, endpoint: SocketAddr) -> Settings {
     settings.callback.public_url = Url::parse(&format!("http://{endpoint}")).expect("a URL");
     let hubspot = settings.providers.get_mut("hubspot").expect("HubSpot has settings");
     hubspot.enabled = true;
-    hubspot.client_id = "client".to_owned();
+    hubspot.client_id.push_str("client");
     hubspot.client_secret = Some("SECRET-CLIENT".into());
     hubspot.authorize_url = url("/authorize");
     hubspot.token_url = url("/token");
