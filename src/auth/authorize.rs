@@ -110,6 +110,7 @@ impl Auth {
         reply_to: [u8; 32],
     ) -> Result<(), Failure> {
         let (provider, settings) = self.provider(&connection.provider)?;
+        self.demand_beside(provider, connection, request)?;
         let now = self.clock.now();
         let expires_at = now + delta(self.settings.callback.ticket_ttl);
         let ticket = ticket::new_ticket(&self.vault);

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::Ending;
 use super::answer::{Answer, Said};
-use super::authorize::{Redeemed, Refusal, Started};
+use super::authorize::{Redeemed, Refusal};
 use super::renewal::{masked, terms};
 use super::ticket;
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
@@ -37,85 +38,14 @@ const ESTABLISH_TRIES: u32 = 20;
 /// The first pause between two tries.
 const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
 
-/// How a consent ended, for the page and for whoever waits.
-#[derive(Debug, Clone)]
-pub enum Ending {
-    Connected {
-        name: String,
-        title: &'static str,
-        account: String,
-    },
-    /// The person said no.
-    Denied {
-        title: &'static str,
-    },
-    /// The answer leads nowhere.
-    Refused(Refusal),
-    /// The browser is to start again.
-    Restart(Box<Started>),
-    /// A reconnect was consented to with another account than before.
-    WrongAccount {
-        name: String,
-        title: &'static str,
-    },
-    /// Another connection holds the account.
-    AccountTaken {
-        by: String,
-        title: &'static str,
-    },
-    /// The provider, or we, failed.
-    Failed(Failure),
-}
-
-impl Ending {
-    /// How a request that led to this has ended.
-    pub fn outcome(&self) -> RequestOutcome {
-        match self {
-            Self::Connected { .. } => RequestOutcome::Done,
-            Self::Denied { .. } => RequestOutcome::Denied,
-            Self::Refused(Refusal::Expired) => RequestOutcome::Expired,
-            Self::Refused(Refusal::Closed) => RequestOutcome::Superseded,
-            Self::Refused(_) | Self::Restart(_) | Self::Failed(_) => RequestOutcome::Failed,
-            Self::WrongAccount { .. } | Self::AccountTaken { .. } => RequestOutcome::WrongAccount,
-        }
-    }
-
-    /// A sentence for people, without anything from outside that was not masked.
-    pub fn message(&self) -> String {
-        match self {
-            Self::Connected { name, account, title } => {
-                format!("`{name}` is connected to {account} at {title}")
-            }
-            Self::Denied { title } => format!("the consent at {title} was declined"),
-            Self::Refused(Refusal::Invalid) => "the answer does not belong to a consent of ours".to_owned(),
-            Self::Refused(Refusal::Expired) => {
-                "the consent took too long, or its link has expired".to_owned()
-            }
-            Self::Refused(Refusal::Replayed) => "the answer was used before".to_owned(),
-            Self::Refused(Refusal::Closed) => {
-                "the link has been used, or a later one has taken its place".to_owned()
-            }
-            Self::Restart(_) => {
-                "the answer has no state: the consent has to be started from its link".to_owned()
-            }
-            Self::WrongAccount { name, title } => {
-                format!("`{name}` belongs to another account at {title}; its grant was left as it is")
-            }
-            Self::AccountTaken { by, title } => {
-                format!("this account at {title} is connected already, as `{by}`")
-            }
-            Self::Failed(failure) => failure.message.clone(),
-        }
-    }
-}
-
 /// What makes a connection.
 #[derive(Clone)]
 pub(super) struct Proven {
     pub account: Account,
     pub grant_id: Uuid,
     pub token: NewToken,
-    pub secrets: Vec<SealedSecret>,
+    /// `None`: those that are there stay.
+    pub secrets: Option<Vec<SealedSecret>>,
 }
 
 impl Auth {
@@ -182,8 +112,9 @@ impl Auth {
         let access_token = &granted.tokens.access_token;
         let account = self.prove(provider, settings, grant, access_token, Some(&granted)).await?;
         let token = self.first_token(provider, &redeemed.connection, redeemed.attempt.id, &granted);
-        let proven = Proven { account, grant_id: redeemed.attempt.id, token, secrets: Vec::new() };
         let request = redeemed.authorization.request_id;
+        let secrets = self.secrets_beside(&redeemed.connection, redeemed.attempt.id, request).await?;
+        let proven = Proven { account, grant_id: redeemed.attempt.id, token, secrets };
         let name = redeemed.connection.name.clone();
         self.establish(provider, redeemed.connection.id, name, grant, proven, request).await
     }
@@ -352,7 +283,9 @@ fn write_down(
     // What ran with the grant before must not write any more.
     streams::bump(conn, id)?;
     tokens::store_first(conn, &proven.token, grant)?;
-    tokens::set_secrets(conn, id, &proven.secrets)?;
+    if let Some(secrets) = &proven.secrets {
+        tokens::set_secrets(conn, id, secrets)?;
+    }
     let account = account_name.clone().unwrap_or_else(|| account_id.clone());
     let ending = Ending::Connected { name, title, account };
     end_requests(conn, id, request, &ending)?;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::exchange::{Ending, Proven};
+use super::Ending;
+use super::exchange::Proven;
 use super::policy::PROBE_EVERY;
 use super::{ACCESS_COLUMN, Auth, TokenClient, is_key, secret_column, text, unopened};
 use crate::config::ProviderSettings;
@@ -94,7 +95,7 @@ impl Auth {
             expires_at: None,
             refresh_due_at: Some(now + delta(PROBE_EVERY)),
         };
-        Ok(Proven { account, grant_id, token, secrets: self.sealed(connection, grant_id, secrets) })
+        Ok(Proven { account, grant_id, token, secrets: Some(self.sealed(connection, grant_id, secrets)) })
     }
 
     async fn try_client(
@@ -122,7 +123,7 @@ impl Auth {
         let access_token = &granted.tokens.access_token;
         let account = self.prove(provider, settings, connection.grant, access_token, Some(&granted)).await?;
         let token = self.first_token(provider, connection, grant_id, &granted);
-        Ok(Proven { account, grant_id, token, secrets: self.sealed(connection, grant_id, secrets) })
+        Ok(Proven { account, grant_id, token, secrets: Some(self.sealed(connection, grant_id, secrets)) })
     }
 
     /// The secrets that an admin gave for a connection, opened.
@@ -150,6 +151,35 @@ impl Auth {
             return Err(bad(format!("a connection has at most {SECRETS_MAX} secrets")));
         }
         Ok(secrets)
+    }
+
+    /// Secrets that came with the request for a consent, sealed for the new grant.
+    pub(super) async fn secrets_beside(
+        &self,
+        connection: &Connection,
+        grant_id: Uuid,
+        request: Uuid,
+    ) -> Result<Option<Vec<SealedSecret>>, Failure> {
+        let request = self.db(move |conn| requests::get(conn, request)).await?;
+        if request.sealed.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.sealed(connection, grant_id, &self.handed_over(&request)?)))
+    }
+
+    /// Whether a request for a consent brings what the grant needs besides. A reconnect may rely on what is there.
+    pub(super) fn demand_beside(
+        &self,
+        provider: &'static dyn Provider,
+        connection: &Connection,
+        request: &Request,
+    ) -> Result<(), Failure> {
+        match provider.spec().grant(connection.grant) {
+            Some(_) if request.sealed.is_none() && connection.account_id.is_some() => Ok(()),
+            Some(spec) if spec.params.is_empty() && spec.secrets.is_empty() => Ok(()),
+            Some(spec) => demand(spec, connection, &self.handed_over(request)?),
+            None => Err(bad(format!("{} takes no such grant", provider.spec().title))),
+        }
     }
 
     fn sealed(

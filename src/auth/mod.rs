@@ -9,7 +9,9 @@
 
 pub mod answer;
 pub mod authorize;
+mod client;
 pub mod disconnect;
+mod ending;
 pub mod exchange;
 pub mod keys;
 pub mod policy;
@@ -19,7 +21,6 @@ mod renewal;
 mod setback;
 pub mod ticket;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -32,7 +33,6 @@ use zeroize::Zeroizing;
 
 use crate::config::{ProviderSettings, Settings};
 use crate::db::connections::{self, Connection, ConnectionState};
-use crate::db::rate_budget::{self, Lease};
 use crate::db::tokens::{self, Token};
 use crate::db::{Db, DbError};
 use crate::domain::failure::{Failure, FailureKind};
@@ -42,18 +42,18 @@ use crate::domain::spec::{GrantKind, Placement};
 use crate::domain::time::Clock;
 use crate::http::Client;
 use crate::http::deadline::Deadline;
-use crate::http::oauth::{BodyStyle, TokenEndpoint};
 use crate::providers::{self, Provider};
 use crate::vault::{Bound, Vault, VaultError};
 
+pub use ending::Ending;
+
+use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};
 use refresh::{Refreshed, Why};
 
 /// The longest that [`Auth::access_token`] waits for a refresh: one exchange of ours, or somebody else's open one.
 pub const ACCESS_WAIT_MAX: Duration = Duration::from_secs(65);
 /// How often a waiting caller looks whether somebody else's refresh is done.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// The longest wait for a permit of a token endpoint.
-const PERMIT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What this layer works with.
 pub struct Parts {
@@ -250,25 +250,6 @@ impl Auth {
             )),
         }
     }
-
-    /// Waits until the token endpoint of `provider` may be asked once more by this client.
-    pub(crate) async fn take_permit(
-        &self,
-        provider: &'static dyn Provider,
-        client_id: &str,
-    ) -> Result<(), Failure> {
-        let scope = permit_scope(provider, client_id);
-        let bucket = provider.spec().token_bucket;
-        let lease =
-            self.db(move |conn| rate_budget::lease(conn, &scope, &bucket, 1, PERMIT_WAIT_MAX)).await?;
-        match lease {
-            Lease::Granted { wait } => {
-                tokio::time::sleep(wait).await;
-                Ok(())
-            }
-            Lease::Full { wait } => Err(throttled(provider, self.clock.now(), Some(wait))),
-        }
-    }
 }
 
 /// Columns that sealed values are bound to.
@@ -309,75 +290,6 @@ fn placement(connection: &Connection) -> Result<Placement, Failure> {
                 connection.grant.as_str()
             ))
         })
-}
-
-/// Whose limits a request to the token endpoint counts against.
-pub(crate) fn permit_scope(provider: &'static dyn Provider, client_id: &str) -> String {
-    format!("{}/{client_id}", provider.spec().name)
-}
-
-/// The client that asks a token endpoint: ours, or for client credentials the account's own.
-pub(crate) struct TokenClient {
-    pub id: String,
-    pub secret: Option<Secret>,
-}
-
-impl TokenClient {
-    /// Ours, as it is registered at the provider.
-    pub(crate) fn ours(
-        provider: &'static dyn Provider,
-        settings: &ProviderSettings,
-    ) -> Result<Self, Failure> {
-        if settings.client_id.is_empty() {
-            let name = provider.spec().name;
-            return Err(Failure::new(
-                FailureKind::Misconfigured,
-                format!("`providers.{name}.client_id` is not set"),
-            ));
-        }
-        Ok(Self { id: settings.client_id.clone(), secret: settings.client_secret.clone() })
-    }
-
-    /// The account's own, from what the admin gave at connect.
-    pub(crate) fn of_account(
-        params: &serde_json::Value,
-        secrets: &BTreeMap<String, Secret>,
-    ) -> Result<Self, Failure> {
-        let id = params.get("client_id").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let secret = secrets.get("client_secret");
-        if id.is_empty() || secret.is_none() {
-            return Err(Failure::new(
-                FailureKind::Misconfigured,
-                "client credentials need `--param client_id=…` and `--secret client_secret=…`",
-            ));
-        }
-        Ok(Self { id: id.to_owned(), secret: secret.cloned() })
-    }
-
-    /// The endpoint at `url`, as this client calls it.
-    pub(crate) fn endpoint<'a>(&'a self, url: &'a url::Url) -> TokenEndpoint<'a> {
-        TokenEndpoint {
-            url,
-            client_id: &self.id,
-            client_secret: self.secret.as_ref(),
-            extra: &[],
-            body: BodyStyle::Form,
-            reads_jwt: false,
-        }
-    }
-}
-
-pub(crate) fn throttled(
-    provider: &'static dyn Provider,
-    now: DateTime<Utc>,
-    wait: Option<Duration>,
-) -> Failure {
-    let until = wait.map(|wait| now + crate::domain::time::delta(wait));
-    let title = provider.spec().title;
-    Failure::new(
-        FailureKind::Throttled { until },
-        format!("the token endpoint of {title} takes no more requests for now"),
-    )
 }
 
 /// A sealed value that does not open: a key is missing, or the row was tampered with. The text holds no value.

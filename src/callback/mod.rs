@@ -25,9 +25,9 @@ use tracing::warn;
 pub use server::serve;
 
 use crate::auth::Auth;
+use crate::auth::Ending;
 use crate::auth::answer::Answer;
 use crate::auth::authorize::{ATTEMPT_LIFE, Refusal, Started};
-use crate::auth::exchange::Ending;
 use limits::Rate;
 use pages::Page;
 

@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
+use crate::auth::Ending;
 use crate::auth::authorize::Refusal;
-use crate::auth::exchange::Ending;
 use crate::domain::failure::FailureKind;
 
 /// Characters of a text from outside.
