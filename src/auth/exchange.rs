@@ -19,7 +19,8 @@ use crate::config::ProviderSettings;
 use crate::db::authorizations;
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, RequestKind, RequestOutcome};
-use crate::db::tokens::{self, NewToken, SealedSecret};
+use crate::db::secrets::{self, SealedSecret};
+use crate::db::tokens::{self, NewToken};
 use crate::db::{DbError, PgConnection, audit, rate_budget, streams};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
@@ -284,7 +285,7 @@ fn write_down(
     streams::bump(conn, id)?;
     tokens::store_first(conn, &proven.token, grant)?;
     if let Some(secrets) = &proven.secrets {
-        tokens::set_secrets(conn, id, secrets)?;
+        secrets::replace(conn, id, secrets)?;
     }
     let account = account_name.clone().unwrap_or_else(|| account_id.clone());
     let ending = Ending::Connected { name, title, account };

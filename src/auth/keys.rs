@@ -17,7 +17,8 @@ use crate::config::ProviderSettings;
 use crate::db::audit;
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request};
-use crate::db::tokens::{self, NewToken, SealedSecret};
+use crate::db::secrets::{self, SealedSecret};
+use crate::db::tokens::NewToken;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -128,7 +129,7 @@ impl Auth {
 
     /// The secrets that an admin gave for a connection, opened.
     pub(super) async fn open_secrets(&self, id: ConnectionId) -> Result<BTreeMap<String, Secret>, Failure> {
-        self.db(move |conn| tokens::secrets(conn, id))
+        self.db(move |conn| secrets::list(conn, id))
             .await?
             .into_iter()
             .map(|secret| {

@@ -15,7 +15,8 @@ use super::{Auth, LOOK_EVERY, PERMIT_WAIT_MAX, Standing, is_key, live, permit_sc
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::rate_budget::{self, Lease};
-use crate::db::tokens::{self, RefreshAttempt, Token};
+use crate::db::refresh_attempts::{self, RefreshAttempt};
+use crate::db::tokens::{self, Token};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::GrantKind;
@@ -114,7 +115,7 @@ impl Auth {
             if let Some(refreshed) = auth.not_now(&token, &connection, why) {
                 return Ok(Begun::Not(refreshed));
             }
-            if let Some(wait) = tokens::blocked_for(conn, id)? {
+            if let Some(wait) = refresh_attempts::blocked_for(conn, id)? {
                 return Ok(Begun::Not(Refreshed::Busy { wait }));
             }
             let permit_in = if is_key(connection.grant) {
@@ -126,7 +127,7 @@ impl Auth {
                     Lease::Full { wait } => return Ok(Begun::Throttled { wait }),
                 }
             };
-            let opened = tokens::open_attempt(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+            let opened = refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
             Ok(match opened {
                 Some(attempt) => Begun::Open(Box::new(Opened { connection, token, attempt, permit_in })),
                 None => Begun::Not(Refreshed::Busy { wait: BLOCKED_FOR }),
@@ -165,7 +166,7 @@ impl Auth {
                     let connection = connections::lock(conn, id)?;
                     let Some(token) = tokens::load(conn, id)? else { return Ok(Held::Nothing) };
                     let opened =
-                        tokens::open_attempt(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+                        refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
                     Ok(match opened {
                         Some(attempt) => {
                             Held::Mine(Box::new((Standing { connection, token: Some(token) }, attempt)))

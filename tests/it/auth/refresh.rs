@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
-use fieldmirror::db::tokens;
+use fieldmirror::db::{refresh_attempts, tokens};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
@@ -254,7 +254,7 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
     let dead = uuid::Uuid::new_v4();
     rig.db(move |conn| {
         let token = tokens::load(conn, id)?.expect("a token");
-        tokens::open_attempt(conn, id, &token, dead, "gone", Duration::from_mins(1))
+        refresh_attempts::open(conn, id, &token, dead, "gone", Duration::from_mins(1))
     })
     .await
     .expect("nobody else is at it");
