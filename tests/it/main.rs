@@ -3,6 +3,7 @@
 mod support;
 
 mod architecture;
+mod auth;
 mod db;
 mod migrations;
 mod private_server;
