@@ -2,14 +2,12 @@
 //!
 //! `docs/decisions/0001-own-queue-backend.md` rests on these: run it again when the stock backend moves on.
 
-#[expect(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/it/postgres.rs"]
-mod postgres;
-
 use std::collections::HashSet;
 use std::future::pending;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,20 +15,24 @@ use apalis_core::monitor::Monitor;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use fieldmirror::db::Db;
+use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::queue::{self, JobState};
+use fieldmirror::db::{Db, admin, migrations};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::secret::Secret;
 use fieldmirror::jobs::{Hub, Job, Lease, Outcome, QueueLimits, register};
-use postgres::Server;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const LATENCIES: i64 = 500;
 const JOBS: i64 = 5_000;
 const JOBS_OF_TWO: i64 = 20_000;
+/// As the daemon's default.
+const POOL_SIZE: usize = 8;
 const WAIT_MAX: Duration = Duration::from_mins(2);
 
 /// What a run does besides ending well.
@@ -75,16 +77,21 @@ fn main() {
         runtime.block_on(child(&role, url));
         return;
     }
-    let server = Server::start(true);
-    runtime.block_on(latency(&server));
-    for slots in [1, 16] {
-        runtime.block_on(throughput(&server, slots));
-    }
-    runtime.block_on(recovery(&server));
-    runtime.block_on(two_processes(&server));
+    let folder = PathBuf::from(format!("/tmp/fieldmirror-bench-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder below /tmp");
+    runtime.block_on(async {
+        let server = PrivateServer::start(&folder, None).await.expect("a server");
+        latency(&server).await;
+        throughput(&server, 1).await;
+        throughput(&server, 16).await;
+        recovery(&server).await;
+        two_processes(&server).await;
+        server.stop().await;
+    });
+    std::fs::remove_dir_all(&folder).expect("our folder");
 }
 
-async fn latency(server: &Server) {
+async fn latency(server: &PrivateServer) {
     let base = Base::new(server, LATENCIES).await;
     let mut runs = base.serve(1).await;
     let mut took = Vec::new();
@@ -102,9 +109,10 @@ async fn latency(server: &Server) {
     took.sort();
     let at = |percent: usize| took[took.len() * percent / 100].as_secs_f64() * 1e3;
     say(&format!("enqueue to start, idle: p50 {:.1} ms, p99 {:.1} ms (n {LATENCIES})", at(50), at(99)));
+    base.close().await;
 }
 
-async fn throughput(server: &Server, slots: usize) {
+async fn throughput(server: &PrivateServer, slots: usize) {
     let base = Base::new(server, JOBS).await;
     let filled = base.fill(JOBS).await;
     let since = Instant::now();
@@ -119,9 +127,10 @@ async fn throughput(server: &Server, slots: usize) {
         rate(since.elapsed()),
         rate(filled)
     ));
+    base.close().await;
 }
 
-async fn recovery(server: &Server) {
+async fn recovery(server: &PrivateServer) {
     let base = Base::new(server, 1).await;
     base.fill(1).await;
     let mut child = base.child("hold");
@@ -134,9 +143,10 @@ async fn recovery(server: &Server) {
     runs.recv().await.expect("a run");
     say(&format!("kill -9, another process up: runs again after {:.1} s", killed.elapsed().as_secs_f64()));
     child.wait().expect("waiting");
+    base.close().await;
 }
 
-async fn two_processes(server: &Server) {
+async fn two_processes(server: &PrivateServer) {
     let base = Base::new(server, JOBS_OF_TWO).await;
     base.sql("CREATE TABLE runs (connection bigint)").await;
     base.fill(JOBS_OF_TWO).await;
@@ -160,6 +170,7 @@ async fn two_processes(server: &Server) {
         distinct.len(),
         runs.len() - distinct.len()
     ));
+    base.close().await;
 }
 
 #[derive(QueryableByName)]
@@ -171,14 +182,18 @@ struct Run {
 struct Base {
     db: Db,
     url: Secret,
-    /// Kept, so that the workers live as long as the base.
-    hubs: Mutex<Vec<Arc<Hub>>>,
+    served: Mutex<Option<Served>>,
 }
 
 impl Base {
-    async fn new(server: &Server, connections: i64) -> Self {
-        let url = server.database();
-        let base = Self { db: Db::connect(&url, 16).expect("a pool"), url, hubs: Mutex::default() };
+    async fn new(server: &PrivateServer, connections: i64) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bench_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let (at, url) = (server.url(), server.url_of(&name));
+        let made = tokio::task::spawn_blocking(move || admin::create_if_missing(&at, &name)).await;
+        made.expect("a blocking task").expect("a database");
+        migrations::run(&url).await.expect("the schema");
+        let base = Self { db: Db::connect(&url, POOL_SIZE).expect("a pool"), url, served: Mutex::default() };
         base.sql(&format!(
             "INSERT INTO fieldmirror.connections (name, provider, grant_kind, state)
              SELECT 'c' || i, 'hubspot', 'api_key', 'connected' FROM generate_series(1, {connections}) i; ANALYZE"
@@ -204,9 +219,19 @@ impl Base {
 
     async fn serve(&self, slots: usize) -> UnboundedReceiver<(ConnectionId, Instant)> {
         let (to, runs) = mpsc::unbounded_channel();
-        let hub = serve(&self.db, &self.url, slots, App::Report(to)).await;
-        self.hubs.lock().expect("the hubs").push(hub);
+        let served = serve(&self.db, &self.url, slots, App::Report(to)).await;
+        *self.served.lock().expect("what is served") = Some(served);
         runs
+    }
+
+    /// Ends the workers and the pool: the server takes 60 sessions.
+    async fn close(self) {
+        let served = self.served.lock().expect("what is served").take();
+        if let Some(Served { stop, task }) = served {
+            stop.cancel();
+            task.await.expect("the workers' task");
+        }
+        self.db.close();
     }
 
     async fn drained(&self) {
@@ -226,12 +251,20 @@ impl Base {
     }
 }
 
-async fn serve(db: &Db, url: &Secret, slots: usize, app: App) -> Arc<Hub> {
+struct Served {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+async fn serve(db: &Db, url: &Secret, slots: usize, app: App) -> Served {
     let hub = Hub::new(db.clone(), url.clone(), Uuid::new_v4(), QueueLimits::default()).await.expect("a hub");
     let monitor = register::<Probe>(Monitor::new(), &hub, slots, Arc::new(app));
-    let serving = Arc::clone(&hub);
-    tokio::spawn(async move { serving.serve(monitor, pending(), Duration::ZERO).await });
-    hub
+    let stop = CancellationToken::new();
+    let stopped = stop.clone().cancelled_owned();
+    let task = tokio::spawn(async move {
+        hub.serve(monitor, stopped, Duration::from_secs(5)).await.expect("the workers");
+    });
+    Served { stop, task }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the parent process says what to do")]
@@ -241,9 +274,9 @@ fn child_role() -> Option<(String, Secret)> {
 }
 
 async fn child(role: &str, url: Secret) {
-    let db = Db::connect(&url, 16).expect("a pool");
+    let db = Db::connect(&url, POOL_SIZE).expect("a pool");
     let app = if role == "hold" { App::Hold } else { App::Record(db.clone()) };
-    let _hub = serve(&db, &url, 16, app).await;
+    let _served = serve(&db, &url, 16, app).await;
     sleep(WAIT_MAX).await;
 }
 

@@ -131,7 +131,7 @@ pub fn enqueue(
     run_at: Option<DateTime<Utc>>,
 ) -> Result<Enqueued, DbError> {
     let rows = enqueue_many(conn, kind, &[(connection, run_at)])?;
-    rows.into_iter().next().ok_or(DbError::Query(diesel::result::Error::NotFound))
+    Ok(rows.into_iter().next().ok_or(diesel::result::Error::NotFound)?)
 }
 
 /// [`enqueue`] for many connections in one statement; a connection named twice counts once, with the earlier time.

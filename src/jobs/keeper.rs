@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::hub::{Shared, chain, next_pause};
+use super::ends::chain;
+use super::held::Shared;
+use super::limits::next_pause;
 use crate::db::queue::{Session, SessionError};
 use crate::domain::secret::Secret;
 

@@ -8,13 +8,15 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::hub::{Hub, chain, next_pause};
+use super::ends::chain;
+use super::hub::Hub;
 use super::lease::Lease;
+use super::limits::next_pause;
 
 /// The most jobs that one claim takes.
 const CLAIM_MAX: usize = 64;
-/// The least pause between two looks that found nothing more: a due row that a rival has locked must not make us spin.
-const LOOK_PAUSE_MIN: Duration = Duration::from_millis(10);
+/// The least pause after a look that found nothing: a due row that a rival has locked must not make us spin.
+const IDLE_PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The slots of a kind, and its wake-up.
 pub(super) struct Lane {
@@ -60,6 +62,7 @@ pub(super) async fn fetch(
         };
         let pause = match hub.claim(lane.kind, slots).await {
             Ok((leases, next_in)) => {
+                let idle = leases.is_empty();
                 if outage.take().is_some() {
                     info!(
                         job.kind = lane.kind,
@@ -71,7 +74,8 @@ pub(super) async fn fetch(
                         hub.return_unstarted(&refused.0).await;
                     }
                 }
-                next_in.map_or(hub.shared.limits.poll, |next| next.min(hub.shared.limits.poll))
+                let next = next_in.map_or(hub.shared.limits.poll, |next| next.min(hub.shared.limits.poll));
+                if idle { next.max(IDLE_PAUSE_MIN) } else { next }
             }
             Err(error) => {
                 if outage.is_none() {
@@ -89,7 +93,7 @@ pub(super) async fn fetch(
     }
 }
 
-/// Waits for a wake-up, at most `pause`. No pause at all when more is due: the slots are the limit then.
+/// Waits for a wake-up, at most `pause`; not at all when more is due, for then the slots are the limit.
 async fn rest(lane: &Lane, pause: Duration, stop: &CancellationToken) {
     if pause.is_zero() {
         return;
@@ -97,6 +101,6 @@ async fn rest(lane: &Lane, pause: Duration, stop: &CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = lane.woken.notified() => {}
-        () = time::sleep(pause.max(LOOK_PAUSE_MIN)) => {}
+        () = time::sleep(pause) => {}
     }
 }

@@ -9,10 +9,13 @@
 
 mod ack;
 mod backend;
+mod ends;
+mod held;
 mod hub;
 mod keeper;
 mod lane;
 mod lease;
+mod limits;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +28,9 @@ use apalis_core::task::into_response::IntoResponse;
 use apalis_core::worker::builder::WorkerBuilder;
 use chrono::{DateTime, Utc};
 
-pub use hub::{Hub, HubError, QueueLimits, Vitals};
+pub use hub::{Hub, HubError, Vitals};
 pub use lease::{Lease, Stop};
+pub use limits::QueueLimits;
 
 use crate::domain::ids::ConnectionId;
 
@@ -87,7 +91,7 @@ pub trait Job: Send + Sync + 'static {
 /// Adds a worker for `J` that runs at most `slots` jobs at a time.
 pub fn register<J: Job>(monitor: Monitor, hub: &Arc<Hub>, slots: usize, app: Arc<J::App>) -> Monitor {
     let hub = Arc::clone(hub);
-    let lane = hub.lane(J::KIND, slots);
+    let lane = hub.shared.lane(J::KIND, slots);
     monitor.register(move |restarts| {
         WorkerBuilder::new(format!("{}-{restarts}", J::KIND))
             .backend(backend::Queue::new(Arc::clone(&hub), Arc::clone(&lane)))

@@ -12,22 +12,23 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
+use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::queue::{
     self, ClaimLimits, Ending, Enqueued, Holding, JobId, JobRow, JobState, Retried,
 };
-use fieldmirror::db::{Db, DbError};
+use fieldmirror::db::{Db, DbError, migrations};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::secret::Secret;
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::jobs::{Hub, HubError, Job, Lease, Outcome, QueueLimits, Stop, register};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use crate::postgres::{Server, shared};
+use crate::support::postgres::{TestDb, options, short_folder};
 
 const KIND: &str = Probe::KIND;
 const LONG: Duration = Duration::from_secs(30);
@@ -87,22 +88,37 @@ impl Job for Hasty {
     }
 }
 
+/// Tests at a time: the shared server takes 60 sessions, and time is part of most tests.
+static TURNS: Semaphore = Semaphore::const_new(4);
+
 /// A migrated database with connections 1 to `n`.
 struct Base {
     db: Db,
     url: Secret,
+    /// Dropped with the test, in this order.
+    _own: Option<(TestDb, SemaphorePermit<'static>)>,
 }
 
 impl Base {
-    async fn new(server: &Server, connections: i64) -> Self {
-        let url = server.database();
-        let base = Self { db: Db::connect(&url, 8).unwrap(), url };
-        base.sql(&format!(
-            "INSERT INTO fieldmirror.connections (name, provider, grant_kind, state)
-             SELECT 'c' || i, 'hubspot', 'api_key', 'connected' FROM generate_series(1, {connections}) i"
+    async fn new(connections: i64) -> Self {
+        let turn = TURNS.acquire().await.unwrap();
+        let test = tokio::task::spawn_blocking(TestDb::new).await.unwrap();
+        let base = Self { db: test.db.clone(), url: test.url.clone(), _own: Some((test, turn)) };
+        base.connections(connections).await;
+        base
+    }
+
+    /// A database that is not the test's own to drop.
+    fn at(url: Secret) -> Self {
+        Self { db: Db::connect(&url, 4).unwrap(), url, _own: None }
+    }
+
+    async fn connections(&self, n: i64) {
+        self.sql(&format!(
+            "INSERT INTO connections (name, provider, grant_kind, state)
+             SELECT 'c' || i, 'hubspot', 'api_key', 'connected' FROM generate_series(1, {n}) i"
         ))
         .await;
-        base
     }
 
     async fn sql(&self, sql: &str) {
@@ -208,7 +224,7 @@ async fn claim_one(base: &Base, owner: Uuid, lease: Duration) -> Option<queue::C
 #[tokio::test(flavor = "multi_thread")]
 async fn two_daemons_run_every_job_once() {
     const JOBS: i64 = 3_000;
-    let base = Base::new(shared(), JOBS).await;
+    let base = Base::new(JOBS).await;
     let asked: Vec<_> = (1..=JOBS).map(|id| (Some(ConnectionId(id)), None)).collect();
     let enqueued = base.db.transaction(move |conn| queue::enqueue_many(conn, KIND, &asked)).await.unwrap();
     assert_eq!(enqueued.iter().filter(|job| job.new).count(), 3_000);
@@ -234,7 +250,7 @@ async fn two_daemons_run_every_job_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_live_job_per_kind_and_connection() {
-    let base = Base::new(shared(), 2).await;
+    let base = Base::new(2).await;
     let later = now() + TimeDelta::hours(1);
     let first = base.enqueue(1, Some(later)).await;
     assert!(first.new);
@@ -260,12 +276,12 @@ async fn one_live_job_per_kind_and_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn enqueue_belongs_to_the_callers_transaction() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let undone: Result<(), DbError> = base
         .db
         .transaction(|conn| {
             queue::enqueue(conn, KIND, Some(ConnectionId(1)), None)?;
-            Err(DbError::Query(diesel::result::Error::RollbackTransaction))
+            Err(diesel::result::Error::RollbackTransaction.into())
         })
         .await;
     assert!(undone.is_err());
@@ -274,7 +290,7 @@ async fn enqueue_belongs_to_the_callers_transaction() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_job_is_left_alone_and_not_held_up() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let app = Script::new(|_, lease| {
         async {
             lease.stopped().await;
@@ -307,7 +323,7 @@ async fn a_running_job_is_left_alone_and_not_held_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_run_when_they_are_due() {
-    let base = Base::new(shared(), 2).await;
+    let base = Base::new(2).await;
     let app = Script::done();
     let daemon = base.daemon(quick(), 2, &app).await;
     eventually(LONG, || async { daemon.hub.vitals().claimed_at }).await;
@@ -332,7 +348,7 @@ async fn jobs_run_when_they_are_due() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scheduler_hears_when_a_job_has_ended() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let daemon = base.daemon(quick(), 1, &Script::done()).await;
     eventually(LONG, || async { daemon.hub.vitals().beat_at }).await;
     let mut ticks = daemon.hub.ticks();
@@ -346,7 +362,7 @@ async fn the_scheduler_hears_when_a_job_has_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn child_that_never_ends_its_job() {
     let Some(url) = child_url() else { return };
-    let base = Base { db: Db::connect(&url, 4).unwrap(), url };
+    let base = Base::at(url);
     let app = Script::new(|_, _| {
         let mut out = std::io::stdout();
         writeln!(out, "started").and_then(|()| out.flush()).unwrap();
@@ -377,7 +393,7 @@ fn spawn_child(url: &Secret) -> Child {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_daemons_job_runs_again_within_ten_seconds() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let job = base.enqueue(1, None).await.job_id;
     let url = base.url.clone();
     let mut child = tokio::task::spawn_blocking(move || spawn_child(&url)).await.unwrap();
@@ -395,7 +411,7 @@ async fn a_killed_daemons_job_runs_again_within_ten_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_crashes_park_a_job() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let job = base.enqueue(1, None).await.job_id;
     for crashes in 0..3 {
         let claimed = claim_one(&base, Uuid::new_v4(), Duration::ZERO).await.expect("a lapsed job is due");
@@ -416,7 +432,7 @@ async fn three_crashes_park_a_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_its_own_daemon_forgot_is_no_crash() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     base.enqueue(1, None).await;
     let owner = Uuid::new_v4();
     for _ in 0..5 {
@@ -430,7 +446,7 @@ async fn a_claim_that_its_own_daemon_forgot_is_no_crash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_is_contained_and_counts_as_a_crash() {
-    let base = Base::new(shared(), 2).await;
+    let base = Base::new(2).await;
     let app = Script::new(|connection, _| {
         async move {
             assert_ne!(connection, ConnectionId(1), "boom");
@@ -452,7 +468,7 @@ async fn a_panic_is_contained_and_counts_as_a_crash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_takes_too_long_has_failed() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let daemon = base.daemon(quick(), 1, &Script::new(|_, _| pending().boxed())).await;
     let job =
         base.db.run(|conn| queue::enqueue(conn, Hasty::KIND, Some(ConnectionId(1)), None)).await.unwrap();
@@ -465,8 +481,16 @@ async fn a_run_that_takes_too_long_has_failed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_postgres_is_survived() {
-    let mut server = Server::start(false);
-    let base = Base::new(&server, 3).await;
+    let folder = short_folder("queue");
+    let start = {
+        let options = options(&folder);
+        move || PrivateServer::start_blocking(options.clone()).unwrap()
+    };
+    let start_again = start.clone();
+    let server = tokio::task::spawn_blocking(start).await.unwrap();
+    migrations::run(&server.url()).await.unwrap();
+    let base = Base::at(server.url());
+    base.connections(3).await;
     let app = Script::new(|connection, _| {
         async move {
             let pause = if connection == ConnectionId(1) { 1_500 } else { 0 };
@@ -479,14 +503,9 @@ async fn a_restart_of_postgres_is_survived() {
     let in_flight = base.enqueue(1, None).await.job_id;
     let waiting = base.enqueue(2, Some(now() + TimeDelta::seconds(2))).await.job_id;
     base.until(in_flight, |job| job.state == JobState::Running).await;
-    let server = tokio::task::spawn_blocking(move || {
-        server.stop();
-        std::thread::sleep(Duration::from_secs(3));
-        server.run();
-        server
-    })
-    .await
-    .unwrap();
+    server.stop().await;
+    sleep(Duration::from_secs(3)).await;
+    let server = tokio::task::spawn_blocking(start_again).await.unwrap();
     let ended = base.until(in_flight, |job| job.state == JobState::Done).await;
     assert_eq!((ended.attempt, ended.crashes), (1, 0), "it ended while the database was away, and once");
     base.until(waiting, |job| job.state == JobState::Done).await;
@@ -494,12 +513,13 @@ async fn a_restart_of_postgres_is_survived() {
     base.until(next, |job| job.state == JobState::Done).await;
     assert_eq!(app.runs().len(), 3);
     daemon.stop().await;
-    drop(server);
+    server.stop().await;
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_loses_nothing() {
-    let base = Base::new(shared(), 3).await;
+    let base = Base::new(3).await;
     // 1 stops when it is asked to, 2 does not listen.
     let app = Script::new(|connection, lease| {
         async move {
@@ -527,7 +547,7 @@ async fn a_drain_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_started_goes_back_as_it_was() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let job = base.enqueue(1, None).await.job_id;
     let owner = Uuid::new_v4();
     let claimed = claim_one(&base, owner, LONG).await.unwrap();
@@ -541,7 +561,7 @@ async fn what_was_not_started_goes_back_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_lost_the_lease_is_told_and_its_outcome_refused() {
-    let base = Base::new(shared(), 2).await;
+    let base = Base::new(2).await;
     let told: Arc<Mutex<Vec<ConnectionId>>> = Arc::default();
     let tell = Arc::clone(&told);
     let app = Script::new(move |connection, lease| {
@@ -575,7 +595,7 @@ async fn who_lost_the_lease_is_told_and_its_outcome_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_holder_of_this_run_ends_a_job() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     let job = base.enqueue(1, None).await.job_id;
     let owner = Uuid::new_v4();
     claim_one(&base, owner, Duration::ZERO).await.unwrap();
@@ -597,7 +617,7 @@ async fn only_the_holder_of_this_run_ends_a_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_runs_a_job_again() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     assert_eq!(base.retry(JobId(999)).await, Retried::Unknown);
     let failed = base.enqueue(1, Some(now() + TimeDelta::hours(1))).await.job_id;
     assert_eq!(base.retry(failed).await, Retried::Due, "a pending job is due at once");
@@ -617,7 +637,7 @@ async fn an_admin_runs_a_job_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_listed_counted_and_pruned() {
-    let base = Base::new(shared(), 3).await;
+    let base = Base::new(3).await;
     for connection in 1..=3 {
         base.enqueue(connection, None).await;
     }
@@ -656,7 +676,7 @@ struct Count {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_itself_refuses_a_second_live_job() {
-    let base = Base::new(shared(), 1).await;
+    let base = Base::new(1).await;
     base.enqueue(1, None).await;
     let second = base
         .db
@@ -664,7 +684,7 @@ async fn the_database_itself_refuses_a_second_live_job() {
             Ok(conn.batch_execute("INSERT INTO fieldmirror.jobs (kind, connection_id) VALUES ('probe', 1)")?)
         })
         .await;
-    assert!(matches!(second, Err(DbError::Query(diesel::result::Error::DatabaseError(_, _)))), "{second:?}");
+    assert!(second.is_err_and(|error| error.is_unique_violation("jobs_one_live")));
     let count: Count = base
         .db
         .run(|conn| Ok(diesel::sql_query("SELECT count(*) FROM fieldmirror.jobs").get_result(conn)?))

@@ -14,6 +14,7 @@ use diesel::sql_types::{Array, BigInt, Double, Integer, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{CHANNEL_JOBS, CHANNEL_TICK, Holding, JobId};
+use crate::db::{DbError, session};
 use crate::domain::secret::Secret;
 
 /// How long a proof waits for its own notification.
@@ -23,7 +24,8 @@ const PROOF_LOOK: Duration = Duration::from_millis(5);
 /// The most notifications taken in one look; what is left is taken by the next.
 const NOTICES_MAX: usize = 10_000;
 
-/// libpq's limits for a session that must notice a dead peer before its leases lapse. What the URL says itself stays.
+/// Limits for a session that must notice a vanished peer before its leases lapse: tighter than those of other sessions.
+/// Milliseconds for `tcp_user_timeout`, else seconds. What the URL says itself stays.
 const LIMITS: [(&str, &str); 5] = [
     ("connect_timeout", "5"),
     ("keepalives_idle", "5"),
@@ -35,15 +37,19 @@ const LIMITS: [(&str, &str); 5] = [
 /// Why there is no session, or why it is no longer good.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("connecting to the database to listen for jobs: {0}")]
-    Connect(String),
-    #[error("asking the database on the session that listens for jobs")]
-    Query(#[from] diesel::result::Error),
+    #[error("keeping the session that listens for jobs")]
+    Database(#[from] DbError),
     #[error(
-        "notifications do not arrive over this database URL, most likely because a connection pooler in transaction mode \
-         stands in between; give a direct URL, or a pooler in session mode"
+        "notifications do not arrive over `database.url`, most likely because a connection pooler in transaction mode \
+         stands in between: give a direct address, or a pooler in session mode"
     )]
     Pooler,
+}
+
+impl From<diesel::result::Error> for SessionError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Database(error.into())
+    }
 }
 
 /// What was heard since the last look.
@@ -62,9 +68,9 @@ pub struct Session {
 
 impl Session {
     pub fn open(url: &Secret) -> Result<Self, SessionError> {
-        let mut conn = establish(url)?;
+        let mut conn = open(url)?;
         conn.batch_execute(&format!(
-            "SET application_name = 'fieldmirror queue'; SET statement_timeout = '4s'; SET TimeZone = 'UTC';
+            "SET application_name = 'fieldmirror queue'; SET statement_timeout = '4s'; SET lock_timeout = '4s';
              LISTEN {CHANNEL_JOBS}; LISTEN {CHANNEL_TICK}"
         ))?;
         Ok(Self { conn })
@@ -107,11 +113,7 @@ impl Session {
 
     /// [`super::prune`] over this session.
     pub fn prune(&mut self, keep: Duration, limit: u32) -> Result<usize, SessionError> {
-        use crate::db::DbError;
-        super::prune(&mut self.conn, keep, limit).map_err(|error| match error {
-            DbError::Query(error) => SessionError::Query(error),
-            other => SessionError::Connect(other.to_string()),
-        })
+        Ok(super::prune(&mut self.conn, keep, limit)?)
     }
 }
 
@@ -137,9 +139,9 @@ struct IdRow {
 /// server session as soon as LISTEN is done, and nothing can arrive.
 pub fn prove_listening(url: &Secret) -> Result<(), SessionError> {
     let channel = format!("fieldmirror_proof_{}", Uuid::new_v4().simple());
-    let mut listener = establish(url)?;
+    let mut listener = open(url)?;
     listener.batch_execute(&format!("LISTEN {channel}"))?;
-    let mut speaker = establish(url)?;
+    let mut speaker = open(url)?;
     sql_query("SELECT pg_notify($1, '')").bind::<Text, _>(&channel).execute(&mut speaker)?;
     let deadline = Instant::now() + PROOF_WAIT;
     while Instant::now() < deadline {
@@ -151,37 +153,15 @@ pub fn prove_listening(url: &Secret) -> Result<(), SessionError> {
     Err(SessionError::Pooler)
 }
 
-fn establish(url: &Secret) -> Result<PgConnection, SessionError> {
-    let limited = Secret::new(with_limits(url.expose()));
-    PgConnection::establish(limited.expose()).map_err(|error| SessionError::Connect(plain(&error)))
+fn open(url: &Secret) -> Result<PgConnection, DbError> {
+    session::open(&Secret::new(with_limits(url.expose())))
 }
 
-/// libpq quotes what it cannot parse, and that may be the password; a server's refusal never holds it.
-fn plain(error: &ConnectionError) -> String {
-    match error {
-        ConnectionError::BadConnection(text)
-            if !text.contains("connection info string") && !text.contains("URI") =>
-        {
-            text.trim().to_owned()
-        }
-        _ => "the database URL is malformed".to_owned(),
-    }
-}
-
-/// The URL, or the `key=value` string, with [`LIMITS`] added where it does not set them.
+/// The URL with [`LIMITS`] added where it does not set them.
 fn with_limits(url: &str) -> String {
     let mut text = url.to_owned();
-    let is_url = url.contains("://");
-    for (key, value) in LIMITS {
-        if url.contains(&format!("{key}=")) {
-            continue;
-        }
-        let separator = match (is_url, text.contains('?')) {
-            (true, false) => '?',
-            (true, true) => '&',
-            (false, _) => ' ',
-        };
-        text.push(separator);
+    for (key, value) in LIMITS.into_iter().filter(|(key, _)| !url.contains(&format!("{key}="))) {
+        text.push(if text.contains('?') { '&' } else { '?' });
         text.push_str(key);
         text.push('=');
         text.push_str(value);
@@ -191,40 +171,20 @@ fn with_limits(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use diesel::ConnectionError;
-
-    use super::{plain, with_limits};
+    use super::with_limits;
 
     #[test]
     fn limits_are_added_and_the_urls_own_stay() {
         let rest = "keepalives_interval=2&keepalives_count=2&tcp_user_timeout=4000";
         let cases = [
+            ("postgres://h/d", format!("postgres://h/d?connect_timeout=5&keepalives_idle=5&{rest}")),
             (
-                "postgres://h/d".to_owned(),
-                format!("postgres://h/d?connect_timeout=5&keepalives_idle=5&{rest}"),
-            ),
-            (
-                "postgres:///d?host=/run&connect_timeout=9".to_owned(),
+                "postgres:///d?host=/run&connect_timeout=9",
                 format!("postgres:///d?host=/run&connect_timeout=9&keepalives_idle=5&{rest}"),
-            ),
-            (
-                "host=/run dbname=d keepalives_idle=1".to_owned(),
-                format!("host=/run dbname=d keepalives_idle=1 connect_timeout=5 {}", rest.replace('&', " ")),
             ),
         ];
         for (given, expected) in cases {
-            assert_eq!(with_limits(&given), expected);
+            assert_eq!(with_limits(given), expected);
         }
-    }
-
-    #[test]
-    fn a_url_that_libpq_quotes_is_not_repeated() {
-        let quoted = "missing \"=\" after \"postgre:/me:hunter2@h/d\" in connection info string\n";
-        assert_eq!(
-            plain(&ConnectionError::BadConnection(quoted.to_owned())),
-            "the database URL is malformed"
-        );
-        let refused = "connection to server at \"h\" failed: Connection refused\n";
-        assert_eq!(plain(&ConnectionError::BadConnection(refused.to_owned())), refused.trim());
     }
 }
