@@ -18,3 +18,5 @@ pub mod jobs;
 pub mod providers;
 pub mod sync;
 pub mod vault;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
