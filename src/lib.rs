@@ -16,7 +16,7 @@ pub mod domain;
 pub mod http;
 pub mod jobs;
 pub mod providers;
-pub mod sync;
-pub mod vault;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+pub mod sync;
+pub mod vault;

@@ -25,7 +25,6 @@ pub mod mirror;
 pub mod queue;
 pub mod rate_budget;
 pub mod requests;
-pub mod queue;
 pub mod rows;
 pub mod session;
 pub mod streams;
