@@ -35,13 +35,13 @@ pub struct EnqueueArgs {
     disconnect: Option<String>,
 
     /// Name of the new connection: a-z, 0-9, `_` and `-`
-    #[arg(long, help_heading = "With --connect and --reconnect")]
+    #[arg(long, help_heading = "With --connect")]
     name: Option<String>,
     /// Kind of grant, where the provider takes several: authorization_code, client_credentials, api_key, bearer_token
-    #[arg(long, help_heading = "With --connect and --reconnect")]
+    #[arg(long, help_heading = "With --connect")]
     grant: Option<String>,
     /// What the grant needs besides secrets (repeatable)
-    #[arg(long, value_name = "K=V", help_heading = "With --connect and --reconnect")]
+    #[arg(long, value_name = "K=V", help_heading = "With --connect")]
     param: Vec<String>,
     /// A secret from a file, or from standard input; never on the command line (repeatable)
     #[arg(long, value_name = "K=@FILE|K=-", help_heading = "With --connect and --reconnect")]
@@ -167,7 +167,7 @@ impl EnqueueArgs {
         let rules = [
             ("--name", self.name.is_some(), "--connect"),
             ("--grant", self.grant.is_some(), "--connect"),
-            ("--param", !self.param.is_empty(), consent),
+            ("--param", !self.param.is_empty(), "--connect"),
             ("--secret", !self.secret.is_empty(), consent),
             ("--no-wait", self.no_wait, consent),
             ("--open", self.open, consent),
@@ -372,6 +372,7 @@ mod tests {
         refused("--connect hubspot --name a --param hunter2", "needs NAME=VALUE");
         refused("--reconnect a --name b", "`--name` goes with `--connect`");
         refused("--reconnect a --grant api_key", "`--grant` goes with `--connect`");
+        refused("--reconnect a --param k=v", "`--param` goes with `--connect`");
         refused("--resync", "needs a connection, or `--all`");
         refused("--resync a --all", "not both");
         refused("--resync a --full --since 2026-01-01T00:00:00Z", "give one of them");

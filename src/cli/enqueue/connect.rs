@@ -18,7 +18,7 @@ use crate::cli::terminal;
 use crate::cli::wait::{Waited, wait};
 use crate::db::asks::{self, Asked, Ended};
 use crate::db::connections::{self, Connection, NewConnection, Pending};
-use crate::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
+use crate::db::requests::{self, NewRequest, RequestKind};
 use crate::db::{Db, DbError, PgConnection};
 use crate::domain::spec::{GrantSpec, ProviderSpec};
 use crate::domain::time::{Clock as _, SystemClock, until};
@@ -65,10 +65,8 @@ pub(super) async fn reconnect(cx: &Context, asked: Reconnect) -> Result<Exit, Er
     let spec = credentials::provider(&connection.provider)?;
     let grant = credentials::grant(spec, Some(connection.grant))?;
     check_given(spec, grant, &asked.given, true)?;
-    let given = credentials::params(&asked.given.params)?;
     let secrets = credentials::read_secrets(&asked.given.secrets)?;
-    let mut draft = Draft::new(&cx.wait_for_daemon(&db).await?, secrets, true);
-    draft.args["given_params"] = given.into();
+    let draft = Draft::new(&cx.wait_for_daemon(&db).await?, secrets, true);
     let reply_key = draft.reply_key;
     let (args, sealed, id) = (draft.args, draft.sealed, connection.id);
     let placed = db.transaction(move |conn| {
@@ -81,12 +79,14 @@ pub(super) async fn reconnect(cx: &Context, asked: Reconnect) -> Result<Exit, Er
 }
 
 /// A new connection needs all that its grant needs. A new consent for an old one keeps what is not given again; a new
-/// key has to be given.
+/// key has to be given. Parameters say which account it is, and stay.
 fn check_given(spec: &ProviderSpec, grant: &GrantSpec, given: &Given, again: bool) -> Result<(), Error> {
     let of = format!("the grant `{}` of {}", grant.kind.as_str(), spec.title);
     let params: Vec<&str> = given.params.iter().map(|(name, _)| name.as_str()).collect();
     let secrets: Vec<&str> = given.secrets.iter().map(|secret| secret.name.as_str()).collect();
-    credentials::check_names("--param", grant.params, &params, again, &of)?;
+    if !again {
+        credentials::check_names("--param", grant.params, &params, false, &of)?;
+    }
     let kept = again && grant.kind.needs_consent();
     credentials::check_names("--secret", grant.secrets, &secrets, kept, &of)?;
     if given.open && !grant.kind.needs_consent() {
@@ -111,7 +111,7 @@ impl Draft {
     }
 }
 
-/// Puts the request on record in place of earlier ones for the same connection, whose askers are told.
+/// Puts the request on record. The daemon ends earlier ones of the connection as superseded, together with their links.
 fn place(
     conn: &mut PgConnection,
     connection: &Connection,
@@ -119,21 +119,8 @@ fn place(
     sealed: Option<Vec<u8>>,
 ) -> Result<Asked, DbError> {
     args["grant"] = connection.grant.as_str().into();
-    args["params"] = merged(&connection.params, args.get("given_params"));
-    if let Some(object) = args.as_object_mut() {
-        object.remove("given_params");
-    }
-    let later = Some("a later request for this connection took its place");
-    let (id, kind) = (connection.id, RequestKind::Connect);
-    requests::finish_open(conn, id, kind, RequestOutcome::Superseded, later)?;
-    asks::ask(conn, &NewRequest { connection: id, kind, args, sealed }, JOB)
-}
-
-/// The parameters in force with those given now.
-fn merged(kept: &Value, given: Option<&Value>) -> Value {
-    let mut merged = kept.as_object().cloned().unwrap_or_default();
-    merged.extend(given.and_then(Value::as_object).cloned().unwrap_or_default());
-    merged.into()
+    let new = NewRequest { connection: connection.id, kind: RequestKind::Connect, args, sealed };
+    asks::ask(conn, &new, JOB)
 }
 
 fn taken(connection: &Connection) -> Error {
@@ -323,13 +310,6 @@ mod tests {
         assert!(!check(GrantKind::BearerToken, &[], false, false));
         assert!(!check(GrantKind::BearerToken, &[], false, true), "a new key must be given");
         assert!(!check(GrantKind::BearerToken, &["bearer_token"], true, false), "there is no page to open");
-    }
-
-    #[test]
-    fn parameters_are_kept_unless_given_again() {
-        let merged = merged(&json!({"a": "1", "b": "2"}), Some(&json!({"b": "3"})));
-        assert_eq!(merged, json!({"a": "1", "b": "3"}));
-        assert_eq!(super::merged(&json!({"a": "1"}), None), json!({"a": "1"}));
     }
 
     #[test]
