@@ -7,11 +7,14 @@
 mod callback;
 mod config;
 mod context;
+#[cfg(feature = "sandbox")]
+mod demo;
 mod enqueue;
 mod jobs;
 mod key;
 mod migrate;
 mod report;
+mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod status;
@@ -70,6 +73,8 @@ impl Globals {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the daemon: migrations, callback endpoint, scheduler, workers
+    Run,
     /// Ask the daemon for something: to connect an account, to read it again, to refresh, to disconnect
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Finish a consent with the address that the browser was sent to, for servers that no browser reaches
@@ -84,6 +89,9 @@ enum Command {
     Key(key::KeyArgs),
     /// Apply pending migrations to the database
     Migrate,
+    /// Show it all at work: a private Postgres, the sandbox and a daemon, on invented records
+    #[cfg(feature = "sandbox")]
+    Demo(demo::DemoArgs),
     /// Serve stand-ins of the providers, for trying things out
     #[cfg(feature = "sandbox")]
     Sandbox(sandbox::SandboxArgs),
@@ -118,6 +126,9 @@ fn dispatch(line: Line) -> Result<Exit, Error> {
 async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
     let cx = || Context::load(globals);
     match command {
+        Command::Run => run::run(globals).await,
+        #[cfg(feature = "sandbox")]
+        Command::Demo(args) => demo::run(globals, args).await,
         Command::Enqueue(args) => enqueue::run(&cx()?, *args).await,
         Command::Callback(args) => callback::run(&cx()?, args).await,
         Command::Status(args) => status::run(&cx()?, args).await,

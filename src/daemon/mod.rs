@@ -7,12 +7,11 @@ pub mod postgres;
 mod readiness;
 pub mod telemetry;
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,16 +22,16 @@ use uuid::Uuid;
 use crate::auth::{Auth, Parts};
 use crate::callback;
 use crate::config::Settings;
-use crate::db::{Db, daemons, migrations, vault_keys};
-use crate::domain::failure::Failure;
+use crate::db::{Db, DbError, PgConnection, daemons, migrations, vault_keys};
+use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
-use crate::domain::time::Clock;
-use crate::http::{Client, HttpLimits};
+use crate::domain::time::{Clock, SystemClock};
+use crate::http::{Client, HttpError, HttpLimits};
 use crate::jobs::scheduler::Scheduler;
-use crate::jobs::{Hub, QueueLimits};
+use crate::jobs::{Hub, HubError, QueueLimits};
 use crate::sync::Engine;
-use crate::vault::Vault;
-use postgres::PrivateServer;
+use crate::vault::{Vault, VaultError};
+use postgres::{PrivateServer, PrivateServerError};
 
 /// How often a daemon says that it lives.
 const BEAT_EVERY: Duration = Duration::from_secs(4);
@@ -47,6 +46,64 @@ pub struct Options {
     /// Already bound, in place of `callback.listen`.
     pub listener: Option<TcpListener>,
     pub queue: QueueLimits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), listener: None, queue: QueueLimits::default() }
+    }
+}
+
+/// Why a daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("there is no vault key, and tokens are never stored in plain text")]
+    NoKey,
+    #[error("reading the vault keys")]
+    Vault(#[source] VaultError),
+    #[error("starting the private Postgres server, since `database.url` is empty")]
+    PrivateServer(#[source] PrivateServerError),
+    #[error("preparing the database")]
+    Database(#[source] DbError),
+    #[error("preparing HTTPS")]
+    Https(#[source] HttpError),
+    #[error("listening on {address}, the setting `callback.listen`")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("starting the queue")]
+    Queue(#[source] HubError),
+}
+
+impl StartError {
+    fn listen(settings: &Settings, source: io::Error) -> Self {
+        Self::Listen { address: settings.callback.listen, source }
+    }
+
+    /// Whether it is for the admin to mend, rather than something that may pass.
+    pub fn is_wrong_settings(&self) -> bool {
+        match self {
+            Self::NoKey | Self::Vault(_) | Self::Listen { .. } => true,
+            Self::Database(error) => error.kind() == FailureKind::Misconfigured,
+            Self::PrivateServer(_) | Self::Https(_) | Self::Queue(_) => false,
+        }
+    }
+
+    /// What to do about it, where the text does not say so itself.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NoKey => Some(
+                "make one with `(umask 077; fieldmirror key generate > vault.key)`, keep a copy of it in a safe place, \
+                 and set `[vault] key_file` to its path",
+            ),
+            Self::Listen { .. } => {
+                Some("see whether another process listens there, and what `fieldmirror config` shows")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A daemon that serves.
@@ -64,18 +121,18 @@ pub struct Daemon {
 
 impl Daemon {
     /// Builds everything and starts serving: pending migrations, callback endpoint, scheduler, workers.
-    pub async fn start(settings: Settings, options: Options) -> anyhow::Result<Self> {
+    pub async fn start(settings: Settings, options: Options) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let vault = Arc::new(vault(&settings)?);
         let (server, url) = database(&settings).await?;
-        let applied = migrations::run(&url).await.context("preparing the database")?;
+        let applied = migrations::run(&url).await.map_err(StartError::Database)?;
         if !applied.is_empty() {
             info!(migrations = applied.len(), "Applied {} migrations", applied.len());
         }
-        let db = Db::connect(&url, settings.database.pool_size).context("preparing the database")?;
+        let db = Db::connect(&url, settings.database.pool_size).map_err(StartError::Database)?;
         let id = Uuid::now_v7();
         announce(&db, id, &vault).await?;
-        let client = Client::new(&HttpLimits::default()).context("preparing HTTPS")?;
+        let client = Client::new(&HttpLimits::default()).map_err(StartError::Https)?;
         let auth = Auth::new(Parts {
             db: db.clone(),
             vault,
@@ -94,8 +151,8 @@ impl Daemon {
             clock: Arc::clone(&options.clock),
         });
         let listener = listener(&settings, options.listener).await?;
-        let callback_addr = listener.local_addr().context("asking for the callback's address")?;
-        let hub = Hub::new(db.clone(), url.clone(), id, options.queue).await.context("starting the queue")?;
+        let callback_addr = listener.local_addr().map_err(|source| StartError::listen(&settings, source))?;
+        let hub = Hub::new(db.clone(), url.clone(), id, options.queue).await.map_err(StartError::Queue)?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let scheduler = Scheduler {
@@ -144,7 +201,7 @@ pub async fn run(
     settings: Settings,
     options: Options,
     shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+) -> Result<(), StartError> {
     let daemon = Daemon::start(settings, options).await?;
     notify(&[sd_notify::NotifyState::Ready]);
     shutdown.await;
@@ -161,41 +218,34 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 }
 
 /// No key, no start: never plaintext.
-fn vault(settings: &Settings) -> anyhow::Result<Vault> {
-    let Some(key) = &settings.vault.key else {
-        bail!(
-            "there is no vault key, and tokens are never stored in plain text\nhint: run `fieldmirror key generate > \
-             vault.key`, `chmod 600 vault.key`, and set `[vault] key_file`"
-        );
-    };
-    Vault::new(key, &settings.vault.previous_keys).context("reading the vault keys")
+fn vault(settings: &Settings) -> Result<Vault, StartError> {
+    let key = settings.vault.key.as_ref().ok_or(StartError::NoKey)?;
+    Vault::new(key, &settings.vault.previous_keys).map_err(StartError::Vault)
 }
 
 /// The database that is set, or a private server of our own.
-async fn database(settings: &Settings) -> anyhow::Result<(Option<PrivateServer>, Secret)> {
+async fn database(settings: &Settings) -> Result<(Option<PrivateServer>, Secret), StartError> {
     if let Some(url) = &settings.database.url {
         return Ok((None, url.clone()));
     }
-    let pg_bin = settings.database.pg_bin.as_deref().map(Path::new);
-    let server = PrivateServer::start(&settings.daemon.state_dir, pg_bin)
-        .await
-        .context("starting the private Postgres server (`database.url` is empty)")?;
+    let server = PrivateServer::start(&settings.daemon.state_dir, settings.database.pg_bin.as_deref()).await;
+    let server = server.map_err(StartError::PrivateServer)?;
     let url = server.url();
     Ok((Some(server), url))
 }
 
 /// Puts this daemon and its public key on record.
-async fn announce(db: &Db, id: Uuid, vault: &Vault) -> anyhow::Result<()> {
+async fn announce(db: &Db, id: Uuid, vault: &Vault) -> Result<(), StartError> {
     let (key_id, public_key) = (vault.key_id().to_owned(), vault.public_key());
     let announced = db.transaction(move |connection| {
         daemons::forget_lost(connection, FORGET_AFTER)?;
         vault_keys::publish(connection, &key_id, &public_key)?;
         beat_once(connection, id)
     });
-    announced.await.context("signing on in the database")
+    announced.await.map_err(StartError::Database)
 }
 
-fn beat_once(connection: &mut crate::db::PgConnection, id: Uuid) -> Result<(), crate::db::DbError> {
+fn beat_once(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     daemons::beat(connection, id, &crate::config::host_name(), pid, env!("CARGO_PKG_VERSION"))
 }
@@ -216,14 +266,13 @@ async fn beat(db: Db, id: Uuid, stop: CancellationToken) {
     }
 }
 
-async fn listener(settings: &Settings, bound: Option<TcpListener>) -> anyhow::Result<TcpListener> {
-    if let Some(listener) = bound {
-        return Ok(listener);
+async fn listener(settings: &Settings, bound: Option<TcpListener>) -> Result<TcpListener, StartError> {
+    match bound {
+        Some(listener) => Ok(listener),
+        None => TcpListener::bind(settings.callback.listen)
+            .await
+            .map_err(|source| StartError::listen(settings, source)),
     }
-    let address = settings.callback.listen;
-    TcpListener::bind(address).await.with_context(|| {
-        format!("listening on {address}\nhint: another process may hold it; see `[callback] listen`")
-    })
 }
 
 async fn work(hub: Arc<Hub>, engine: Arc<Engine>, workers: usize, stop: CancellationToken) {

@@ -61,3 +61,9 @@ where
 {
     Ok(query.load::<Value<S, T>>(connection)?.into_iter().map(|row| row.value).collect())
 }
+
+/// Every row of a query as a JSON object, for showing tables whose shape is the query's.
+pub fn objects(connection: &mut PgConnection, sql: &'static str) -> Result<Vec<serde_json::Value>, DbError> {
+    let query = diesel::sql_query(format!("SELECT to_jsonb(q) AS value FROM ({sql}) q"));
+    values::<diesel::sql_types::Jsonb, serde_json::Value, _>(connection, query)
+}

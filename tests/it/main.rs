@@ -4,8 +4,8 @@ mod support;
 
 mod architecture;
 mod auth;
-mod db;
 mod cli;
+mod db;
 mod migrations;
 mod private_server;
 mod queue;
