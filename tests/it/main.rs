@@ -3,5 +3,6 @@
 mod support;
 
 mod architecture;
+mod fixtures;
 mod migrations;
 mod private_server;
