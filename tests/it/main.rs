@@ -4,5 +4,6 @@ mod support;
 
 mod architecture;
 mod fixtures;
+mod hubspot;
 mod migrations;
 mod private_server;
