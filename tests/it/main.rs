@@ -7,3 +7,4 @@ mod fixtures;
 mod hubspot;
 mod migrations;
 mod private_server;
+mod views;
