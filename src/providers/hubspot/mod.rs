@@ -257,13 +257,20 @@ fn id_text(value: &Value) -> Option<String> {
 fn results<'a>(reply: &'a Reply, purpose: &str) -> Result<&'a Vec<Value>, Failure> {
     let body = reply.json();
     let errors = body.and_then(|body| body.get("errors")?.as_array()).into_iter().flatten();
-    let categories = errors.filter_map(|error| error.get("category")?.as_str());
-    if let Some(category) = categories.into_iter().find(|category| !category.ends_with("NOT_FOUND")) {
-        let category = clip(category);
+    if let Some(other) = errors.into_iter().find(|error| !tells_absence(error)) {
+        let category = clip(other.get("category").and_then(Value::as_str).unwrap_or("no reason given"));
         return Err(Failure::transient(format!("HubSpot answered `{purpose}` in part only: {category}")));
     }
     body.and_then(|body| body.get("results")?.as_array())
         .ok_or_else(|| Failure::changed(format!("HubSpot's answer to `{purpose}` has no `results` list")))
+}
+
+/// `OBJECT_NOT_FOUND`, or `crm.associations.NO_ASSOCIATIONS_FOUND` as subcategory. An error without a category says
+/// nothing else either.
+fn tells_absence(error: &Value) -> bool {
+    let word = |key: &str| error.get(key).and_then(Value::as_str);
+    word("category").is_none()
+        || ["category", "subCategory"].into_iter().filter_map(word).any(|w| w.ends_with("_FOUND"))
 }
 
 /// The cursor of the next page. `link` beside it is never followed: its host comes from the answer.

@@ -93,7 +93,7 @@ enum Asked {
     Reading { batches: usize },
     /// Further associations of single tickets, one request per kind in this order.
     Associations { kinds: Vec<String>, round: u32 },
-    /// Ids that the batch read did not return, asked for among the archived.
+    /// Ids that the batch read did not return, asked for on the other side: among the archived, or the living.
     Missing,
 }
 
@@ -231,7 +231,7 @@ fn take_listing(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<(At, V
             return Err(Failure::changed("HubSpot's search promises another page after an empty one"));
         }
     } else if more.is_some() {
-        if more == here.after {
+        if more == here.after || (!next.ids.is_empty() && next.ids == here.ids) {
             return Err(Failure::changed("HubSpot's ticket list repeats a page"));
         }
         next.after = more;
@@ -433,9 +433,12 @@ fn follow_up(
         };
         return Ok(Step::Send { requests, at: Position::of(&here) });
     }
-    // What a live listing named and a live read does not return has been archived, deleted or merged in between.
-    if !here.draft.missing.is_empty() && cx.walk.mode != Mode::Archived {
-        let requests = here.draft.missing.chunks(BATCH_MAX).map(|ids| batch_read(cx, ids, true)).collect();
+    // What a live listing named and a live read does not return has been archived, deleted or merged in between; what
+    // was archived has been restored or deleted. Restoring need not move `hs_lastmodifieddate`, so it is read now.
+    if !here.draft.missing.is_empty() {
+        let archived = cx.walk.mode != Mode::Archived;
+        let requests =
+            here.draft.missing.chunks(BATCH_MAX).map(|ids| batch_read(cx, ids, archived)).collect();
         here.asked = Asked::Missing;
         return Ok(Step::Send { requests, at: Position::of(&here) });
     }

@@ -181,7 +181,7 @@ fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
                 for request in &requests {
                     while changes.last().is_some_and(|(before, ..)| *before <= sent) {
                         let (_, whom, change) = changes.pop().expect("it is there");
-                        world.change(&whom, change);
+                        world.change(whom, change);
                     }
                     sent += 1;
                     replies.push(world.answer(request));

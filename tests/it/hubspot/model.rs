@@ -77,7 +77,7 @@ impl World {
         companies
     }
 
-    pub fn change(&mut self, whom: &Index, change: Change) {
+    pub fn change(&mut self, whom: Index, change: Change) {
         self.now += TimeDelta::milliseconds(700);
         if let Change::Create = change {
             let id = self.tickets.last_key_value().map_or(1, |(last, _)| last + 1);
