@@ -338,15 +338,18 @@ fn read(cx: &StepContext<'_>, mut here: At, batches: usize, replies: &[Reply]) -
     follow_up(cx, here, overflow, 0)
 }
 
-/// Keeps the records that were asked for. The id of a ticket that was merged away may be answered with its survivor:
+/// Keeps the records that were asked for, each once. The id of a ticket that was merged away may be answered with its survivor:
 /// that one tells who went into it, and comes with its own associations when it is listed itself.
 fn take_records(draft: &mut Draft, asked: &[String], reply: &Reply) -> Result<(), Failure> {
     let asked: BTreeSet<&str> = asked.iter().map(String::as_str).collect();
+    let mut read: BTreeSet<String> =
+        draft.records.iter().filter_map(|record| id_text(record.get("id")?)).collect();
     for record in results(reply, "batch_read")? {
-        if asked.contains(record_id(record)?.as_str()) {
-            draft.records.push(record.clone());
-        } else {
+        let id = record_id(record)?;
+        if !asked.contains(id.as_str()) {
             draft.tombstones.extend(merged_away(record, reply.sent_at));
+        } else if read.insert(id) {
+            draft.records.push(record.clone());
         }
     }
     draft.sent_at = Some(draft.sent_at.map_or(reply.sent_at, |sent_at| sent_at.min(reply.sent_at)));

@@ -50,7 +50,13 @@ fn ticket() -> impl Strategy<Value = Ticket> {
     let archived = prop_oneof![4 => Just(None), 1 => (0..14_i64).prop_map(Some)];
     (minutes, archived, 0..6_usize).prop_map(|(minutes, archived, companies)| {
         let ago = |minutes| started_at() - TimeDelta::minutes(minutes);
-        Ticket { modified: ago(minutes), archived: archived.map(ago), gone: false, companies }
+        Ticket {
+            modified: ago(minutes),
+            archived: archived.map(ago),
+            gone: false,
+            companies,
+            merged: Vec::new(),
+        }
     })
 }
 
@@ -78,6 +84,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         2 => Just(Change::Archive),
         2 => Just(Change::Restore),
         2 => Just(Change::Delete),
+        2 => Just(Change::Merge),
         1 => Just(Change::Create),
     ];
     (

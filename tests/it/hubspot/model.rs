@@ -25,6 +25,8 @@ pub struct Ticket {
     pub gone: bool,
     /// How many companies it is associated with.
     pub companies: usize,
+    /// Tickets that went into this one.
+    pub merged: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,8 @@ pub enum Change {
     /// Leaves the modification time alone, as archiving does.
     Restore,
     Delete,
+    /// Into the next living ticket, which is modified.
+    Merge,
     Create,
 }
 
@@ -81,7 +85,8 @@ impl World {
         self.now += TimeDelta::milliseconds(700);
         if let Change::Create = change {
             let id = self.tickets.last_key_value().map_or(1, |(last, _)| last + 1);
-            let ticket = Ticket { modified: self.now, archived: None, gone: false, companies: 1 };
+            let ticket =
+                Ticket { modified: self.now, archived: None, gone: false, companies: 1, merged: Vec::new() };
             self.tickets.insert(id, ticket);
             return;
         }
@@ -90,6 +95,9 @@ impl World {
         }
         let ids: Vec<u64> = self.tickets.keys().copied().collect();
         let id = *whom.get(&ids);
+        if let Change::Merge = change {
+            return self.merge(id);
+        }
         let ticket = self.tickets.get_mut(&id).expect("it is there");
         match change {
             Change::Touch if ticket.archived.is_none() => ticket.modified = self.now,
@@ -101,6 +109,18 @@ impl World {
         if ticket.gone || ticket.archived.is_some() {
             self.ever_gone.insert(id);
         }
+    }
+
+    fn merge(&mut self, id: u64) {
+        let living: Vec<u64> = self.there(false).map(|(id, _)| id).collect();
+        let Some(&into) = living.iter().find(|other| **other > id).filter(|_| living.contains(&id)) else {
+            return;
+        };
+        let survivor = self.tickets.get_mut(&into).expect("it is there");
+        survivor.merged.push(id);
+        survivor.modified = self.now;
+        self.tickets.get_mut(&id).expect("it is there").gone = true;
+        self.ever_gone.insert(id);
     }
 
     pub fn answer(&mut self, request: &Request) -> Reply {
@@ -169,8 +189,11 @@ impl World {
         let asked = ids(body, BATCH_MAX);
         let found: BTreeMap<u64, &Ticket> =
             self.there(archived).filter(|(id, _)| asked.contains(id)).collect();
-        // Not in the order in which they were asked for.
-        let results: Vec<Value> = found.iter().rev().map(|(id, ticket)| shown(*id, ticket)).collect();
+        // Not in the order in which they were asked for; ids that were merged away are answered with their survivors.
+        let mut results: Vec<Value> = found.iter().rev().map(|(id, ticket)| shown(*id, ticket)).collect();
+        let survivors =
+            self.there(archived).filter(|(_, ticket)| ticket.merged.iter().any(|id| asked.contains(id)));
+        results.extend(survivors.map(|(id, ticket)| shown(id, ticket)));
         let missing: Vec<String> =
             asked.iter().filter(|id| !found.contains_key(id)).map(u64::to_string).collect();
         let mut answer = json!({"status": "COMPLETE", "results": results});
@@ -199,7 +222,9 @@ impl World {
 }
 
 fn shown(id: u64, ticket: &Ticket) -> Value {
-    json!({"id": id.to_string(), "properties": {"hs_object_id": id.to_string()}, "updatedAt": ticket.modified,
+    let merged = ticket.merged.iter().map(u64::to_string).collect::<Vec<_>>().join(";");
+    let properties = json!({"hs_object_id": id.to_string(), "hs_merged_object_ids": merged});
+    json!({"id": id.to_string(), "properties": properties, "updatedAt": ticket.modified,
         "archived": ticket.archived.is_some(), "archivedAt": ticket.archived})
 }
 
