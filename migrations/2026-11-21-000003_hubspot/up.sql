@@ -171,10 +171,15 @@ COMMENT ON COLUMN mirror.hubspot_properties.archived_at IS 'When it was archived
 CALL fieldmirror.describe_mirror_table('mirror.hubspot_properties', 'HubSpot');
 COMMENT ON COLUMN mirror.hubspot_properties.id IS 'The property''s internal name: a key of raw->''properties'' in mirror.hubspot_tickets';
 
--- Casts that never raise, for values that a provider types loosely.
+-- Casts that never raise, for values that a provider types loosely. None of them catches an error: Postgres 15 and 16
+-- refuse that in parallel plans, and it costs a subtransaction a value. So what is cast has been checked to the end.
+-- Classes such as \d and \s know more digits and spaces than the casts do, so they are spelt out.
 CREATE FUNCTION mirror.as_numeric(value text) RETURNS numeric
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN length(value) <= 200 AND value ~ '^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*$' THEN value::numeric END;
+RETURN CASE
+    WHEN length(value) <= 200 AND value ~ '^[ \t\n\r]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t\n\r]*$'
+    THEN value::numeric
+END;
 COMMENT ON FUNCTION mirror.as_numeric IS 'The text as a number, or null where it is none';
 
 CREATE FUNCTION mirror.as_boolean(value text) RETURNS boolean
@@ -184,17 +189,26 @@ COMMENT ON FUNCTION mirror.as_boolean IS 'true or false in words as boolean, or 
 
 CREATE FUNCTION mirror.as_timestamptz(value text) RETURNS timestamptz
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    month_begins date;
 BEGIN
-    IF value ~ '^-?\d{1,15}(\.\d*)?$' THEN
-        RETURN to_timestamp(value::double precision / 1000);
-    ELSIF value ~ '^\d{4}-\d{2}-\d{2}$' THEN
-        RETURN (value || 'T00:00:00Z')::timestamptz;
-    ELSIF value ~ '^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})$' THEN
-        RETURN value::timestamptz;
+    IF value ~ '^-?[0-9]{1,15}(\.[0-9]{0,9})?$' THEN
+        -- Years 1 to 9999.
+        IF value::numeric BETWEEN -62135596800000 AND 253402300799999 THEN
+            RETURN to_timestamp(value::double precision / 1000);
+        END IF;
+        RETURN NULL;
     END IF;
-    RETURN NULL;
-EXCEPTION WHEN data_exception THEN
-    RETURN NULL;
+    IF value !~ ('^(?!0000)[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
+        '(T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4]):?[0-5][0-9]))?$')
+    THEN
+        RETURN NULL;
+    END IF;
+    month_begins := make_date(substr(value, 1, 4)::integer, substr(value, 6, 2)::integer, 1);
+    IF substr(value, 9, 2)::integer > extract(day FROM month_begins + interval '1 month' - interval '1 day') THEN
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN length(value) = 10 THEN value || 'T00:00:00Z' ELSE value END::timestamptz;
 END
 $$;
 COMMENT ON FUNCTION mirror.as_timestamptz IS 'RFC 3339, a bare date (midnight UTC) or epoch milliseconds as a moment, or null';
@@ -218,7 +232,8 @@ SELECT
     t.content AS description,
     CASE
         WHEN s.ticket_state = 'CLOSED' OR s.is_closed THEN 'closed'
-        WHEN s.ticket_state IS NULL AND t.closed_at IS NOT NULL THEN 'closed'
+        -- A ticket that was opened again may keep its date.
+        WHEN s.ticket_state IS NULL AND s.is_closed IS NULL AND t.closed_at IS NOT NULL THEN 'closed'
         ELSE 'open'
     END AS status,
     coalesce(s.label, t.stage_id) AS provider_status,

@@ -41,8 +41,13 @@ pub fn by_status(spec: &ProviderSpec, request: &Request, reply: &Reply) -> Verdi
     }
 }
 
+/// Whether a status speaks of the endpoint's own trouble, whatever the body says.
+pub fn is_trouble(status: u16) -> bool {
+    status == 429 || status >= 500
+}
+
 /// RFC 6749 §5.2: `invalid_grant` is the death of a grant; errors about the client concern every account; all else
-/// passes.
+/// passes, and so does the endpoint's own trouble.
 pub fn token_by_rfc(status: u16, body: &Body) -> TokenVerdict {
     let text = |name: &str| match body {
         Body::Json(value) => value.get(name).and_then(serde_json::Value::as_str).unwrap_or_default(),
@@ -52,6 +57,7 @@ pub fn token_by_rfc(status: u16, body: &Body) -> TokenVerdict {
     let said = if text("error_description").is_empty() { error } else { text("error_description") };
     let said = clip(said);
     match error {
+        _ if is_trouble(status) => TokenVerdict::Retry(format!("the token endpoint answered {status}")),
         "invalid_grant" => TokenVerdict::Dead(said),
         "invalid_client" | "unauthorized_client" | "unsupported_grant_type" | "invalid_scope" => {
             TokenVerdict::Misconfigured(said)

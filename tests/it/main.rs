@@ -9,3 +9,8 @@ mod db;
 mod migrations;
 mod private_server;
 mod queue;
+mod fixtures;
+mod hubspot;
+mod migrations;
+mod private_server;
+mod views;

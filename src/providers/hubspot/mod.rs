@@ -12,11 +12,12 @@ mod pipelines;
 mod properties;
 mod tickets;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::judge::{by_status, clip, token_by_rfc, words};
+use super::judge::{by_status, clip, is_trouble, token_by_rfc, words};
 use super::{Account, Clues, Limit, Provider};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{BEARER, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
@@ -30,6 +31,9 @@ pub struct HubSpot;
 const TEN_SECONDLY: &str = "ten_secondly";
 /// Search requests to one account, shared with its other apps.
 const SEARCH: &str = "search";
+/// Batch reads of associations: the specification exempts them from the ten-second limit. They have a bucket all the
+/// same, since a request without one would not wait after a refusal.
+const ASSOCIATIONS: &str = "associations";
 
 static SPEC: ProviderSpec = ProviderSpec {
     name: "hubspot",
@@ -62,6 +66,8 @@ static SPEC: ProviderSpec = ProviderSpec {
         // 110 for public apps since 2024; newer material still says 100 in places.
         BucketSpec { name: TEN_SECONDLY, limit: 100, per: Duration::from_secs(10) },
         BucketSpec { name: SEARCH, limit: 5, per: Duration::from_secs(1) },
+        // No figure is published; as many as of all other requests never slow a walk down.
+        BucketSpec { name: ASSOCIATIONS, limit: 100, per: Duration::from_secs(10) },
     ],
     // The token endpoint is limited too; no figure is published.
     token_bucket: BucketSpec { name: "token", limit: 50, per: Duration::from_secs(10) },
@@ -86,16 +92,15 @@ impl Provider for HubSpot {
 
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
         match reply.status {
-            429 => {
-                Verdict::Throttled { bucket: throttled_bucket(request, reply), wait_ms: daily_wait(reply) }
-            }
+            429 => Verdict::Throttled { bucket: own_bucket(request), wait_ms: daily_wait(reply) },
             // A cursor that is refused, or swapped with that of another list.
             400 if request.query.iter().any(|(name, _)| *name == "after") => {
                 Verdict::RestartPaging { why: format!("HubSpot refused the cursor: {}", words(reply)) }
             }
             403 => Verdict::Fail(forbidden(request, reply)),
             // The account is being moved between data centres, which can take hours.
-            477 => Verdict::Throttled { bucket: TEN_SECONDLY, wait_ms: Some(MOVING_WAIT_MS) },
+            477 => Verdict::Throttled { bucket: own_bucket(request), wait_ms: Some(MOVING_WAIT_MS) },
+            423 => Verdict::Retry { wait_ms: Some(LOCKED_WAIT_MS), why: "HubSpot answered 423".to_owned() },
             // The edge could not read the token at all.
             530 => Verdict::RefreshToken,
             _ => by_status(&SPEC, request, reply),
@@ -108,10 +113,18 @@ impl Provider for HubSpot {
             Body::Text(_) => "",
         };
         let said = clip(if text("message").is_empty() { text("error_description") } else { text("message") });
+        let by_rfc = token_by_rfc(status, body);
+        // Trouble of the endpoint itself proves nothing, and an error that names the client concerns every account;
+        // HubSpot has answered BAD_REFRESH_TOKEN to requests that were wrong in themselves.
+        if is_trouble(status) || matches!(by_rfc, TokenVerdict::Misconfigured(_)) {
+            return by_rfc;
+        }
         match text("status") {
-            "BAD_CLIENT_ID" | "BAD_CLIENT_SECRET" | "BAD_REDIRECT_URI" => TokenVerdict::Misconfigured(said),
+            bad @ ("BAD_CLIENT_ID" | "BAD_CLIENT_SECRET" | "BAD_REDIRECT_URI" | "BAD_GRANT_TYPE") => {
+                TokenVerdict::Misconfigured(format!("{bad}: {said}"))
+            }
             bad if bad.starts_with("BAD_") => TokenVerdict::Dead(format!("{bad}: {said}")),
-            _ => token_by_rfc(status, body),
+            _ => by_rfc,
         }
     }
 
@@ -142,14 +155,24 @@ impl Provider for HubSpot {
         vec![get(path, "account_info", &[])]
     }
 
-    /// `hub_id` = `portalId` is the key. No endpoint knows the account's name: its domain is the best label there is.
+    /// `hub_id` = `portalId` is the key, and whoever names it must name the same: rows of two accounts under one
+    /// connection could never be told apart again. No endpoint knows the account's name: its domain is the best label
+    /// there is.
     fn identity(&self, clues: &Clues<'_>) -> Result<Account, Failure> {
         let details = clues.replies.first().and_then(Reply::json);
-        let id = [details.and_then(|d| d.get("portalId")), clues.granted.get("hub_id")]
-            .into_iter()
-            .flatten()
-            .find_map(id_text)
-            .ok_or_else(|| Failure::changed("HubSpot's account details name no `portalId`"))?;
+        let named = [
+            details.and_then(|details| details.get("portalId")),
+            clues.granted.get("hub_id"),
+            clues.introspected.and_then(|answer| answer.get("hub_id")),
+        ];
+        let mut ids = named.into_iter().flatten().filter_map(id_text);
+        let id =
+            ids.next().ok_or_else(|| Failure::changed("HubSpot's account details name no `portalId`"))?;
+        if let Some(other) = ids.find(|other| *other != id) {
+            return Err(Failure::changed(format!(
+                "HubSpot names two accounts for one credential: {id} and {other}"
+            )));
+        }
         let name = [clues.introspected, Some(clues.granted)]
             .into_iter()
             .flatten()
@@ -165,30 +188,41 @@ const MOVING_WAIT_MS: u64 = 10 * 60 * 1000;
 /// A daily limit resets at midnight in the account's own time zone; it is looked at again once an hour until then.
 const DAILY_WAIT_MS: u64 = 60 * 60 * 1000;
 
-/// Which limit a 429 speaks of. Search's own comes without `policyName` at times.
-fn throttled_bucket(request: &Request, reply: &Reply) -> &'static str {
-    let secondly =
-        reply.text_at("/policyName") == Some("SECONDLY") || words(reply).contains("secondly limit");
-    let ten = words(reply).contains("ten_secondly");
-    if request.purpose == "search" || (secondly && !ten) { SEARCH } else { TEN_SECONDLY }
+/// HubSpot asks for two seconds at least before a locked record is asked for again.
+const LOCKED_WAIT_MS: u64 = 2_000;
+
+/// The bucket that a refusal pauses: the one that the request takes from, whatever policy the body names (search's own
+/// comes without `policyName` at times). A pause of any other would not keep this request from being sent again.
+fn own_bucket(request: &Request) -> &'static str {
+    request.buckets.first().copied().unwrap_or(TEN_SECONDLY)
 }
 
+/// `policyName` in older bodies; newer ones say it in `message` alone.
 fn daily_wait(reply: &Reply) -> Option<u64> {
-    (reply.text_at("/policyName") == Some("DAILY")).then_some(DAILY_WAIT_MS)
+    let daily = reply.text_at("/policyName") == Some("DAILY") || words(reply).contains("daily limit");
+    daily.then_some(DAILY_WAIT_MS)
 }
 
 /// 403 says that a scope or a feature is missing; the token itself is fine.
 fn forbidden(request: &Request, reply: &Reply) -> Failure {
-    let scope = ["requiredGranularScopes", "requiredScopes"].into_iter().find_map(|key| {
-        let scopes = reply.json()?.pointer(&format!("/errors/0/context/{key}"))?.as_array()?;
-        let scopes: Vec<&str> = scopes.iter().filter_map(Value::as_str).collect();
-        (!scopes.is_empty()).then(|| scopes.join(" "))
-    });
+    let scope = missing_scopes(reply);
     let message = match &scope {
         Some(scope) => format!("HubSpot does not allow `{}`: scope missing: {scope}", request.purpose),
         None => format!("HubSpot does not allow `{}`: {}", request.purpose, words(reply)),
     };
     Failure::new(FailureKind::Forbidden { scope }, message)
+}
+
+/// The scopes that a refusal names, in the context of its errors or of itself, separated by spaces.
+fn missing_scopes(reply: &Reply) -> Option<String> {
+    let body = reply.json()?;
+    let errors = body.get("errors").and_then(Value::as_array).into_iter().flatten();
+    let contexts: Vec<&Value> = errors.chain([body]).filter_map(|part| part.get("context")).collect();
+    ["requiredGranularScopes", "requiredScopes"].into_iter().find_map(|key| {
+        let scopes = contexts.iter().filter_map(|context| context.get(key)?.as_array()).flatten();
+        let scopes: BTreeSet<&str> = scopes.filter_map(Value::as_str).collect();
+        (!scopes.is_empty()).then(|| scopes.into_iter().collect::<Vec<_>>().join(" "))
+    })
 }
 
 /// `/crm/{area}/{version}/{rest}`, or `/crm/v3/{area}/{rest}` as it was before versions were dates.
@@ -217,11 +251,26 @@ fn id_text(value: &Value) -> Option<String> {
 }
 
 /// The array that every list answer carries.
+///
+/// A 207 names in `errors` what it leaves out. What is not there is reported as not found; any other reason (a shard
+/// that did not answer, a missing right) makes the answer incomplete, and nothing may be concluded from what is missing.
 fn results<'a>(reply: &'a Reply, purpose: &str) -> Result<&'a Vec<Value>, Failure> {
-    reply
-        .json()
-        .and_then(|body| body.get("results")?.as_array())
+    let body = reply.json();
+    let errors = body.and_then(|body| body.get("errors")?.as_array()).into_iter().flatten();
+    if let Some(other) = errors.into_iter().find(|error| !tells_absence(error)) {
+        let category = clip(other.get("category").and_then(Value::as_str).unwrap_or("no reason given"));
+        return Err(Failure::transient(format!("HubSpot answered `{purpose}` in part only: {category}")));
+    }
+    body.and_then(|body| body.get("results")?.as_array())
         .ok_or_else(|| Failure::changed(format!("HubSpot's answer to `{purpose}` has no `results` list")))
+}
+
+/// `OBJECT_NOT_FOUND`, or `crm.associations.NO_ASSOCIATIONS_FOUND` as subcategory. An error without a category says
+/// nothing else either.
+fn tells_absence(error: &Value) -> bool {
+    let word = |key: &str| error.get(key).and_then(Value::as_str);
+    word("category").is_none()
+        || ["category", "subCategory"].into_iter().filter_map(word).any(|w| w.ends_with("_FOUND"))
 }
 
 /// The cursor of the next page. `link` beside it is never followed: its host comes from the answer.

@@ -16,7 +16,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{SEARCH, StreamSpec, TEN_SECONDLY, crm_path, get, id_text, next_after, properties, results};
+use super::{
+    ASSOCIATIONS, SEARCH, StreamSpec, TEN_SECONDLY, crm_path, get, id_text, next_after, properties, results,
+};
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record, Tombstone};
 use crate::domain::spec::ColumnType::{Boolean, Text, TextArray, Timestamptz};
@@ -91,7 +93,7 @@ enum Asked {
     Reading { batches: usize },
     /// Further associations of single tickets, one request per kind in this order.
     Associations { kinds: Vec<String>, round: u32 },
-    /// Ids that the batch read did not return, asked for among the archived.
+    /// Ids that the batch read did not return, asked for on the other side: among the archived, or the living.
     Missing,
 }
 
@@ -210,7 +212,8 @@ fn take_listing(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<(At, V
         let id = entry.get("id").and_then(id_text).ok_or_else(|| {
             Failure::changed(format!("HubSpot's `{purpose}` names a ticket without an `id`"))
         })?;
-        if cx.walk.mode == Mode::Archived {
+        // That it stands in this list proves nothing: the record's own flag counts. Without one it is read.
+        if cx.walk.mode == Mode::Archived && is_archived(entry) {
             let tombstone = archived_tombstone(&id, entry, reply);
             let known = cx.walk.from.is_some_and(|from| tombstone.deletion.at < from);
             tombstones.push(tombstone);
@@ -228,7 +231,7 @@ fn take_listing(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<(At, V
             return Err(Failure::changed("HubSpot's search promises another page after an empty one"));
         }
     } else if more.is_some() {
-        if more == here.after {
+        if more == here.after || (!next.ids.is_empty() && next.ids == here.ids) {
             return Err(Failure::changed("HubSpot's ticket list repeats a page"));
         }
         next.after = more;
@@ -256,11 +259,20 @@ fn numeric_key(id: &str) -> (usize, &str) {
     (digits.len(), digits)
 }
 
+/// What a record says of itself.
+fn is_archived(record: &Value) -> bool {
+    record.get("archived").and_then(Value::as_bool).unwrap_or_else(|| archived_at(record).is_some())
+}
+
+fn archived_at(record: &Value) -> Option<DateTime<Utc>> {
+    record.get("archivedAt").and_then(values::timestamp)
+}
+
 fn archived_tombstone(id: &str, entry: &Value, reply: &Reply) -> Tombstone {
-    let at = entry.get("archivedAt").and_then(values::timestamp).unwrap_or(reply.sent_at);
+    let at = archived_at(entry).unwrap_or(reply.sent_at);
     Tombstone {
         id: id.to_owned(),
-        deletion: Deletion { at, evidence: "listed by HubSpot as archived".to_owned() },
+        deletion: Deletion { at, evidence: "the record's own `archived` flag".to_owned() },
         merged_into: None,
         sent_at: reply.sent_at,
     }
@@ -282,14 +294,16 @@ fn send_reading(cx: &StepContext<'_>, here: At) -> Step {
 }
 
 fn batch_read(cx: &StepContext<'_>, ids: &[String], archived: bool) -> Request {
-    let names: Vec<&str> = cx
+    let known = cx
         .facts
         .get(properties::TICKET_PROPERTIES)
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .filter_map(|property| property.get(0)?.as_str())
-        .collect();
+        .filter_map(|property| property.get(0)?.as_str());
+    // Without this one merged tickets would only be missing. Names that an account lacks are ignored.
+    let mut names: Vec<&str> = known.filter(|name| *name != MERGED_IDS).collect();
+    names.push(MERGED_IDS);
     let inputs: Vec<Value> = ids.iter().map(|id| json!({"id": id})).collect();
     let body = json!({"properties": names, "inputs": inputs});
     let purpose = if archived { "batch_read_archived" } else { "batch_read" };
@@ -298,16 +312,15 @@ fn batch_read(cx: &StepContext<'_>, ids: &[String], archived: bool) -> Request {
     request
 }
 
-/// The specification exempts this from the ten-second limit, and it goes out no faster than the batch reads beside it.
 fn associations(cx: &StepContext<'_>, kind: &str, inputs: &[Value]) -> Request {
     let rest = format!("tickets/{kind}/batch/read");
-    post(cx, "associations", &rest, "associations", json!({"inputs": inputs}), &[])
+    post(cx, "associations", &rest, "associations", json!({"inputs": inputs}), &[ASSOCIATIONS])
 }
 
 fn read(cx: &StepContext<'_>, mut here: At, batches: usize, replies: &[Reply]) -> Result<Step, Failure> {
     let mut draft = Draft::default();
     for reply in &replies[..batches] {
-        take_records(&mut draft, reply)?;
+        take_records(&mut draft, &here.ids, reply)?;
     }
     draft.missing = missing_ids(&here.ids, &draft.records);
     let mut overflow = Vec::new();
@@ -319,16 +332,33 @@ fn read(cx: &StepContext<'_>, mut here: At, batches: usize, replies: &[Reply]) -
         let listing = listing.ok_or_else(|| Failure::bug("the reply to a listing is missing"))?;
         let (next, tombstones) = take_listing(cx, &here, listing)?;
         draft.next = Some(Box::new(next));
-        draft.tombstones = tombstones;
+        draft.tombstones.extend(tombstones);
     }
     here.draft = draft;
     follow_up(cx, here, overflow, 0)
 }
 
-fn take_records(draft: &mut Draft, reply: &Reply) -> Result<(), Failure> {
-    draft.records.extend(results(reply, "batch_read")?.iter().cloned());
+/// Keeps the records that were asked for, each once. The id of a ticket that was merged away may be answered with its survivor:
+/// that one tells who went into it, and comes with its own associations when it is listed itself.
+fn take_records(draft: &mut Draft, asked: &[String], reply: &Reply) -> Result<(), Failure> {
+    let asked: BTreeSet<&str> = asked.iter().map(String::as_str).collect();
+    let mut read: BTreeSet<String> =
+        draft.records.iter().filter_map(|record| id_text(record.get("id")?)).collect();
+    for record in results(reply, "batch_read")? {
+        let id = record_id(record)?;
+        if !asked.contains(id.as_str()) {
+            draft.tombstones.extend(merged_away(record, reply.sent_at));
+        } else if read.insert(id) {
+            draft.records.push(record.clone());
+        }
+    }
     draft.sent_at = Some(draft.sent_at.map_or(reply.sent_at, |sent_at| sent_at.min(reply.sent_at)));
     Ok(())
+}
+
+fn record_id(record: &Value) -> Result<String, Failure> {
+    let id = record.get("id").and_then(id_text);
+    id.ok_or_else(|| Failure::changed("HubSpot's `batch_read` returns a ticket without an `id`"))
 }
 
 fn missing_ids(asked: &[String], records: &[Value]) -> Vec<String> {
@@ -345,19 +375,35 @@ fn take_associations(draft: &mut Draft, kind: &str, reply: &Reply) -> Result<Vec
             return Err(Failure::changed("HubSpot's associations name no ticket in `from`"));
         };
         let ids = by_ticket.entry(ticket.clone()).or_default();
-        for to in row.get("to").and_then(Value::as_array).into_iter().flatten() {
+        for to in associated(row)? {
             // A string in the dated version, a number in v4.
-            let Some(id) = to.get("toObjectId").and_then(id_text) else { continue };
-            if ids.contains(&id) {
-                continue;
-            }
-            if is_primary(to) { ids.insert(0, id) } else { ids.push(id) }
+            let id = to.get("toObjectId").and_then(id_text);
+            let id = id.ok_or_else(|| Failure::changed("HubSpot's associations lack `toObjectId`"))?;
+            insert_associated(ids, id, is_primary(to));
         }
         if let Some(after) = row.pointer("/paging/next/after").and_then(id_text) {
             overflow.push(json!({"id": ticket, "after": after}));
         }
     }
     Ok(overflow)
+}
+
+fn associated(row: &Value) -> Result<&[Value], Failure> {
+    match row.get("to") {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(to)) => Ok(to),
+        Some(_) => Err(Failure::changed("HubSpot's associations have a `to` that is no list")),
+    }
+}
+
+/// An id may come several times, once for each of its labels; any of them may be the one that makes it primary.
+fn insert_associated(ids: &mut Vec<String>, id: String, primary: bool) {
+    match ids.iter().position(|known| *known == id) {
+        Some(at) if primary => ids[..=at].rotate_right(1),
+        Some(_) => {}
+        None if primary => ids.insert(0, id),
+        None => ids.push(id),
+    }
 }
 
 /// The type of a ticket's primary company, as HubSpot defines it.
@@ -390,9 +436,12 @@ fn follow_up(
         };
         return Ok(Step::Send { requests, at: Position::of(&here) });
     }
-    // What a live listing named and a live read does not return has been archived, deleted or merged in between.
-    if !here.draft.missing.is_empty() && cx.walk.mode != Mode::Archived {
-        let requests = here.draft.missing.chunks(BATCH_MAX).map(|ids| batch_read(cx, ids, true)).collect();
+    // What a live listing named and a live read does not return has been archived, deleted or merged in between; what
+    // was archived has been restored or deleted. Restoring need not move `hs_lastmodifieddate`, so it is read now.
+    if !here.draft.missing.is_empty() {
+        let archived = cx.walk.mode != Mode::Archived;
+        let requests =
+            here.draft.missing.chunks(BATCH_MAX).map(|ids| batch_read(cx, ids, archived)).collect();
         here.asked = Asked::Missing;
         return Ok(Step::Send { requests, at: Position::of(&here) });
     }
@@ -413,16 +462,23 @@ fn more_associations(
     follow_up(cx, here, overflow, round)
 }
 
-/// Sorts the missing into archived and gone.
+/// Sorts the missing into archived, live after all, merged and gone.
 fn missing_read(cx: &StepContext<'_>, mut here: At, replies: &[Reply]) -> Result<Step, Failure> {
     let mut missing: BTreeSet<String> = here.draft.missing.drain(..).collect();
     for reply in replies {
         for entry in results(reply, "batch_read")? {
-            let Some(id) = entry.get("id").and_then(id_text).filter(|id| missing.remove(id)) else {
-                continue;
-            };
-            here.draft.tombstones.push(archived_tombstone(&id, entry, reply));
+            let id = record_id(entry)?;
+            if !missing.remove(&id) {
+                here.draft.tombstones.extend(merged_away(entry, reply.sent_at));
+            } else if is_archived(entry) {
+                here.draft.tombstones.push(archived_tombstone(&id, entry, reply));
+            } else {
+                here.draft.records.push(entry.clone());
+            }
         }
+    }
+    for merged in here.draft.tombstones.iter().filter(|tombstone| tombstone.merged_into.is_some()) {
+        missing.remove(&merged.id);
     }
     let sent_at = replies[0].sent_at;
     here.draft.tombstones.extend(missing.into_iter().map(|id| Tombstone {
@@ -466,9 +522,8 @@ fn record(
         found.insert(kind.clone(), ids.into());
     }
     raw.as_object_mut()?.insert("associations".to_owned(), Value::Object(found));
-    let archived = raw.get("archived").and_then(Value::as_bool) == Some(true);
-    let deleted = archived.then(|| Deletion {
-        at: raw.get("archivedAt").and_then(values::timestamp).unwrap_or(sent_at),
+    let deleted = is_archived(&raw).then(|| Deletion {
+        at: archived_at(&raw).unwrap_or(sent_at),
         evidence: "the record's own `archived` flag".to_owned(),
     });
     Some(Record { id, raw, sent_at, deleted })
