@@ -19,7 +19,6 @@ mod lane;
 mod lease;
 mod limits;
 pub mod refresh_token;
-// pub mod scheduler;
 mod sync;
 
 use std::sync::Arc;

@@ -579,7 +579,11 @@ async fn a_restart_of_postgres_is_survived() {
     sleep(Duration::from_secs(3)).await;
     let server = tokio::task::spawn_blocking(start_again).await.unwrap();
     let ended = base.until(in_flight, |job| job.state == JobState::Done).await;
-    assert_eq!((ended.attempt, ended.crashes), (1, 0), "it ended while the database was away, and once");
+    assert_eq!(
+        (ended.attempt, ended.crashes),
+        (1, 0),
+        "it ended while the database was away, and once: {ended:?}"
+    );
     base.until(waiting, |job| job.state == JobState::Done).await;
     let next = base.enqueue(3, None).await.job_id;
     base.until(next, |job| job.state == JobState::Done).await;
