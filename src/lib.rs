@@ -10,6 +10,7 @@
 
 pub mod auth;
 pub mod callback;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod db;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: the command line, and its exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fieldmirror::cli::run(std::env::args_os()).into()
+}

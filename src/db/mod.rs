@@ -15,6 +15,7 @@ use error::PoolLimits;
 
 mod address;
 pub mod admin;
+pub mod asks;
 pub mod audit;
 pub mod authorizations;
 pub mod connections;
@@ -29,11 +30,13 @@ pub mod requests;
 pub mod rows;
 pub mod secrets;
 pub mod session;
+pub mod status;
 pub mod streams;
 pub mod sync_runs;
 pub mod tokens;
 pub mod turns;
 pub mod vault_keys;
+pub mod vault_use;
 pub mod views;
 
 pub use diesel::PgConnection;

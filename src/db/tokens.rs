@@ -334,3 +334,10 @@ pub fn wipe(conn: &mut PgConnection, id: ConnectionId) -> Result<(), DbError> {
     .execute(conn)?;
     Ok(())
 }
+
+/// The sealed access token that was issued last, of any connection: to see which key seals.
+pub fn newest_sealed(conn: &mut PgConnection) -> Result<Option<Vec<u8>>, DbError> {
+    let query =
+        sql_query("SELECT access_sealed AS value FROM fieldmirror.tokens ORDER BY issued_at DESC LIMIT 1");
+    rows::optional::<Bytea, Vec<u8>, _>(conn, query)
+}

@@ -5,6 +5,7 @@ mod support;
 mod architecture;
 mod auth;
 mod db;
+mod cli;
 mod migrations;
 mod private_server;
 mod queue;

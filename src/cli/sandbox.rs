@@ -1,0 +1,141 @@
+//! `fieldmirror sandbox`: stand-ins of the providers on one address, until Ctrl-C.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::report::{Error, Exit, Kind};
+use super::terminal::Terminal;
+use crate::sandbox::faults::{Fault, FaultName};
+use crate::sandbox::{CLIENT_ID, CLIENT_SECRET, Sandbox, SandboxOptions};
+
+/// More than that takes longer to make than anybody waits.
+const RECORDS_MAX: u64 = 10_000_000;
+
+#[derive(Debug, Args)]
+pub struct SandboxArgs {
+    /// Address and port to serve on; port 0 takes a free one. Keep to loopback: there is no lock on it
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+    /// The same seed and number of records give the same records
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Records in the first account of each provider
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=RECORDS_MAX))]
+    records: u64,
+    /// Something that goes wrong, such as `http_502=0.05` (repeatable); `help` lists them
+    #[arg(long, value_name = "F")]
+    fault: Vec<String>,
+}
+
+pub async fn run(terminal: Terminal, args: SandboxArgs) -> Result<Exit, Error> {
+    if args.fault.iter().any(|fault| fault == "help") {
+        terminal.result(|| json!({ "faults": known_faults() }), fault_list)?;
+        return Ok(Exit::Done);
+    }
+    let options = options(&args)?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|error| Error::new(Kind::BadRequest, format!("listening on `{}`: {error}", args.listen)))?;
+    let address = listener.local_addr().map_err(|error| Error::io("asking for our own address", &error))?;
+    let spinner = terminal.spinner("making the worlds");
+    let made = tokio::task::spawn_blocking(|| Sandbox::new(options)).await;
+    let sandbox = made.map_err(|error| Error::new(Kind::Failed, format!("making the worlds: {error}")))?;
+    spinner.finish_and_clear();
+    let base = format!("http://{address}");
+    terminal.result(|| object(&base), || text(&base))?;
+    let stop = async {
+        // Without a way to hear Ctrl-C, the signal itself ends the process.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    sandbox.serve(listener, stop).await.map_err(|error| Error::io("serving", &error))?;
+    Ok(Exit::Done)
+}
+
+fn options(args: &SandboxArgs) -> Result<SandboxOptions, Error> {
+    let faults = args.fault.iter().map(|text| {
+        text.parse::<Fault>().map_err(|error| {
+            Error::bad_request(format!("`--fault {text}`: {error}")).hint("`--fault help` lists them")
+        })
+    });
+    Ok(SandboxOptions {
+        seed: args.seed,
+        records: usize::try_from(args.records).unwrap_or(usize::MAX),
+        faults: faults.collect::<Result<_, _>>()?,
+        ..SandboxOptions::default()
+    })
+}
+
+fn known_faults() -> Vec<Value> {
+    FaultName::all().map(|(name, does)| json!({ "name": name, "does": does })).collect()
+}
+
+fn fault_list() -> String {
+    FaultName::all().map(|(name, does)| format!("{name}: {does}")).collect::<Vec<_>>().join(
+        "
+",
+    )
+}
+
+/// The settings that lead to the sandbox.
+fn settings(base: &str) -> [(&'static str, String); 6] {
+    [
+        ("client_id", CLIENT_ID.to_owned()),
+        ("client_secret", CLIENT_SECRET.to_owned()),
+        ("api_base", format!("{base}/hubspot")),
+        ("authorize_url", format!("{base}/hubspot/oauth/authorize")),
+        ("token_url", format!("{base}/hubspot/oauth/2026-03/token")),
+        ("revoke_url", format!("{base}/hubspot/oauth/2026-03/token/revoke")),
+    ]
+}
+
+fn object(base: &str) -> Value {
+    let hubspot: serde_json::Map<_, _> =
+        settings(base).into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    json!({ "base_url": base, "control_url": format!("{base}/control"), "settings": { "providers": { "hubspot": hubspot } } })
+}
+
+/// One line with the address, then what to put into a settings file.
+fn text(base: &str) -> String {
+    let mut lines = vec![
+        format!("Sandbox on {base} (accounts and control: GET {base}/); put this into a settings file:"),
+        String::new(),
+        "[providers.hubspot]".to_owned(),
+    ];
+    lines.extend(settings(base).into_iter().map(|(key, value)| format!("{key} = \"{value}\"")));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_checked() {
+        let args = |fault: &str| SandboxArgs {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            seed: 3,
+            records: 5,
+            fault: vec![fault.to_owned()],
+        };
+        let options = options(&args("http_502=0.05")).unwrap();
+        assert_eq!((options.seed, options.records, options.faults.len()), (3, 5, 1));
+        assert!(super::options(&args("nothing")).is_err_and(|error| error.hint.is_some()));
+    }
+
+    #[test]
+    fn the_settings_shown_are_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sandbox.toml");
+        std::fs::write(&file, text("http://127.0.0.1:1").split_once("\n\n").unwrap().1).unwrap();
+        let mut sources = crate::config::Sources::none();
+        sources.files.push(file);
+        let loaded = crate::config::load(&sources).expect("the settings are accepted");
+        assert_eq!(loaded.settings.providers["hubspot"].api_base.as_str(), "http://127.0.0.1:1/hubspot");
+        assert_eq!(object("http://127.0.0.1:1")["base_url"], "http://127.0.0.1:1");
+    }
+}

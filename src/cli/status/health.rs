@@ -1,0 +1,237 @@
+//! What is ill, why, and what helps. Pure: it judges a snapshot by the snapshot's own clock.
+
+use chrono::{DateTime, Utc};
+
+use crate::db::connections::{Connection, ConnectionState};
+use crate::db::status::{ConnectionStatus, Snapshot, StreamStatus, TokenStatus};
+use crate::providers;
+
+/// Failures in a row after which a stream that backs off counts as ill: what passes by itself has passed by then.
+const FAILURES_BORNE: i32 = 3;
+
+/// One thing that is ill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ailment {
+    /// A sentence without a full stop.
+    pub(super) reason: String,
+    /// The command to run.
+    pub(super) next: Option<String>,
+}
+
+pub(super) fn healthy(snapshot: &Snapshot) -> bool {
+    has_daemon(snapshot) && snapshot.connections.iter().all(|connection| ailments(connection).is_empty())
+}
+
+pub(super) fn has_daemon(snapshot: &Snapshot) -> bool {
+    snapshot.daemons.iter().any(|daemon| daemon.live)
+}
+
+/// What is ill with a connection, the gravest first. Nothing of one that was disconnected on purpose is.
+pub(super) fn ailments(status: &ConnectionStatus) -> Vec<Ailment> {
+    let connection = &status.connection;
+    let mut found = Vec::new();
+    match connection.state {
+        ConnectionState::NeedsReauth | ConnectionState::Failed => {
+            let reason = connection.reason.as_deref().unwrap_or("no reason is on record");
+            let reason = format!("{}: {reason}", words(connection.state));
+            found.push(Ailment { reason, next: Some(anew(connection)) });
+        }
+        ConnectionState::Disconnected => return found,
+        ConnectionState::AwaitingConsent | ConnectionState::Verifying | ConnectionState::Connected => {}
+    }
+    if let Some(token) = status.token.as_ref().filter(|token| token.rejected_at.is_some())
+        && found.is_empty()
+    {
+        let said = token.last_error.as_deref().unwrap_or("the provider gave no reason");
+        found
+            .push(Ailment { reason: format!("the token is rejected: {said}"), next: Some(anew(connection)) });
+    }
+    found.extend(status.streams.iter().filter_map(|stream| stream_ailment(connection, stream)));
+    found
+}
+
+fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailment> {
+    let StreamStatus { stream: name, stalled_reason, last_error, failures, .. } = stream;
+    let said = [stalled_reason, last_error].into_iter().flatten().next();
+    let said = said.map_or("no reason is on record", String::as_str);
+    let why = || Some(format!("fieldmirror status {}", connection.name));
+    let (what, next) = match stream.state.as_str() {
+        "stalled" => {
+            let resync = format!("fieldmirror enqueue --resync {} --stream {name} --full", connection.name);
+            ("is stalled".to_owned(), Some(resync))
+        }
+        // The missing right can only come from a new consent.
+        "forbidden" => ("is not allowed".to_owned(), Some(anew(connection))),
+        "backing_off" if *failures > FAILURES_BORNE => (format!("failed {failures} times in a row"), why()),
+        _ => return None,
+    };
+    Some(Ailment { reason: format!("stream `{name}` {what}: {said}"), next })
+}
+
+fn words(state: ConnectionState) -> &'static str {
+    match state {
+        ConnectionState::NeedsReauth => "needs a new authorization",
+        ConnectionState::Failed => "could not be connected",
+        other => other.as_str(),
+    }
+}
+
+/// What an admin does next; `None` when nothing is to be done.
+pub(super) fn next_action(status: &ConnectionStatus) -> Option<String> {
+    match status.connection.state {
+        // The link that was given out may still be good; this makes another one.
+        ConnectionState::AwaitingConsent => Some(anew(&status.connection)),
+        _ => ailments(status).into_iter().find_map(|ailment| ailment.next),
+    }
+}
+
+/// The command for a new consent, or new credentials.
+fn anew(connection: &Connection) -> String {
+    let Connection { name, provider, grant, .. } = connection;
+    let spec = providers::provider(provider).map(providers::Provider::spec);
+    let first = connection.state.is_pending() && connection.account_id.is_none();
+    let mut words = vec!["fieldmirror enqueue".to_owned()];
+    if first {
+        words.push(format!("--connect {provider} --name {name}"));
+        if spec.and_then(|spec| spec.grants.first()).is_none_or(|default| default.kind != *grant) {
+            words.push(format!("--grant {}", grant.as_str()));
+        }
+        let params = connection.params.as_object().into_iter().flatten();
+        let params = params.filter_map(|(param, value)| Some((param, value.as_str()?)));
+        words.extend(params.map(|(param, value)| format!("--param {param}={}", shell_word(value))));
+    } else {
+        words.push(format!("--reconnect {name}"));
+    }
+    // A consent keeps what was handed over before; a key is new by being handed over.
+    if first || !grant.needs_consent() {
+        let secrets = spec.and_then(|spec| spec.grant(*grant)).map_or(&[][..], |grant| grant.secrets);
+        words.extend(secrets.iter().map(|secret| format!("--secret {secret}=@FILE")));
+    }
+    words.join(" ")
+}
+
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-+@:/".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// How a token stands: a word of the contract.
+pub(super) fn token_state(token: Option<&TokenStatus>, now: DateTime<Utc>) -> &'static str {
+    let Some(token) = token else { return "none" };
+    let passed = |moment: Option<DateTime<Utc>>| moment.is_some_and(|moment| moment <= now);
+    let expires = matches!(token.kind.as_str(), "oauth" | "client_credentials");
+    if token.rejected_at.is_some() {
+        "rejected"
+    } else if passed(token.expires_at) {
+        "expired"
+    } else if expires && token.expires_at.is_none() {
+        "unknown"
+    } else if expires && passed(token.refresh_due_at) {
+        "expiring"
+    } else {
+        "valid"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{at, connection, snapshot, stream};
+    use super::*;
+    use crate::domain::ids::ConnectionId;
+    use crate::domain::spec::GrantKind;
+
+    #[test]
+    fn tokens() {
+        let now = at("08:00:00");
+        let check =
+            |token: TokenStatus, expected| assert_eq!(token_state(Some(&token), now), expected, "{token:?}");
+        let oauth = || TokenStatus::example("oauth");
+        let (past, future) = (Some(at("07:00:00")), Some(at("09:00:00")));
+        assert_eq!(token_state(None, now), "none");
+        check(oauth(), "unknown");
+        check(TokenStatus::example("client_credentials"), "unknown");
+        check(TokenStatus::example("api_key"), "valid");
+        // A key's due date is that of its daily probe.
+        check(TokenStatus { refresh_due_at: past, ..TokenStatus::example("bearer") }, "valid");
+        check(TokenStatus { expires_at: future, refresh_due_at: future, ..oauth() }, "valid");
+        check(TokenStatus { expires_at: future, refresh_due_at: past, ..oauth() }, "expiring");
+        check(TokenStatus { expires_at: past, refresh_due_at: past, ..oauth() }, "expired");
+        check(TokenStatus { expires_at: Some(now), ..oauth() }, "expired");
+        check(TokenStatus { rejected_at: past, expires_at: future, ..oauth() }, "rejected");
+    }
+
+    #[test]
+    fn connections_that_are_ill() {
+        use ConnectionState as S;
+        for (state, next) in [
+            (S::Connected, None),
+            (S::Verifying, None),
+            (S::Disconnected, None),
+            (S::NeedsReauth, Some("fieldmirror enqueue --reconnect acme")),
+        ] {
+            let status = connection(state);
+            assert_eq!(next_action(&status).as_deref(), next, "{state:?}");
+            assert_eq!(healthy(&snapshot(vec![status])), next.is_none(), "{state:?}");
+        }
+        let mut failed = connection(S::Failed);
+        failed.connection.account_id = None;
+        failed.connection.grant = GrantKind::BearerToken;
+        let next = "fieldmirror enqueue --connect hubspot --name acme --grant bearer_token --secret bearer_token=@FILE";
+        assert_eq!(next_action(&failed).as_deref(), Some(next));
+        let mut awaiting = connection(S::AwaitingConsent);
+        awaiting.connection.account_id = None;
+        assert!(healthy(&snapshot(vec![awaiting.clone()])), "waiting for a person is not an illness");
+        assert_eq!(
+            next_action(&awaiting).as_deref(),
+            Some("fieldmirror enqueue --connect hubspot --name acme")
+        );
+    }
+
+    #[test]
+    fn streams_that_are_ill() {
+        let check = |state: &str, failures, ill: bool| {
+            let mut status = connection(ConnectionState::Connected);
+            status.streams = vec![StreamStatus { failures, ..stream(state) }];
+            assert_eq!(!ailments(&status).is_empty(), ill, "{state} {failures}");
+            status.connection.state = ConnectionState::Disconnected;
+            assert!(ailments(&status).is_empty(), "{state} of a connection that was disconnected");
+        };
+        for state in ["pending", "backfilling", "idle", "syncing"] {
+            check(state, 9, false);
+        }
+        check("stalled", 0, true);
+        check("forbidden", 0, true);
+        check("backing_off", FAILURES_BORNE, false);
+        check("backing_off", FAILURES_BORNE + 1, true);
+    }
+
+    #[test]
+    fn a_rejected_token_is_told_once() {
+        let token = TokenStatus { rejected_at: Some(at("07:00:00")), ..TokenStatus::example("oauth") };
+        let mut status = connection(ConnectionState::Connected);
+        status.token = Some(token);
+        assert_eq!(ailments(&status).len(), 1);
+        status.connection.state = ConnectionState::NeedsReauth;
+        assert_eq!(ailments(&status).len(), 1);
+    }
+
+    #[test]
+    fn without_a_daemon_nothing_is_healthy() {
+        let mut snapshot = snapshot(Vec::new());
+        assert!(healthy(&snapshot));
+        snapshot.daemons[0].live = false;
+        assert!(!healthy(&snapshot));
+        snapshot.daemons.clear();
+        assert!(!healthy(&snapshot));
+    }
+
+    #[test]
+    fn commands_can_be_pasted() {
+        let mut status = connection(ConnectionState::Failed);
+        status.connection.id = ConnectionId(1);
+        status.connection.account_id = None;
+        status.connection.params = serde_json::json!({"tenant_id": "7", "odd": "a b'c"});
+        let next = next_action(&status).unwrap();
+        assert!(next.contains("--param tenant_id=7") && next.contains(r"--param odd='a b'\''c'"), "{next}");
+    }
+}

@@ -1,0 +1,124 @@
+//! The snapshot as JSON. The keys are a contract.
+
+use serde_json::{Value, json};
+
+use super::{health, table};
+use crate::db::status::{ConnectionStatus, Snapshot, StreamStatus};
+use crate::db::tokens;
+
+pub(super) fn of(snapshot: &Snapshot) -> Value {
+    let daemons = snapshot.daemons.iter().map(|daemon| {
+        json!({
+            "id": daemon.id, "host": daemon.host, "version": daemon.version,
+            "last_seen_at": daemon.last_seen_at, "live": daemon.live,
+        })
+    });
+    let connections = snapshot.connections.iter().map(|status| connection(snapshot, status));
+    json!({
+        "as_of": snapshot.as_of,
+        "healthy": health::healthy(snapshot),
+        "daemons": daemons.collect::<Vec<_>>(),
+        "connections": connections.collect::<Vec<_>>(),
+    })
+}
+
+fn connection(snapshot: &Snapshot, status: &ConnectionStatus) -> Value {
+    let connection = &status.connection;
+    json!({
+        "id": connection.id,
+        "name": connection.name,
+        "provider": connection.provider,
+        "grant": connection.grant.as_str(),
+        "state": connection.state.as_str(),
+        "reason": connection.reason,
+        "account_id": connection.account_id,
+        "account_name": connection.account_name,
+        "connected_at": connection.connected_at,
+        "next_action": health::next_action(status),
+        "token": token(snapshot, status),
+        "streams": status.streams.iter().map(|one| stream(status, one)).collect::<Vec<_>>(),
+    })
+}
+
+fn token(snapshot: &Snapshot, status: &ConnectionStatus) -> Value {
+    let token = status.token.as_ref();
+    json!({
+        "kind": token.map_or(tokens::kind(status.connection.grant), |token| &token.kind),
+        "state": health::token_state(token, snapshot.as_of),
+        "generation": token.map(|token| token.generation),
+        "expires_at": token.and_then(|token| token.expires_at),
+        "refresh_due_at": token.and_then(|token| token.refresh_due_at),
+        "last_refresh_at": token.and_then(|token| token.last_refresh_at),
+        "failures": token.map_or(0, |token| token.failures),
+        "last_error": token.and_then(|token| token.last_error.as_deref()),
+    })
+}
+
+fn stream(status: &ConnectionStatus, stream: &StreamStatus) -> Value {
+    json!({
+        "name": stream.stream,
+        "table": table(status, stream),
+        "state": stream.state,
+        "complete_to": stream.complete_to,
+        "swept_to": stream.swept_to,
+        "backfill_done": stream.backfill_done,
+        "backfill_progress": stream.backfill_progress,
+        // Progress is known, its pace is not: a guess would be worse than none.
+        "forecast_at": null,
+        "rows": stream.rows,
+        "deleted_rows": stream.deleted_rows,
+        "stalled_reason": stream.stalled_reason,
+        "last_error": stream.last_error,
+        "last_success_at": stream.last_success_at,
+        "next_due_at": stream.next_due_at,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+    use crate::db::connections::ConnectionState;
+    use crate::db::status::TokenStatus;
+
+    #[test]
+    fn the_keys_of_the_contract() {
+        let mut status = samples::connection(ConnectionState::Connected);
+        status.token =
+            Some(TokenStatus { expires_at: Some(samples::at("09:00:00")), ..TokenStatus::example("oauth") });
+        status.streams = vec![samples::stream("idle")];
+        let expected = json!({
+            "as_of": "2026-11-21T08:00:00Z", "healthy": true,
+            "daemons": [{
+                "id": "00000000-0000-0000-0000-000000000000", "host": "h", "version": "0.1.0",
+                "last_seen_at": "2026-11-21T07:59:58Z", "live": true,
+            }],
+            "connections": [{
+                "id": 7, "name": "acme", "provider": "hubspot", "grant": "authorization_code", "state": "connected",
+                "reason": null, "account_id": "1", "account_name": null, "connected_at": null, "next_action": null,
+                "token": {
+                    "kind": "oauth", "state": "valid", "generation": 1, "expires_at": "2026-11-21T09:00:00Z",
+                    "refresh_due_at": null, "last_refresh_at": null, "failures": 0, "last_error": null,
+                },
+                "streams": [{
+                    "name": "tickets", "table": "mirror.hubspot_tickets", "state": "idle", "complete_to": null,
+                    "swept_to": null, "backfill_done": false, "backfill_progress": null, "forecast_at": null, "rows": 0,
+                    "deleted_rows": 0, "stalled_reason": null, "last_error": null, "last_success_at": null,
+                    "next_due_at": null,
+                }],
+            }],
+        });
+        assert_eq!(of(&samples::snapshot(vec![status])), expected);
+    }
+
+    #[test]
+    fn without_a_token_the_keys_are_there() {
+        let snapshot = samples::snapshot(vec![samples::connection(ConnectionState::AwaitingConsent)]);
+        let token = &of(&snapshot)["connections"][0]["token"];
+        let expected = json!({
+            "kind": "oauth", "state": "none", "generation": null, "expires_at": null, "refresh_due_at": null,
+            "last_refresh_at": null, "failures": 0, "last_error": null,
+        });
+        assert_eq!(token, &expected);
+    }
+}

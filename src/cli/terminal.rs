@@ -1,0 +1,111 @@
+//! What a command writes: results to stdout, remarks and progress to stderr. Colour and progress only where a person
+//! looks; nothing else in `cli` writes anywhere.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use console::{Style, Term};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use super::report::Error;
+
+/// The width of what is not a terminal, such as a pipe or a file.
+const WIDTH_ELSEWHERE: usize = 100;
+/// No table is squeezed below this.
+const WIDTH_MIN: usize = 40;
+const SPINNER_PERIOD: Duration = Duration::from_millis(120);
+
+/// Where and how a command writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Terminal {
+    pub json: bool,
+    pub quiet: bool,
+}
+
+impl Terminal {
+    /// Prints `object` with `--json`, and otherwise what `text` makes.
+    pub fn result(self, object: impl FnOnce() -> Value, text: impl FnOnce() -> String) -> Result<(), Error> {
+        if self.json { print_object(&object()) } else { line(text().trim_end()) }
+    }
+
+    /// A remark for whoever sits there. Lost with `--quiet`, and when stderr is closed.
+    pub fn note(self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    /// An error: on stdout with `--json`, else on stderr.
+    pub fn error(self, error: &Error) {
+        // With nowhere left to write, the exit code is all there is to say it.
+        if self.json {
+            let _ = error.json_line().map(|text| line(&text));
+        } else if let Some(text) = error.text(console::colors_enabled_stderr()) {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    /// Something that turns while we wait; invisible unless a person looks at stderr.
+    pub fn spinner(self, message: impl Into<String>) -> ProgressBar {
+        let bar = self.bar(ProgressBar::new_spinner());
+        bar.set_message(message.into());
+        bar.enable_steady_tick(SPINNER_PERIOD);
+        bar
+    }
+
+    /// A bar from 0 to `length`; invisible unless a person looks at stderr.
+    pub fn progress(self, length: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}  {elapsed}");
+        let bar = self.bar(ProgressBar::new(length));
+        bar.set_style(style.expect("the template is a constant that a test draws"));
+        bar
+    }
+
+    fn bar(self, bar: ProgressBar) -> ProgressBar {
+        let looked_at = !self.quiet && std::io::stderr().is_terminal();
+        let target = if looked_at { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        bar.set_draw_target(target);
+        bar
+    }
+}
+
+/// Prints a line, or several, of text on stdout.
+pub fn line(text: &str) -> Result<(), Error> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Error::io("writing to standard output", &error))
+}
+
+/// Prints an object on a line of its own.
+pub fn print_object(object: &Value) -> Result<(), Error> {
+    line(&object.to_string())
+}
+
+/// Columns that a table may use.
+pub fn width() -> usize {
+    match Term::stdout().size_checked() {
+        Some((_, columns)) => usize::from(columns).max(WIDTH_MIN),
+        None => WIDTH_ELSEWHERE,
+    }
+}
+
+/// `text` in that style where stdout is a terminal that wants colour.
+pub fn styled(style: &Style, text: &str) -> String {
+    style.clone().force_styling(console::colors_enabled()).apply_to(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_can_be_drawn() {
+        let terminal = Terminal { json: false, quiet: true };
+        let bar = terminal.progress(10);
+        assert!(bar.is_hidden());
+        bar.inc(3);
+        assert_eq!(bar.position(), 3);
+    }
+}

@@ -1,0 +1,208 @@
+//! Everything that `status` shows, as of one moment: one read-only snapshot, so that no two parts of it contradict.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::connections::{self, Connection};
+use super::error::DbError;
+use super::rows;
+use crate::domain::ids::ConnectionId;
+
+/// What there is, by the database's clock.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    pub as_of: DateTime<Utc>,
+    pub daemons: Vec<DaemonStatus>,
+    /// By name.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct DaemonStatus {
+    #[diesel(sql_type = SqlUuid)]
+    pub id: Uuid,
+    #[diesel(sql_type = Text)]
+    pub host: String,
+    #[diesel(sql_type = Text)]
+    pub version: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub last_seen_at: DateTime<Utc>,
+    /// Seen within the window that was asked for.
+    #[diesel(sql_type = Bool)]
+    pub live: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConnectionStatus {
+    pub connection: Connection,
+    pub token: Option<TokenStatus>,
+    /// Those that have a row, by name; a provider's other streams have not begun.
+    pub streams: Vec<StreamStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct TokenStatus {
+    #[diesel(sql_type = BigInt)]
+    pub connection_id: i64,
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    #[diesel(sql_type = BigInt)]
+    pub generation: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub refresh_due_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub last_refresh_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub last_error: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub rejected_at: Option<DateTime<Utc>>,
+}
+
+/// A stream, its partitions taken together.
+#[derive(Debug, Clone, PartialEq, QueryableByName)]
+pub struct StreamStatus {
+    #[diesel(sql_type = BigInt)]
+    pub connection_id: i64,
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    /// Of the partition that is worst off.
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    /// Reached by every partition.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub complete_to: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub swept_to: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    pub backfill_done: bool,
+    /// From 0 to 1; `None` when a partition does not know.
+    #[diesel(sql_type = Nullable<Double>)]
+    pub backfill_progress: Option<f64>,
+    #[diesel(sql_type = BigInt)]
+    pub rows: i64,
+    #[diesel(sql_type = BigInt)]
+    pub deleted_rows: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub stalled_reason: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub last_error: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub last_success_at: Option<DateTime<Utc>>,
+    /// In a row.
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub next_due_at: Option<DateTime<Utc>>,
+}
+
+const DAEMONS: &str = "
+    SELECT id, host, version, last_seen_at, last_seen_at > now() - make_interval(secs => $1) AS live
+    FROM fieldmirror.daemons ORDER BY started_at";
+
+const TOKENS: &str = "
+    SELECT connection_id, kind, generation, expires_at, refresh_due_at, last_refresh_at, failures, last_error, rejected_at
+    FROM fieldmirror.tokens WHERE $1 IS NULL OR connection_id = $1";
+
+// A watermark that one partition lacks is not reached by the stream. The words of state are in the order of how much they
+// call for attention.
+const STREAMS: &str = "
+    WITH due AS (
+        SELECT connection_id, stream, min(due_at) AS due_at FROM fieldmirror.walks
+        WHERE $1 IS NULL OR connection_id = $1 GROUP BY connection_id, stream
+    )
+    SELECT s.connection_id, s.stream,
+        (array_agg(s.state ORDER BY array_position(
+            ARRAY['idle', 'pending', 'syncing', 'backfilling', 'backing_off', 'forbidden', 'stalled'], s.state) DESC))[1] AS state,
+        CASE WHEN bool_and(s.complete_to IS NOT NULL) THEN min(s.complete_to) END AS complete_to,
+        CASE WHEN bool_and(s.swept_to IS NOT NULL) THEN min(s.swept_to) END AS swept_to,
+        bool_and(s.backfill_done) AS backfill_done,
+        CASE WHEN bool_and(s.backfill_done) THEN 1
+            WHEN bool_and(s.backfill_progress IS NOT NULL) THEN round(avg(s.backfill_progress)::numeric, 4)::float8
+        END AS backfill_progress,
+        sum(s.rows)::bigint AS rows, sum(s.deleted_rows)::bigint AS deleted_rows,
+        max(s.stalled_reason) AS stalled_reason, max(s.last_error) AS last_error,
+        max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
+        greatest(max(s.not_before), min(d.due_at)) AS next_due_at
+    FROM fieldmirror.stream_state s LEFT JOIN due d USING (connection_id, stream)
+    WHERE $1 IS NULL OR s.connection_id = $1
+    GROUP BY s.connection_id, s.stream ORDER BY s.stream";
+
+/// What there is of all connections, or of one. Daemons seen within `live_window` count as live.
+/// Begins a transaction of its own: the caller must not be in one.
+pub fn read(
+    conn: &mut PgConnection,
+    only: Option<ConnectionId>,
+    live_window: Duration,
+) -> Result<Snapshot, DbError> {
+    conn.build_transaction().repeatable_read().read_only().run(|conn| {
+        let as_of = rows::value::<Timestamptz, DateTime<Utc>, _>(conn, sql_query("SELECT now() AS value"))?;
+        let daemons = sql_query(DAEMONS).bind::<Double, _>(live_window.as_secs_f64()).load(conn)?;
+        let connections = match only {
+            Some(id) => vec![connections::get(conn, id)?],
+            None => connections::list(conn)?,
+        };
+        let id = only.map(|id| id.0);
+        let tokens: Vec<TokenStatus> = sql_query(TOKENS).bind::<Nullable<BigInt>, _>(id).load(conn)?;
+        let mut tokens: HashMap<i64, TokenStatus> =
+            tokens.into_iter().map(|token| (token.connection_id, token)).collect();
+        let mut streams: HashMap<i64, Vec<StreamStatus>> = HashMap::new();
+        for stream in sql_query(STREAMS).bind::<Nullable<BigInt>, _>(id).load::<StreamStatus>(conn)? {
+            streams.entry(stream.connection_id).or_default().push(stream);
+        }
+        let connections = connections.into_iter().map(|connection| ConnectionStatus {
+            token: tokens.remove(&connection.id.0),
+            streams: streams.remove(&connection.id.0).unwrap_or_default(),
+            connection,
+        });
+        Ok(Snapshot { as_of, daemons, connections: connections.collect() })
+    })
+}
+
+impl StreamStatus {
+    /// A stream that no turn has seen yet.
+    pub fn not_begun(connection: ConnectionId, stream: &str) -> Self {
+        Self {
+            connection_id: connection.0,
+            stream: stream.to_owned(),
+            state: "pending".to_owned(),
+            complete_to: None,
+            swept_to: None,
+            backfill_done: false,
+            backfill_progress: None,
+            rows: 0,
+            deleted_rows: 0,
+            stalled_reason: None,
+            last_error: None,
+            last_success_at: None,
+            failures: 0,
+            next_due_at: None,
+        }
+    }
+}
+
+impl TokenStatus {
+    /// For tests of those who judge it: a token of that kind that never expires.
+    pub fn example(kind: &str) -> Self {
+        Self {
+            connection_id: 1,
+            kind: kind.to_owned(),
+            generation: 1,
+            expires_at: None,
+            refresh_due_at: None,
+            last_refresh_at: None,
+            failures: 0,
+            last_error: None,
+            rejected_at: None,
+        }
+    }
+}
