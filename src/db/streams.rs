@@ -492,7 +492,7 @@ pub fn demand(
 /// not spin.
 const BETWEEN_TURNS: Duration = Duration::from_millis(200);
 
-/// Connected accounts of these providers with a walk that is due.
+/// Connected accounts of these providers with a walk that is due, and those that no turn has looked at yet.
 pub fn due(
     connection: &mut PgConnection,
     providers: &[String],
@@ -503,7 +503,11 @@ pub fn due(
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
          WHERE c.state = 'connected' AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
-           AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
+           AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1
+         UNION
+         SELECT c.id FROM connections c
+         WHERE c.state = 'connected' AND c.provider = ANY ($2)
+           AND NOT EXISTS (SELECT FROM stream_state s WHERE s.connection_id = c.id)",
     )
     .bind::<Timestamptz, _>(now)
     .bind::<Array<Text>, _>(providers)
