@@ -96,20 +96,6 @@ pub fn styled(style: &Style, text: &str) -> String {
     style.clone().force_styling(console::colors_enabled()).apply_to(text).to_string()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_can_be_drawn() {
-        let terminal = Terminal { json: false, quiet: true };
-        let bar = terminal.progress(10);
-        assert!(bar.is_hidden());
-        bar.inc(3);
-        assert_eq!(bar.position(), 3);
-    }
-}
-
 /// Resolves when the process is asked to end: by Ctrl-C, or by SIGTERM as systemd sends it.
 pub async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
@@ -129,5 +115,19 @@ pub async fn told_to_stop() {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_can_be_drawn() {
+        let terminal = Terminal { json: false, quiet: true };
+        let bar = terminal.progress(10);
+        assert!(bar.is_hidden());
+        bar.inc(3);
+        assert_eq!(bar.position(), 3);
     }
 }

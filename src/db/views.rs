@@ -118,7 +118,7 @@ mod tests {
         let long = "p".repeat(80);
         let first = free_name(&long, &[]);
         assert_eq!(first.len(), NAME_MAX);
-        assert_ne!(free_name(&long, &[first.clone()]), first);
+        assert_ne!(free_name(&long, std::slice::from_ref(&first)), first);
         assert_eq!(free_name("id", &["id".to_owned()]), "id_2");
         assert_eq!(free_name(&"é".repeat(40), &[]).len(), 62);
     }

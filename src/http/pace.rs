@@ -56,7 +56,7 @@ impl Pacer {
 
     /// How long until one request that takes from `buckets` may leave; zero: now. The longest of the buckets decides.
     ///
-    /// No buckets, or a name that is none of the account's, mean the first bucket.
+    /// No buckets: it is not paced. A name that is none of the account's means the first bucket.
     pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str]) -> Duration {
         let now = self.settle(now);
         self.chosen(buckets).map(|bucket| bucket.ready_in(now)).max().unwrap_or_default()

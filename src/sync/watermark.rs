@@ -39,7 +39,7 @@ mod tests {
         assert_eq!(covered(at(1000), TimeDelta::zero(), hold), at(910));
         assert_eq!(covered(at(1000), TimeDelta::seconds(-3), hold), at(910));
         assert_eq!(covered(at(1000), TimeDelta::seconds(600), hold), at(310));
-        assert_eq!(from(at(910), Duration::from_secs(300)), at(610));
+        assert_eq!(from(at(910), Duration::from_mins(5)), at(610));
     }
 
     #[test]

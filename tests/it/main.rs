@@ -9,8 +9,6 @@ mod db;
 mod fixtures;
 mod hubspot;
 mod migrations;
-mod migrations;
-mod private_server;
 mod private_server;
 mod queue;
 mod views;

@@ -58,12 +58,13 @@ fn several_buckets_are_taken_together_or_not_at_all() {
 }
 
 #[test]
-fn unnamed_and_unknown_buckets_are_the_first() {
+fn unknown_buckets_are_the_first() {
     let mut pacer = Pacer::new(&[ONE, TEN], RESERVE);
     assert!(pacer.take(at(0), &["ten_secondly"]).is_ok());
     assert!(pacer.take(at(0), &["no such"]).is_ok());
     assert!(pacer.take(at(0), &["no such", "secondly"]).is_ok(), "taken from once");
-    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 1);
+    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 2);
+    assert_eq!(burst(&mut pacer, at(0), &[]), 10_000, "what names no bucket is not paced");
     assert_eq!(Pacer::new(&[], RESERVE).take(at(0), &["any"]), Ok(()), "no limits are none");
 }
 

@@ -66,8 +66,8 @@ static SPEC: ProviderSpec = ProviderSpec {
         // 110 for public apps since 2024; newer material still says 100 in places.
         BucketSpec { name: TEN_SECONDLY, limit: 100, per: Duration::from_secs(10) },
         BucketSpec { name: SEARCH, limit: 5, per: Duration::from_secs(1) },
-        // No figure is published; as many as of all other requests never slow a walk down.
-        BucketSpec { name: ASSOCIATIONS, limit: 100, per: Duration::from_secs(10) },
+        // No figure is published. Two go out beside each batch read, which paces them; this only bounds them.
+        BucketSpec { name: ASSOCIATIONS, limit: 10_000, per: Duration::from_secs(10) },
     ],
     // The token endpoint is limited too; no figure is published.
     token_bucket: BucketSpec { name: "token", limit: 50, per: Duration::from_secs(10) },
