@@ -47,7 +47,8 @@ const CREATE_MAX: Duration = Duration::from_secs(25);
 /// The longest wait for the answer to the question whether a pooled session still lives.
 const RECYCLE_MAX: Duration = Duration::from_secs(5);
 
-/// The pool. Clones share it.
+/// The pool. Clones share it. The last one is to be dropped inside the runtime: sessions are closed on its blocking
+/// threads.
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,

@@ -3,6 +3,8 @@
 //! A turn owns the streams of a connection by a number that it drew when it began. Every write here names that number
 //! and finds no row once another turn has drawn the next: [`Lost`](StreamWrite::Lost) means roll back and stop.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Float, Integer, Jsonb, Nullable, Text, Timestamptz};
@@ -13,6 +15,7 @@ use super::rows;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::Position;
+use crate::domain::time::delta;
 
 /// Which stream of which connection, and the turn that owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -485,26 +488,45 @@ pub fn demand(
     Ok(())
 }
 
-/// Connected accounts with a walk that is due.
-pub fn due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<ConnectionId>, DbError> {
+/// A turn that left something due is followed by the next only after this pause, so that work that cannot be done does
+/// not spin.
+const BETWEEN_TURNS: Duration = Duration::from_millis(200);
+
+/// Connected accounts of these providers with a walk that is due.
+pub fn due(
+    connection: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Vec<ConnectionId>, DbError> {
     let query = diesel::sql_query(
         "SELECT DISTINCT c.id AS value FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
-         WHERE c.state = 'connected' AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
+         WHERE c.state = 'connected' AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
+           AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1",
     )
-    .bind::<Timestamptz, _>(now);
+    .bind::<Timestamptz, _>(now)
+    .bind::<Array<Text>, _>(providers)
+    .bind::<Timestamptz, _>(now - delta(BETWEEN_TURNS));
     Ok(rows::values::<BigInt, i64, _>(connection, query)?.into_iter().map(ConnectionId).collect())
 }
 
-/// When the next walk of a connected account is due, if that is after `now`.
-pub fn next_due(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+/// When the next walk of such an account is due, if that is after `now`; just after it, when a turn has left work.
+pub fn next_due(
+    connection: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbError> {
     let query = diesel::sql_query(
-        "SELECT min(greatest(w.due_at, s.not_before)) AS value FROM connections c
+        "SELECT min(greatest(w.due_at, s.not_before, c.pacing_at + $3 * interval '1 millisecond')) AS value
+         FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
-         WHERE c.state = 'connected' AND w.due_at IS NOT NULL AND greatest(w.due_at, s.not_before) > $1",
+         WHERE c.state = 'connected' AND c.provider = ANY ($2) AND w.due_at IS NOT NULL
+           AND greatest(w.due_at, s.not_before, c.pacing_at + $3 * interval '1 millisecond') > $1",
     )
-    .bind::<Timestamptz, _>(now);
+    .bind::<Timestamptz, _>(now)
+    .bind::<Array<Text>, _>(providers)
+    .bind::<BigInt, _>(delta(BETWEEN_TURNS).num_milliseconds());
     rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(connection, query)
 }

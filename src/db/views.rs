@@ -1,5 +1,7 @@
 //! Views of one account: a typed column for everything that only this account has.
 
+use std::fmt::Write as _;
+
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
@@ -54,15 +56,15 @@ fn definition(of: ConnectionId, view: &AccountView) -> String {
         literal(&format!("mirror.{table} of connection {of}, one column for each property of the account"))
     );
     for column in FIRST {
-        comments += &format!("COMMENT ON COLUMN mirror.{name}.{column} IS 'As in mirror.{table}';");
+        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{column} IS 'As in mirror.{table}';");
     }
     for column in view.columns.iter().take(COLUMNS_MAX) {
         let shown = free_name(&column.name, &taken);
         let path = column.path.iter().map(|key| literal(key)).collect::<Vec<_>>().join(", ");
         let text = format!("jsonb_extract_path_text(raw, {path})");
-        columns += &format!(", {} AS {}", cast(column.kind, &text), identifier(&shown));
+        let _ = write!(columns, ", {} AS {}", cast(column.kind, &text), identifier(&shown));
         let comment = literal(&format!("{} ({})", column.comment, column.kind.word()));
-        comments += &format!("COMMENT ON COLUMN mirror.{name}.{} IS {comment};", identifier(&shown));
+        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{} IS {comment};", identifier(&shown));
         taken.push(shown);
     }
     let first = FIRST.join(", ");

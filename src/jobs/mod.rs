@@ -16,6 +16,7 @@ mod keeper;
 mod lane;
 mod lease;
 mod limits;
+mod sync;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// The kinds of fault. [`FaultName::ALL`] has their names on the command line and what each one does.
+/// The kinds of fault. [`FaultName::all`] has their names on the command line and what each one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultName {
     Slow,

@@ -86,19 +86,11 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
 
 /// Decides about a proof of deletion.
 pub fn decide_tombstone(held: Option<&Held>, tombstone: &Tombstone) -> Decision {
-    match held {
-        // A record that the mirror never held is not made up from its tombstone.
-        None => Decision::Keep,
-        Some(held) if held.deleted => {
-            if tombstone.merged_into.is_some() && !held.merged {
-                Decision::Bury
-            } else {
-                Decision::Keep
-            }
-        }
-        Some(held) if tombstone.merged_into.is_some() || tombstone.sent_at >= held.sent_at => Decision::Bury,
-        Some(_) => Decision::Keep,
-    }
+    // A record that the mirror never held is not made up from its tombstone.
+    let Some(held) = held else { return Decision::Keep };
+    let merges = tombstone.merged_into.is_some() && !held.merged;
+    let proves = !held.deleted && tombstone.sent_at >= held.sent_at;
+    if merges || proves { Decision::Bury } else { Decision::Keep }
 }
 
 /// Unknown times are neither newer nor older than any.

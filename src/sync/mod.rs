@@ -16,7 +16,9 @@ pub mod watermark;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -28,7 +30,7 @@ use crate::db::streams::{StreamKey, StreamRow, WalkRow};
 use crate::db::{Db, DbError, connections, streams, sync_runs, turns, views};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
-use crate::domain::spec::Mode;
+use crate::domain::spec::{Mode, ProviderSpec};
 use crate::domain::step::Facts;
 use crate::domain::time::Clock;
 use crate::http::Client;
@@ -36,13 +38,13 @@ use crate::http::pace::Pacer;
 use crate::providers::{self, Provider};
 use drive::Drive;
 use plan::{StreamPlan, WalkState, Wave};
-use send::Sender;
+use send::{Halt, Sender};
 
 /// What turns are made of.
 #[derive(Clone)]
 pub struct Engine {
     pub db: Db,
-    pub auth: Arc<Auth>,
+    pub auth: Auth,
     pub client: Client,
     pub settings: Arc<Settings>,
     pub clock: Arc<dyn Clock>,
@@ -80,6 +82,7 @@ impl Engine {
         let sender = Sender {
             client: &self.client,
             auth: &self.auth,
+            access: Mutex::new(None),
             clock: &*self.clock,
             provider: turn.provider,
             connection: of,
@@ -88,11 +91,14 @@ impl Engine {
             stop: stop.clone(),
         };
         let [first, second] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+        let ran: Vec<&str> = first.keys().copied().collect();
         self.wave(&turn, &sender, first, began).await;
         if !second.is_empty() {
             self.relearn(&mut turn).await.map_err(|error| Failure::from(&error))?;
-            let [second, _] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+            let [second, unlearned] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
+            let second = second.into_iter().filter(|(stream, _)| !ran.contains(stream)).collect();
             self.wave(&turn, &sender, second, began).await;
+            self.hold(&turn, unlearned).await;
         }
         self.end(&turn, &sender).await.map_err(|error| Failure::from(&error))?;
         Ok(TurnEnd::Done)
@@ -120,16 +126,8 @@ impl Engine {
                 let epoch = streams::take(connection, of, spec.streams)?;
                 sync_runs::end_abandoned(connection, of, now)?;
                 requests::apply(connection, of, spec, now)?;
-                let reserve = settings.sync.quota_reserve;
-                let pacer = match turns::take_pacing(connection, of)? {
-                    Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
-                    // The last turn did not come to its end: nothing counts as left.
-                    None => {
-                        let mut pacer = Pacer::new(spec.buckets, reserve);
-                        pacer.assume_spent(now);
-                        pacer
-                    }
-                };
+                let saved = turns::take_pacing(connection, of)?;
+                let pacer = pacer(spec, settings.sync.quota_reserve, saved, now);
                 let turn = Turn {
                     facts: turns::facts(connection, of)?,
                     params: params_of(&row.params),
@@ -175,6 +173,22 @@ impl Engine {
                 break;
             }
         }
+        self.record(turn, key, result).await;
+    }
+
+    /// Streams that lack what another stream of the connection should have learned wait, and say so.
+    async fn hold(&self, turn: &Turn, unlearned: Wave) {
+        for stream in unlearned.into_keys() {
+            let Some(spec) = turn.provider.spec().stream(stream) else { continue };
+            let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
+            let wanted = spec.needs_facts.join("`, `");
+            let failure = Failure::transient(format!("waits until `{wanted}` of the account is known"));
+            self.record(turn, key, Err(Halt::Failed(failure))).await;
+        }
+    }
+
+    async fn record(&self, turn: &Turn, key: StreamKey, result: Result<(), Halt>) {
+        let stream = key.stream;
         let failures = turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures);
         let now = self.clock.now();
         let recorded = self
@@ -229,6 +243,21 @@ impl Engine {
     }
 }
 
+/// What is left of the rate limits.
+fn pacer(spec: &ProviderSpec, reserve: f64, saved: Option<Value>, now: DateTime<Utc>) -> Pacer {
+    let mut full = Pacer::new(spec.buckets, reserve);
+    match saved {
+        // Nothing was ever asked of this account.
+        Some(saved) if saved.as_object().is_some_and(serde_json::Map::is_empty) => full,
+        Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
+        // The last turn did not come to its end: nothing counts as left.
+        None => {
+            full.assume_spent(now);
+            full
+        }
+    }
+}
+
 impl Turn {
     fn plans(&self) -> Vec<StreamPlan> {
         let plan = |row: &StreamRow| {
@@ -259,8 +288,7 @@ fn walk_state(row: &WalkRow) -> Option<WalkState> {
     Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
 }
 
-fn params_of(value: &serde_json::Value) -> BTreeMap<String, String> {
-    let text =
-        |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_str()?.to_owned()));
+fn params_of(value: &Value) -> BTreeMap<String, String> {
+    let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
     value.as_object().into_iter().flatten().filter_map(text).collect()
 }

@@ -1,7 +1,7 @@
 //! Sending a walk's requests: paced, with a token that lives, retried where that helps.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::auth::Auth;
+use crate::auth::{Access, Auth};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::step::{Reply, Request, Verdict};
@@ -24,6 +24,9 @@ const TRIES_MAX: u32 = 5;
 /// The first pause after passing trouble, and the longest.
 const PAUSE_BASE: Duration = Duration::from_millis(400);
 const PAUSE_CAP: Duration = Duration::from_secs(15);
+
+/// How long a token is used without asking whether there is a newer one: a request in hundreds pays for the question.
+const ACCESS_KEPT_MAX: Duration = Duration::from_secs(2);
 
 /// Why a walk does not go on in this turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +60,8 @@ pub struct Sender<'a> {
     pub connection: ConnectionId,
     pub api_base: &'a Url,
     pub pacer: Mutex<Pacer>,
+    /// The token in use. It is asked for again before it runs out, and now and then in any case.
+    pub access: Mutex<Option<(Access, Instant)>>,
     pub stop: CancellationToken,
 }
 
@@ -67,7 +72,7 @@ impl Sender<'_> {
         let mut tries = 0;
         loop {
             self.wait_for_permits(request, deadline).await?;
-            let access = self.auth.access_token(self.connection).await.map_err(Halt::Failed)?;
+            let access = self.access().await?;
             tally.requests.fetch_add(1, Ordering::Relaxed);
             let auth = Some((access.placement, &access.token));
             let sent = self.client.send(self.api_base, request, auth, self.clock).await;
@@ -90,10 +95,7 @@ impl Sender<'_> {
                         }
                         Verdict::RefreshToken if !refreshed => {
                             refreshed = true;
-                            self.auth
-                                .refused(self.connection, access.generation)
-                                .await
-                                .map_err(Halt::Failed)?;
+                            self.replace(&access).await?;
                             continue;
                         }
                         Verdict::RefreshToken => return Err(Halt::Failed(self.fresh_token_refused(request))),
@@ -108,6 +110,27 @@ impl Sender<'_> {
             }
             self.sleep(wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP)), deadline).await?;
         }
+    }
+
+    /// A token for a request that leaves now.
+    async fn access(&self) -> Result<Access, Halt> {
+        let kept = lock(&self.access).clone();
+        if let Some((access, asked_at)) = kept
+            && asked_at.elapsed() < ACCESS_KEPT_MAX
+            && access.is_usable(self.clock.now())
+        {
+            return Ok(access);
+        }
+        let access = self.auth.access_token(self.connection).await.map_err(Halt::Failed)?;
+        *lock(&self.access) = Some((access.clone(), Instant::now()));
+        Ok(access)
+    }
+
+    /// Another token in place of one that was refused.
+    async fn replace(&self, refused: &Access) -> Result<(), Halt> {
+        let access = self.auth.replace(self.connection, refused).await.map_err(Halt::Failed)?;
+        *lock(&self.access) = Some((access, Instant::now()));
+        Ok(())
     }
 
     async fn wait_for_permits(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
@@ -183,9 +206,14 @@ impl Sender<'_> {
         ))
     }
 
-    pub fn lock_pacer(&self) -> std::sync::MutexGuard<'_, Pacer> {
-        self.pacer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub fn lock_pacer(&self) -> MutexGuard<'_, Pacer> {
+        lock(&self.pacer)
     }
+}
+
+/// What a panicking task left behind here is plain data: it is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a request that got no answer says; one that is wrong in itself is not sent again.

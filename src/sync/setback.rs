@@ -30,9 +30,8 @@ pub fn record(
 ) -> Result<(), DbError> {
     let _owned = match result {
         Ok(()) => streams::settle(connection, key)?,
-        // Nothing is wrong: the walk goes on in the next turn.
-        Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_)) => return Ok(()),
-        Err(Halt::Lost) => return Ok(()),
+        // Nothing is wrong: the walk goes on in the next turn, or in the turn that has taken over.
+        Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
         Err(Halt::Failed(failure)) => {
             let failures = u32::try_from(failures).unwrap_or(0);
             streams::set_back(connection, key, &setback(failure, failures, now))?
@@ -50,12 +49,11 @@ fn setback(failure: &Failure, failures: u32, now: DateTime<Utc>) -> Setback {
         now + delta(longest / 2 + pause(attempt, base, cap).min(longest / 2))
     };
     let (state, stalled, not_before) = match &failure.kind {
-        FailureKind::Transient => ("backing_off", false, growing(TRANSIENT)),
+        // The token's own schedule decides when a dead grant is tried again; the stream waits with it.
+        FailureKind::Transient | FailureKind::NeedsReauth => ("backing_off", false, growing(TRANSIENT)),
         FailureKind::Throttled { until } => {
             ("backing_off", false, until.unwrap_or_else(|| now + delta(THROTTLED)))
         }
-        // The token's own schedule decides when it is tried again; the stream waits with it.
-        FailureKind::NeedsReauth => ("backing_off", false, growing(TRANSIENT)),
         FailureKind::Forbidden { .. } => ("forbidden", true, now + delta(FORBIDDEN)),
         FailureKind::ProviderChanged | FailureKind::OurBug | FailureKind::Misconfigured => {
             ("stalled", true, growing(STALLED))

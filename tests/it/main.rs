@@ -4,6 +4,7 @@ mod support;
 
 mod architecture;
 mod cli;
+mod db;
 mod migrations;
 mod private_server;
 mod queue;

@@ -1,6 +1,7 @@
 //! Under which user the server runs, and whether that user can get at its data. Postgres refuses to run as root.
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -63,9 +64,23 @@ impl Account {
     }
 }
 
+/// The state directory is ours alone; folders above it that have to be made are like everybody's.
+pub(super) fn make_state_dir(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|source| Error::Folder { path: parent.into(), source })?;
+    }
+    make_folder(path, 0o700)
+}
+
 pub(super) fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     let folder = |source| Error::Folder { path: path.into(), source };
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(folder)?;
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(folder(error)),
+        _ => {}
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(folder)
 }
 

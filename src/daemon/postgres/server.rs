@@ -106,7 +106,7 @@ fn trim(log: &File) {
 /// What the server said to a new session.
 pub(super) enum Answer {
     Serving,
-    /// It lives, but has no session for us now: it recovers, shuts down, or is full.
+    /// It lives, but gives nobody a session now: it recovers or shuts down.
     Busy(DbError),
     None(DbError),
 }
@@ -123,6 +123,7 @@ impl Server {
     pub(super) fn ask(&self) -> Answer {
         match admin::ping(&self.url) {
             Ok(()) => Answer::Serving,
+            Err(DbError::Connect(text)) if serves_others(&text) => Answer::Serving,
             Err(DbError::Connect(text)) if text.contains("FATAL") => Answer::Busy(DbError::Connect(text)),
             Err(error) => Answer::None(error),
         }
@@ -148,18 +149,30 @@ impl Server {
     }
 
     /// Stops the process and waits for its end: fast, then immediate, then killed.
-    pub(super) fn stop(mut self) {
-        let patience = [(Signal::Fast, FAST_MAX), (Signal::Immediate, IMMEDIATE_MAX)];
-        for (signal, limit) in patience {
-            sys::signal(i32::try_from(self.child.id()).unwrap_or(0), signal);
+    pub(super) fn stop(self) {
+        self.end(&[(Signal::Fast, FAST_MAX), (Signal::Immediate, IMMEDIATE_MAX)]);
+    }
+
+    /// The same for a process that has ended, or that does not answer and would not hear a polite word either.
+    pub(super) fn stop_at_once(self) {
+        self.end(&[(Signal::Immediate, IMMEDIATE_MAX)]);
+    }
+
+    fn end(mut self, steps: &[(Signal, Duration)]) {
+        for (signal, limit) in steps {
+            // A child that has been waited for is never signalled: its number may be somebody else's.
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            sys::signal(i32::try_from(self.child.id()).unwrap_or(0), *signal);
             let started = Instant::now();
-            while started.elapsed() < limit {
+            while started.elapsed() < *limit {
                 if !matches!(self.child.try_wait(), Ok(None)) {
                     return;
                 }
                 std::thread::sleep(PAUSE);
             }
-            tracing::warn!("Postgres does not end within {} s of a {signal:?} shutdown", limit.as_secs());
+            tracing::warn!("Postgres goes on {} s after the order `{signal:?}`", limit.as_secs());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -175,6 +188,11 @@ impl Server {
         log.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
         telling(&String::from_utf8_lossy(&bytes))
     }
+}
+
+/// A server whose sessions are all taken is in good health.
+fn serves_others(refusal: &str) -> bool {
+    refusal.contains("too many clients") || refusal.contains("remaining connection slots")
 }
 
 fn telling(log: &str) -> Option<String> {

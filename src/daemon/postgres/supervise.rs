@@ -18,6 +18,9 @@ use crate::db::admin;
 
 /// How soon the end of the process is noticed.
 const TICK: Duration = Duration::from_millis(100);
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// The lock file holds a process number.
+const HOLDER_BYTES_MAX: u64 = 20;
 const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 /// A server that has not answered for so long is ended and started again.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
@@ -31,8 +34,17 @@ pub(super) struct Supervisor {
     recipe: Recipe,
     orders: Receiver<()>,
     health: watch::Sender<Health>,
-    /// Held while the thread lives; the kernel lets go of it when the process dies.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// Held while the thread lives; the kernel lets go of it when the process dies.
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file would not do at once: a child that another thread is just starting has it open until its exec.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 /// Why a wait ended.
@@ -67,11 +79,9 @@ pub(super) fn run(
 }
 
 /// Everything up to the first start: folders, lock, program, user, data.
-fn prepare(options: &Options) -> Result<(Recipe, File), Error> {
+fn prepare(options: &Options) -> Result<(Recipe, Lock), Error> {
     let layout = Layout::of(&options.state_dir)?;
-    if !layout.state_dir.exists() {
-        account::make_folder(&layout.state_dir, 0o700)?;
-    }
+    account::make_state_dir(&layout.state_dir)?;
     let account = account::choose(&layout)?;
     // Others may pass through to what is theirs; nobody but us may list.
     account::make_folder(&layout.root, if account.is_some() { 0o711 } else { 0o700 })?;
@@ -88,25 +98,29 @@ fn prepare(options: &Options) -> Result<(Recipe, File), Error> {
     Ok((Recipe { layout, installed, account, durability: options.durability }, lock))
 }
 
-/// One daemon per state directory.
-fn lock(layout: &Layout) -> Result<File, Error> {
+/// One daemon per state directory. Waits a moment for one that is just ending.
+fn lock(layout: &Layout) -> Result<Lock, Error> {
     let folder = |source| Error::Folder { path: layout.lock_file.clone(), source };
     let mut options = File::options();
     options.create(true).truncate(false).read(true).write(true);
     let mut file = options.open(&layout.lock_file).map_err(folder)?;
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0).and_then(|()| file.rewind()).map_err(folder)?;
-            writeln!(file, "{}", std::process::id()).map_err(folder)?;
-            Ok(file)
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WAIT_MAX => std::thread::sleep(TICK),
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.take(HOLDER_BYTES_MAX).read_to_string(&mut holder);
+                let holder = holder.trim().to_owned();
+                return Err(Error::Locked { state_dir: layout.state_dir.clone(), holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(folder(source)),
         }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.take(20).read_to_string(&mut holder);
-            Err(Error::Locked { state_dir: layout.state_dir.clone(), holder: holder.trim().to_owned() })
-        }
-        Err(TryLockError::Error(source)) => Err(folder(source)),
     }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(folder)?;
+    writeln!(file, "{}", std::process::id()).map_err(folder)?;
+    Ok(Lock(file))
 }
 
 impl Supervisor {
@@ -119,7 +133,7 @@ impl Supervisor {
                 return Err(Error::Stopped);
             }
             Outcome::Ended(reason) => {
-                server.stop();
+                server.stop_at_once();
                 return Err(Error::Start { reason, log: self.recipe.layout.log_file.clone() });
             }
         }
@@ -139,7 +153,7 @@ impl Supervisor {
                 Outcome::Ended(reason) => reason,
                 Outcome::Stop | Outcome::Serving => break server.stop(),
             };
-            server.stop();
+            server.stop_at_once();
             if since.elapsed() >= CALM {
                 pause = PAUSE_FIRST;
             }
@@ -196,7 +210,7 @@ impl Supervisor {
                 Ok(None)
             }
             Outcome::Ended(reason) => {
-                server.stop();
+                server.stop_at_once();
                 Err(reason)
             }
         }

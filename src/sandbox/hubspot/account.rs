@@ -16,12 +16,15 @@ use crate::sandbox::world::iso;
 /// Values by property name, `None` for null.
 pub type Values = BTreeMap<String, Option<String>>;
 
+/// The highest id: search compares ids as JSON's numbers.
+const ID_MAX: u64 = 1 << 53;
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChangeError {
     #[error("there is no ticket {0} that this can be done to")]
     NoTicket(u64),
-    #[error("the id {0} is taken or not above the ids that there are")]
+    #[error("the id {0} is not above the ids that there are, or above 2^53")]
     TakenId(u64),
     #[error("there is no property `{0}`")]
     NoProperty(String),
@@ -186,7 +189,7 @@ impl Account {
         at: Moment,
     ) -> Result<u64, ChangeError> {
         let id = id.unwrap_or(self.next_id);
-        if id < self.next_id {
+        if id < self.next_id || id > ID_MAX {
             return Err(ChangeError::TakenId(id));
         }
         let when = modified_ms.unwrap_or(at.now_ms);
@@ -417,7 +420,10 @@ mod tests {
         let values = Values::from([("nope".to_owned(), None)]);
         assert_eq!(account.change(id, &values, None, at), Err(ChangeError::NoProperty("nope".into())));
         assert_eq!(account.change(1, &Values::new(), None, at), Err(ChangeError::NoTicket(1)));
-        assert_eq!(account.create(Some(id), &Values::new(), None, at), Err(ChangeError::TakenId(id)));
+        for taken in [id, u64::MAX] {
+            let refused = account.create(Some(taken), &Values::new(), None, at);
+            assert_eq!(refused, Err(ChangeError::TakenId(taken)));
+        }
         assert_eq!(
             account.add_property("Bad Name", "string"),
             Err(ChangeError::BadProperty("Bad Name".into()))

@@ -5,6 +5,7 @@
 
 mod account;
 mod control;
+mod filter;
 mod links;
 mod objects;
 mod properties;

@@ -207,11 +207,19 @@ impl Catalogue {
 #[derive(Debug, Clone)]
 pub struct Draft {
     pub values: Vec<Option<Cow<'static, str>>>,
+    /// Where the values are rendered before they are kept. Drafts are used again and again while a world is made:
+    /// a buffer per ticket, shrunk to fit, would leave a hole in memory each time.
+    pub scratch: Vec<u8>,
 }
 
 impl Draft {
     pub fn empty(catalogue: &Catalogue) -> Self {
-        Self { values: vec![None; catalogue.len()] }
+        Self { values: vec![None; catalogue.len()], scratch: Vec::new() }
+    }
+
+    /// Unsets everything.
+    pub fn clear(&mut self) {
+        self.values.fill(None);
     }
 
     /// Sets a property that the catalogue is known to have.

@@ -30,12 +30,14 @@ struct Life {
 /// Puts `count` tickets into an account that has none.
 pub fn fill(account: &mut Account, count: usize, seed: u64, end: DateTime<Utc>) {
     let mut dice = StdRng::seed_from_u64(seed ^ account.hub_id.rotate_left(17));
-    let mut id = ID_MIDDLE - u64::try_from(count).unwrap_or(0) * ID_STEP_MAX / 4;
+    let mut id = ID_MIDDLE.saturating_sub(count as u64 * ID_STEP_MAX / 4);
     account.tickets.reserve_exact(count);
+    let mut draft = Draft::empty(&account.catalogue);
     for index in 0..count {
         id += dice.random_range(1..=ID_STEP_MAX);
         let created_ms = created_ms(&mut dice, index, count, end);
-        let ticket = ticket(&account.catalogue, account.hub_id, id, created_ms, &mut dice, end);
+        draft.clear();
+        let ticket = ticket(account, id, created_ms, &mut draft, &mut dice, end);
         if matches!(ticket.version.standing, Standing::Archived { .. }) {
             account.archived.insert(id);
         }
@@ -46,28 +48,28 @@ pub fn fill(account: &mut Account, count: usize, seed: u64, end: DateTime<Utc>) 
 }
 
 fn ticket(
-    catalogue: &Catalogue,
-    hub_id: u64,
+    account: &Account,
     id: u64,
     created_ms: i64,
+    draft: &mut Draft,
     dice: &mut StdRng,
     end: DateTime<Utc>,
 ) -> Ticket {
+    let (catalogue, hub_id) = (&account.catalogue, account.hub_id);
     let call = service_call(dice);
     let updated_ms = modified_ms(dice, created_ms, end);
     let life = Life { created_ms, updated_ms, closed: dice.random_bool(0.6) };
-    let mut draft = Draft::empty(catalogue);
-    describe(&mut draft, catalogue, &call, dice);
-    place(&mut draft, catalogue, &life, dice);
-    trace(&mut draft, catalogue, id, &life, dice);
-    customise(&mut draft, catalogue, &call, &life, dice);
+    describe(draft, catalogue, &call, dice);
+    place(draft, catalogue, &life, dice);
+    trace(draft, catalogue, id, &life, dice);
+    customise(draft, catalogue, &call, &life, dice);
     // About one in fifty lies in the recycle bin; archiving leaves the modified date as it was.
     let standing = if dice.random_bool(0.02) {
         Standing::Archived { at_ms: modified_ms(dice, updated_ms, end) }
     } else {
         Standing::Live
     };
-    let making = Making { hub_id, id, standing, created_ms, updated_ms, draft: &mut draft };
+    let making = Making { hub_id, id, standing, created_ms, updated_ms, draft };
     Ticket { id, version: Version::render(catalogue, making).into(), links: links(dice) }
 }
 

@@ -69,7 +69,8 @@ impl Version {
         draft.set(catalogue, "createdate", iso(created_ms));
         draft.set(catalogue, "hs_lastmodifieddate", iso(updated_ms));
         draft.set(catalogue, "hs_object_id", id.to_string());
-        let mut out = Vec::with_capacity(2600);
+        let mut out = std::mem::take(&mut draft.scratch);
+        out.clear();
         out.extend_from_slice(b"{\"id\":\"");
         out.extend_from_slice(id.to_string().as_bytes());
         out.extend_from_slice(b"\",\"properties\":{");
@@ -77,7 +78,9 @@ impl Version {
         let spans = write_properties(&mut out, catalogue, draft);
         let inside = (begin, position(&out));
         out.extend_from_slice(tail(hub_id, id, standing, created_ms, updated_ms).as_bytes());
-        Self { standing, created_ms, updated_ms, json: out.into(), spans, inside }
+        let json = Box::from(out.as_slice());
+        draft.scratch = out;
+        Self { standing, created_ms, updated_ms, json, spans, inside }
     }
 
     /// The value of a property as JSON: a string or null.
@@ -100,7 +103,8 @@ impl Version {
     /// The values, to be changed and rendered anew.
     pub fn draft(&self, catalogue: &Catalogue) -> Draft {
         let value = |index| serde_json::from_slice::<Option<String>>(self.raw(index)).ok().flatten();
-        Draft { values: (0..catalogue.len()).map(|index| value(index).map(Cow::Owned)).collect() }
+        let values = (0..catalogue.len()).map(|index| value(index).map(Cow::Owned)).collect();
+        Draft { values, scratch: Vec::new() }
     }
 
     /// Writes the record with the selected properties, without the closing brace.

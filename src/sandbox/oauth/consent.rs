@@ -82,8 +82,9 @@ pub fn consent_answer(
 fn read<'a>(server: &AuthServer, field: &impl Fn(&str) -> Option<&'a str>) -> Result<ConsentRequest, Unfit> {
     let app = field("client_id").and_then(|id| server.app(id)).ok_or(Unfit::Client)?;
     let redirect_uri = field("redirect_uri").unwrap_or_default();
+    let url = Url::parse(redirect_uri).map_err(|_| Unfit::Redirect)?;
     let registered = match app.redirect_uris.as_slice() {
-        [] => is_loopback(redirect_uri),
+        [] => is_loopback(&url),
         uris => uris.iter().any(|uri| uri == redirect_uri),
     };
     if !registered {
@@ -103,8 +104,7 @@ fn read<'a>(server: &AuthServer, field: &impl Fn(&str) -> Option<&'a str>) -> Re
     })
 }
 
-fn is_loopback(uri: &str) -> bool {
-    let Ok(url) = Url::parse(uri) else { return false };
+fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),

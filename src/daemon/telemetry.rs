@@ -1,0 +1,62 @@
+//! Logs of the daemon.
+//!
+//! Libraries are held at `warn` whatever is asked for: at finer levels some of them print headers and bodies, and with
+//! them tokens. For the same reason no variable such as `RUST_LOG` is looked at.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+
+/// How much is said: -1 for `-q`, 0, 1 for `-v`, 2 for `-vv`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verbosity(pub i8);
+
+impl Verbosity {
+    fn filter(self) -> EnvFilter {
+        let level = match self.0 {
+            i8::MIN..=-1 => "warn",
+            0 => "info",
+            1 => "debug",
+            _ => "trace",
+        };
+        EnvFilter::new(format!("warn,fieldmirror={level}"))
+    }
+}
+
+/// Where the log goes could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("opening the journal for `daemon.log_format = \"journald\"`")]
+pub struct NoJournal(#[source] std::io::Error);
+
+/// Starts logging, on stderr or to the journal. A second call changes nothing.
+pub fn start(format: LogFormat, verbosity: Verbosity) -> Result<(), NoJournal> {
+    let registry = tracing_subscriber::registry().with(verbosity.filter());
+    let colour = std::io::stderr().is_terminal();
+    let started = match format {
+        LogFormat::Text => registry
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(colour)
+                    .with_target(false),
+            )
+            .try_init(),
+        LogFormat::Json => registry
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(false)
+                    .with_writer(std::io::stderr),
+            )
+            .try_init(),
+        LogFormat::Journald => registry.with(tracing_journald::layer().map_err(NoJournal)?).try_init(),
+    };
+    // Tests start more than one daemon in a process.
+    drop(started);
+    Ok(())
+}
