@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Globals;
-use super::report::{Error, Kind};
+use super::report::{Error, Kind, one_line};
 use super::terminal::Terminal;
 use crate::config::{self, Flag, Loaded, Purpose, Sources};
 use crate::daemon::postgres::socket_url;
@@ -60,7 +60,7 @@ impl Context {
         }
         let state_dir = &self.loaded.settings.daemon.state_dir;
         let message = format!("no daemon runs with state_dir `{}`: {error}", state_dir.display());
-        Error::new(Kind::NoDaemon, message).hint(
+        Error::new(Kind::NoDaemon, one_line(&message)).hint(
             "start one with `fieldmirror run`, or name its settings with `--config`, or set `database.url`",
         )
     }
