@@ -9,6 +9,7 @@
 //! `sandbox` stands beside `daemon` and knows `domain` and `config` only. `docs/ARCHITECTURE.md` is the long form.
 
 pub mod auth;
+pub mod callback;
 pub mod cli;
 pub mod config;
 pub mod daemon;

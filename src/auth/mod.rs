@@ -1,28 +1,308 @@
-//! shim
-use crate::domain::{
-    failure::Failure,
-    ids::ConnectionId,
-    secret::Secret,
-    spec::{BEARER, Placement},
-};
+//! Grants: how they come about, stay alive and end.
+//!
+//! [`Auth::access_token`] is what everything above asks for: a token that will still be good when the request arrives,
+//! or a typed reason why there is none. The rest of this folder keeps that promise: [`authorize`] and [`exchange`] turn
+//! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`disconnect`] forgets.
+//!
+//! It does not decide when jobs run, and knows no provider: what differs between providers is asked of their
+//! descriptions.
+
+pub mod answer;
+pub mod authorize;
+mod client;
+pub mod disconnect;
+mod ending;
+pub mod exchange;
+pub mod keys;
+pub mod policy;
+mod proof;
+pub mod refresh;
+mod renewal;
+mod setback;
+pub mod ticket;
+
+use std::future::Future;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::config::{ProviderSettings, Settings};
+use crate::db::connections::{self, Connection, ConnectionState};
+use crate::db::tokens::{self, Token};
+use crate::db::{Db, DbError};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::domain::secret::Secret;
+use crate::domain::spec::{GrantKind, Placement};
+use crate::domain::time::Clock;
+use crate::http::Client;
+use crate::http::deadline::Deadline;
+use crate::providers::{self, Provider};
+use crate::vault::{Bound, Vault, VaultError};
+
+pub use ending::Ending;
+
+use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};
+use refresh::{Refreshed, Why};
+
+/// The longest that [`Auth::access_token`] waits for a refresh: one exchange of ours, or somebody else's open one.
+pub const ACCESS_WAIT_MAX: Duration = Duration::from_secs(65);
+/// How often a waiting caller looks whether somebody else's refresh is done.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What this layer works with.
+pub struct Parts {
+    pub db: Db,
+    pub vault: Arc<Vault>,
+    pub http: Client,
+    pub settings: Arc<Settings>,
+    pub clock: Arc<dyn Clock>,
+    /// Of this process: what its open refreshes are known by.
+    pub daemon: Uuid,
+    /// For people: where an open refresh of a dead daemon was.
+    pub host: String,
+    /// Exchanges run here: nothing but their end stops them, and shutdown waits for it.
+    pub tasks: TaskTracker,
+}
+
+/// The grants of all connections. Clones share everything.
 #[derive(Clone)]
-pub struct Auth(pub Secret);
-#[derive(Clone)]
+pub struct Auth(Arc<Parts>);
+
+impl Deref for Auth {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a request to a provider carries.
+#[derive(Debug, Clone)]
 pub struct Access {
     pub token: Secret,
     pub placement: Placement,
+    /// Which token it is: for [`Auth::replace`].
     pub generation: i64,
+    /// `None`: unknown, or it does not expire.
+    pub expires_at: Option<DateTime<Utc>>,
+    issued_at: DateTime<Utc>,
 }
-impl Auth {
-    pub async fn access_token(&self, _c: ConnectionId) -> Result<Access, Failure> {
-        Ok(Access { token: self.0.clone(), placement: BEARER, generation: 1 })
-    }
-    pub async fn replace(&self, _c: ConnectionId, _g: &Access) -> Result<Access, Failure> {
-        Err(Failure::bug("shim"))
-    }
-}
+
 impl Access {
-    pub fn is_usable(&self, _now: chrono::DateTime<chrono::Utc>) -> bool {
-        true
+    /// Whether a request may still leave with it: for callers that keep one for a while.
+    pub fn is_usable(&self, now: DateTime<Utc>) -> bool {
+        policy::is_usable(self.issued_at, self.expires_at, now)
     }
+}
+
+/// A connection with its token.
+pub(crate) struct Standing {
+    pub connection: Connection,
+    pub token: Option<Token>,
+}
+
+impl Auth {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Returns when no exchange is under way any more. New ones are still let in: jobs are stopped before.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// A token for requests that leave now. Refreshes where less than `min(30 s, 20 %)` of its life is left, and waits
+    /// for that, at most [`ACCESS_WAIT_MAX`], holding no database connection. Keys are returned as they are.
+    ///
+    /// # Errors
+    /// `NeedsReauth`: a person must consent again, or the connection is not connected. `Misconfigured`: our client is
+    /// refused. Anything else passes.
+    pub async fn access_token(&self, connection: ConnectionId) -> Result<Access, Failure> {
+        self.access(connection, None).await
+    }
+
+    /// A token other than `refused`, which the provider did not take. A key that is refused is probed: one that works
+    /// is returned again, since the refusal was then about the request.
+    ///
+    /// # Errors
+    /// As [`Auth::access_token`].
+    pub async fn replace(&self, connection: ConnectionId, refused: &Access) -> Result<Access, Failure> {
+        self.access(connection, Some(refused.generation)).await
+    }
+
+    async fn access(&self, id: ConnectionId, mut refused: Option<i64>) -> Result<Access, Failure> {
+        let deadline = Deadline::after(ACCESS_WAIT_MAX);
+        loop {
+            let Standing { connection, token } = self.standing(id).await?;
+            let token = live(&connection, token)?;
+            if self.is_good(&token, refused) {
+                return self.open_access(&connection, &token);
+            }
+            // Others that need it see at once that it is due; the exchange itself is excluded against theirs.
+            let now = self.clock.now();
+            self.db(move |conn| tokens::make_due(conn, id, now)).await?;
+            let pause = match self.refresh(id, Why::Needed { refused }).await? {
+                Refreshed::Renewed => {
+                    if is_key(connection.grant) {
+                        refused = None;
+                    }
+                    Duration::ZERO
+                }
+                Refreshed::Busy { wait } => wait.min(LOOK_EVERY),
+                Refreshed::Later { reason, .. } => return Err(reason),
+            };
+            if deadline.left().is_zero() {
+                return Err(Failure::transient(format!(
+                    "the token of `{}` is being refreshed elsewhere, and that takes long",
+                    connection.name
+                )));
+            }
+            tokio::time::sleep(pause.min(deadline.left())).await;
+        }
+    }
+
+    fn is_good(&self, token: &Token, refused: Option<i64>) -> bool {
+        refused != Some(token.generation)
+            && policy::is_usable(token.issued_at, token.expires_at, self.clock.now())
+    }
+
+    fn open_access(&self, connection: &Connection, token: &Token) -> Result<Access, Failure> {
+        Ok(Access {
+            token: self.open(connection.id, token.grant_id, ACCESS_COLUMN, &token.access_sealed)?,
+            placement: placement(connection)?,
+            generation: token.generation,
+            expires_at: token.expires_at,
+            issued_at: token.issued_at,
+        })
+    }
+
+    pub(crate) async fn standing(&self, id: ConnectionId) -> Result<Standing, Failure> {
+        self.db(move |conn| {
+            Ok(Standing { connection: connections::get(conn, id)?, token: tokens::load(conn, id)? })
+        })
+        .await
+    }
+
+    /// [`Db::run`], its error as a failure.
+    pub(crate) async fn db<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut crate::db::PgConnection) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.db.run(work).await.map_err(|error| Failure::from(&error))
+    }
+
+    /// [`Db::transaction`], its error as a failure.
+    pub(crate) async fn transaction<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut crate::db::PgConnection) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.db.transaction(work).await.map_err(|error| Failure::from(&error))
+    }
+
+    /// Runs `work` in a task that goes on when the caller is gone, and that shutdown waits for.
+    pub(crate) async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        match self.tasks.spawn(work).await {
+            Ok(done) => done,
+            // A panic's own text may quote anything; its hook has logged where it was.
+            Err(_) => Err(Failure::bug("an exchange of tokens broke off")),
+        }
+    }
+
+    pub(crate) fn seal(
+        &self,
+        connection: ConnectionId,
+        grant: Uuid,
+        column: &str,
+        plain: &Secret,
+    ) -> Vec<u8> {
+        self.vault.seal(plain.expose().as_bytes(), &Bound { connection, grant, column })
+    }
+
+    pub(crate) fn open(
+        &self,
+        connection: ConnectionId,
+        grant: Uuid,
+        column: &str,
+        sealed: &[u8],
+    ) -> Result<Secret, Failure> {
+        let plain = self.vault.open(sealed, &Bound { connection, grant, column }).map_err(unopened)?;
+        text(plain)
+    }
+
+    /// The settings of a provider that is enabled.
+    pub(crate) fn provider(&self, name: &str) -> Result<(&'static dyn Provider, &ProviderSettings), Failure> {
+        let provider = providers::provider(name);
+        match (provider, self.settings.providers.get(name)) {
+            (Some(provider), Some(settings)) if settings.enabled => Ok((provider, settings)),
+            _ => Err(Failure::new(
+                FailureKind::Misconfigured,
+                format!("the provider `{name}` is not enabled: see `providers.{name}.enabled`"),
+            )),
+        }
+    }
+}
+
+/// Columns that sealed values are bound to.
+pub(crate) const ACCESS_COLUMN: &str = "tokens.access_sealed";
+pub(crate) const REFRESH_COLUMN: &str = "tokens.refresh_sealed";
+pub(crate) const VERIFIER_COLUMN: &str = "authorization_attempts.verifier_sealed";
+
+/// The column that the secret of that name is bound to.
+pub(crate) fn secret_column(name: &str) -> String {
+    format!("secrets.sealed/{name}")
+}
+
+/// The token of a connection whose grant is in force.
+fn live(connection: &Connection, token: Option<Token>) -> Result<Token, Failure> {
+    let in_force = matches!(connection.state, ConnectionState::Connected | ConnectionState::NeedsReauth);
+    match token {
+        Some(token) if in_force => Ok(token),
+        _ => Err(Failure::new(
+            FailureKind::NeedsReauth,
+            format!("connection `{}` has no grant: it is `{}`", connection.name, connection.state.as_str()),
+        )),
+    }
+}
+
+/// Whether the credential is not exchanged for tokens.
+pub(crate) fn is_key(grant: GrantKind) -> bool {
+    matches!(grant, GrantKind::ApiKey | GrantKind::BearerToken)
+}
+
+fn placement(connection: &Connection) -> Result<Placement, Failure> {
+    providers::provider(&connection.provider)
+        .and_then(|provider| provider.spec().grant(connection.grant))
+        .map(|grant| grant.placement)
+        .ok_or_else(|| {
+            Failure::bug(format!(
+                "{} is not known to take the grant `{}`",
+                connection.provider,
+                connection.grant.as_str()
+            ))
+        })
+}
+
+/// A sealed value that does not open: a key is missing, or the row was tampered with. The text holds no value.
+pub(crate) fn unopened(error: VaultError) -> Failure {
+    let kind = match error {
+        VaultError::UnknownKey { .. } => FailureKind::Misconfigured,
+        _ => FailureKind::OurBug,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+pub(crate) fn text(plain: Zeroizing<Vec<u8>>) -> Result<Secret, Failure> {
+    std::str::from_utf8(&plain)
+        .map(Secret::from)
+        .map_err(|_| Failure::bug("a sealed value does not hold text"))
 }

@@ -3,7 +3,8 @@
 use clap::Args;
 
 use super::report::{Error, Exit, Kind};
-use super::{Globals, run::verbosity};
+use super::Globals;
+use super::run::verbosity;
 
 /// What a demo can be asked for: it has to be mirrored before anybody loses patience.
 const RECORDS_MAX: u64 = 1_000_000;

@@ -12,6 +12,7 @@ mod jobs;
 mod key;
 mod migrate;
 mod report;
+mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod status;
@@ -70,6 +71,8 @@ impl Globals {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the daemon: migrations, callback endpoint, scheduler, workers
+    Run,
     /// Ask the daemon for something: to connect an account, to read it again, to refresh, to disconnect
     Enqueue(Box<enqueue::EnqueueArgs>),
     /// Finish a consent with the address that the browser was sent to, for servers that no browser reaches
@@ -118,6 +121,7 @@ fn dispatch(line: Line) -> Result<Exit, Error> {
 async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
     let cx = || Context::load(globals);
     match command {
+        Command::Run => run::run(globals).await,
         Command::Enqueue(args) => enqueue::run(&cx()?, *args).await,
         Command::Callback(args) => callback::run(&cx()?, args).await,
         Command::Status(args) => status::run(&cx()?, args).await,

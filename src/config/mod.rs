@@ -24,7 +24,7 @@ pub use settings::{
     CallbackSettings, DaemonSettings, DatabaseSettings, LogFormat, MetricsSettings, ProviderSettings,
     Settings, SyncSettings, VaultSettings,
 };
-pub use sources::{ENVIRONMENT_PREFIX, Flag, Purpose, SYSTEM_FILE, Sources};
+pub use sources::{ENVIRONMENT_PREFIX, Flag, Purpose, SYSTEM_FILE, Sources, host_name};
 
 use layers::Layers;
 use reader::Reader;

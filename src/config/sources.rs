@@ -94,7 +94,7 @@ fn effective_user() -> u32 {
 }
 
 /// The kernel's name for this host; `localhost` where /proc is not mounted.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }

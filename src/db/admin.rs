@@ -14,6 +14,14 @@ pub fn ping(url: &Secret) -> Result<(), DbError> {
     session::open(url).map(drop)
 }
 
+/// Whether the database takes writes: it is no standby, and nobody has made it read-only.
+pub fn is_writable(connection: &mut PgConnection) -> Result<bool, DbError> {
+    let query = diesel::sql_query(
+        "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off' AS value",
+    );
+    rows::value::<Bool, bool, _>(connection, query)
+}
+
 /// Makes database `name` unless it is there. `url` leads to another database of the server.
 pub fn create_if_missing(url: &Secret, name: &str) -> Result<(), DbError> {
     let mut connection = session::open(url)?;

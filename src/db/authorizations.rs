@@ -1,14 +1,20 @@
 //! Start links, and the consents that were begun with them. Tickets and states are kept as hashes only.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Bytea, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::error::DbError;
-use super::rows;
+use super::{connections, requests, rows};
 use crate::domain::ids::ConnectionId;
+
+/// Connections whose start links one tick closes.
+const EXPIRE_MAX: i64 = 200;
+/// How long ended attempts are kept, for telling a replay from a forgery.
+const ATTEMPTS_KEPT: TimeDelta = TimeDelta::days(7);
+const EXPIRED: &str = "nobody consented before the start link expired";
 
 /// A start link: good for many starts until it expires, is superseded or has led to a connection.
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
@@ -92,21 +98,41 @@ pub fn close_all(conn: &mut PgConnection, connection: ConnectionId) -> Result<()
     Ok(())
 }
 
-/// Closes start links whose time has passed, at most `limit` of them, and returns them.
-pub fn close_expired(
-    conn: &mut PgConnection,
-    now: DateTime<Utc>,
-    limit: u32,
-) -> Result<Vec<Authorization>, DbError> {
-    Ok(sql_query(
-        "UPDATE fieldmirror.authorizations SET closed_at = now() WHERE id IN (\
-             SELECT id FROM fieldmirror.authorizations WHERE closed_at IS NULL AND expires_at <= $1 \
-             LIMIT $2 FOR UPDATE SKIP LOCKED) \
-         RETURNING id, connection_id, request_id, redirect_uri, expires_at, false AS is_open",
-    )
-    .bind::<Timestamptz, _>(now)
-    .bind::<BigInt, _>(i64::from(limit))
-    .load(conn)?)
+/// Closes start links whose time has passed: their requests end as expired, and a connection that never came about
+/// has failed. Deletes attempts that ended long ago. Returns how many links it closed. For every tick of the scheduler;
+/// inside a transaction.
+pub fn expire(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<usize, DbError> {
+    let query = sql_query(
+        "SELECT DISTINCT connection_id AS value FROM fieldmirror.authorizations \
+         WHERE closed_at IS NULL AND expires_at <= $1 ORDER BY connection_id LIMIT $2",
+    );
+    let query = query.bind::<Timestamptz, _>(now).bind::<BigInt, _>(EXPIRE_MAX);
+    let mut closed = 0;
+    for id in rows::values::<BigInt, i64, _>(conn, query)? {
+        // The connection first, as everywhere.
+        connections::lock(conn, ConnectionId(id))?;
+        closed += expire_of(conn, ConnectionId(id), now)?;
+    }
+    sql_query("DELETE FROM fieldmirror.authorization_attempts WHERE expires_at < $1")
+        .bind::<Timestamptz, _>(now - ATTEMPTS_KEPT)
+        .execute(conn)?;
+    Ok(closed)
+}
+
+fn expire_of(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -> Result<usize, DbError> {
+    let query = sql_query(
+        "UPDATE fieldmirror.authorizations SET closed_at = now() \
+         WHERE connection_id = $1 AND closed_at IS NULL AND expires_at <= $2 RETURNING request_id AS value",
+    );
+    let query = query.bind::<BigInt, _>(id.0).bind::<Timestamptz, _>(now);
+    let waited_for = rows::values::<SqlUuid, Uuid, _>(conn, query)?;
+    for request in &waited_for {
+        // A request that had ended before has left its own reason.
+        if requests::finish(conn, *request, requests::RequestOutcome::Expired, Some(EXPIRED))? {
+            connections::fail_pending(conn, id, EXPIRED)?;
+        }
+    }
+    Ok(waited_for.len())
 }
 
 /// One start of a consent.
@@ -202,11 +228,4 @@ pub fn connection_of_state(
     );
     Ok(rows::optional::<BigInt, i64, _>(conn, query.bind::<Bytea, _>(state_hash.as_slice()))?
         .map(ConnectionId))
-}
-
-/// Deletes attempts that ended long ago. Returns how many.
-pub fn forget_attempts(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<usize, DbError> {
-    Ok(sql_query("DELETE FROM fieldmirror.authorization_attempts WHERE expires_at < $1")
-        .bind::<Timestamptz, _>(before)
-        .execute(conn)?)
 }

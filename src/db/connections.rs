@@ -286,14 +286,6 @@ fn holder(conn: &mut PgConnection, id: ConnectionId, account_id: &str) -> Result
     rows::optional::<Text, String, _>(conn, query.bind::<BigInt, _>(id.0).bind::<Text, _>(account_id))
 }
 
-/// Takes every turn of the connection out of action: what a turn that began before commits from now on is refused.
-pub fn bump_epochs(conn: &mut PgConnection, id: ConnectionId) -> Result<(), DbError> {
-    sql_query("UPDATE fieldmirror.stream_state SET turn_epoch = turn_epoch + 1 WHERE connection_id = $1")
-        .bind::<BigInt, _>(id.0)
-        .execute(conn)?;
-    Ok(())
-}
-
 /// Forgets the grant in force. With `forget_account`, also whose account it was and what was learned about it, so
 /// that the next consent may be for any account.
 pub fn disconnect(conn: &mut PgConnection, id: ConnectionId, forget_account: bool) -> Result<(), DbError> {

@@ -116,8 +116,6 @@ struct EnqueuedRow {
     state: String,
     #[diesel(sql_type = Bool)]
     new: bool,
-    #[diesel(sql_type = Bool)]
-    due: bool,
 }
 
 /// Makes sure that a job is live and runs at `run_at` (none: now) or earlier, in the caller's transaction.
@@ -148,10 +146,8 @@ pub fn enqueue_many(
         .bind::<Text, _>(kind)
         .bind::<Array<Nullable<BigInt>>, _>(connections)
         .bind::<Array<Nullable<Timestamptz>>, _>(times)
+        .bind::<Text, _>(CHANNEL_JOBS)
         .load(conn)?;
-    if rows.iter().any(|row| row.due) {
-        notify(conn, CHANNEL_JOBS, kind)?;
-    }
     rows.into_iter().map(enqueued).collect()
 }
 
@@ -174,9 +170,11 @@ const ENQUEUE: &str = "
         ON CONFLICT (kind, connection_id) WHERE state IN ('pending', 'running', 'parked')
         DO UPDATE SET run_at = CASE WHEN j.state = 'pending' THEN least(j.run_at, excluded.run_at) ELSE j.run_at END
         RETURNING j.id, j.connection_id, j.state, j.xmax = 0 AS new, j.state = 'pending' AND j.run_at <= now() AS due
+    ), told AS (
+        SELECT pg_notify($4, $1)::text AS said FROM put WHERE due LIMIT 1
     )
-    SELECT id, connection_id, state, new, due FROM put
-    UNION ALL SELECT id, connection_id, state, false, false FROM busy";
+    SELECT id, connection_id, state, new, (SELECT count(said) FROM told) AS told FROM put
+    UNION ALL SELECT id, connection_id, state, false, 0 FROM busy";
 
 fn enqueued(row: EnqueuedRow) -> Result<Enqueued, DbError> {
     Ok(Enqueued {

@@ -1,4 +1,4 @@
-//! Live tokens, the secrets behind them, and the open refresh of a connection. Values arrive and leave sealed.
+//! Live tokens. Values arrive and leave sealed.
 //!
 //! Callers hold the lock of the connection ([`super::connections::lock`]) in the same transaction, so that there is one
 //! order of locks.
@@ -6,13 +6,11 @@
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{
-    Array, BigInt, Bool, Bytea, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
-};
-use std::time::Duration;
+use diesel::sql_types::{Array, BigInt, Bytea, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::error::DbError;
+use super::refresh_attempts::{self, RefreshAttempt};
 use super::{requests, rows};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::GrantKind;
@@ -112,81 +110,6 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
     Ok(())
 }
 
-/// An open refresh: held by one daemon until it is closed or its time has passed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefreshAttempt {
-    pub connection: ConnectionId,
-    pub grant_id: Uuid,
-    /// The generation that it sets out from.
-    pub generation: i64,
-    pub daemon: Uuid,
-    /// When it was opened, by the database's clock: tells it from a later one of the same daemon.
-    pub started_at: DateTime<Utc>,
-}
-
-#[derive(QueryableByName)]
-struct Opened {
-    #[diesel(sql_type = Timestamptz)]
-    started_at: DateTime<Utc>,
-}
-
-/// Opens a refresh of `token`, unless another one is open and its time has not passed.
-pub fn open_attempt(
-    conn: &mut PgConnection,
-    connection: ConnectionId,
-    token: &Token,
-    daemon: Uuid,
-    host: &str,
-    blocked_for: Duration,
-) -> Result<Option<RefreshAttempt>, DbError> {
-    let opened = sql_query(
-        "INSERT INTO fieldmirror.refresh_attempts AS held \
-             (connection_id, grant_id, generation, daemon_id, host, started_at, blocked_until) \
-         VALUES ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp() + make_interval(secs => $6)) \
-         ON CONFLICT (connection_id) DO UPDATE SET grant_id = excluded.grant_id, generation = excluded.generation, \
-             daemon_id = excluded.daemon_id, host = excluded.host, started_at = excluded.started_at, \
-             blocked_until = excluded.blocked_until \
-         WHERE held.blocked_until <= clock_timestamp() RETURNING started_at",
-    )
-    .bind::<BigInt, _>(connection.0)
-    .bind::<SqlUuid, _>(token.grant_id)
-    .bind::<BigInt, _>(token.generation)
-    .bind::<SqlUuid, _>(daemon)
-    .bind::<Text, _>(host)
-    .bind::<Double, _>(blocked_for.as_secs_f64())
-    .get_result::<Opened>(conn)
-    .optional()?;
-    Ok(opened.map(|opened| RefreshAttempt {
-        connection,
-        grant_id: token.grant_id,
-        generation: token.generation,
-        daemon,
-        started_at: opened.started_at,
-    }))
-}
-
-/// How long the open refresh of a connection still keeps others out; `None` when none is open or its time has passed.
-pub fn blocked_for(conn: &mut PgConnection, connection: ConnectionId) -> Result<Option<Duration>, DbError> {
-    let query = sql_query(
-        "SELECT extract(epoch FROM blocked_until - clock_timestamp())::float8 AS value \
-         FROM fieldmirror.refresh_attempts WHERE connection_id = $1 AND blocked_until > clock_timestamp()",
-    );
-    let left_s = rows::optional::<Double, f64, _>(conn, query.bind::<BigInt, _>(connection.0))?;
-    Ok(left_s.map(|left_s| Duration::try_from_secs_f64(left_s).unwrap_or(Duration::ZERO)))
-}
-
-/// Closes the refresh, if it is still this one that is open.
-pub fn close_attempt(conn: &mut PgConnection, attempt: &RefreshAttempt) -> Result<(), DbError> {
-    sql_query(
-        "DELETE FROM fieldmirror.refresh_attempts WHERE connection_id = $1 AND daemon_id = $2 AND started_at = $3",
-    )
-    .bind::<BigInt, _>(attempt.connection.0)
-    .bind::<SqlUuid, _>(attempt.daemon)
-    .bind::<Timestamptz, _>(attempt.started_at)
-    .execute(conn)?;
-    Ok(())
-}
-
 /// What a refresh brought.
 #[derive(Debug, Clone)]
 pub struct Renewal {
@@ -223,7 +146,7 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
     .bind::<Nullable<Timestamptz>, _>(new.expires_at)
     .bind::<Timestamptz, _>(new.refresh_due_at)
     .execute(conn)?;
-    close_attempt(conn, attempt)?;
+    refresh_attempts::close(conn, attempt)?;
     Ok(swapped == 1)
 }
 
@@ -255,8 +178,17 @@ pub fn set_back(
     .bind::<Timestamptz, _>(setback.refresh_due_at)
     .bind::<Nullable<Timestamptz>, _>(setback.rejected_at)
     .execute(conn)?;
-    close_attempt(conn, attempt)?;
+    refresh_attempts::close(conn, attempt)?;
     Ok(counted == 1)
+}
+
+/// Moves the next refresh to `due`, whatever it was.
+pub fn postpone(conn: &mut PgConnection, id: ConnectionId, due: DateTime<Utc>) -> Result<(), DbError> {
+    sql_query("UPDATE fieldmirror.tokens SET refresh_due_at = $2 WHERE connection_id = $1")
+        .bind::<BigInt, _>(id.0)
+        .bind::<Timestamptz, _>(due)
+        .execute(conn)?;
+    Ok(())
 }
 
 /// A key was probed and works: the next probe is due at `due`.
@@ -274,7 +206,7 @@ pub fn probed(
     .bind::<BigInt, _>(attempt.generation)
     .bind::<Timestamptz, _>(due)
     .execute(conn)?;
-    close_attempt(conn, attempt)?;
+    refresh_attempts::close(conn, attempt)?;
     Ok(counted == 1)
 }
 
@@ -309,6 +241,16 @@ pub fn due(conn: &mut PgConnection, now: DateTime<Utc>, limit: u32) -> Result<Ve
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 
+/// When the next token after `now` falls due.
+pub fn next_due(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+    let query = sql_query(
+        "SELECT min(t.refresh_due_at) AS value FROM fieldmirror.tokens t \
+         JOIN fieldmirror.connections c ON c.id = t.connection_id \
+         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth')",
+    );
+    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query.bind::<Timestamptz, _>(now))
+}
+
 /// How the tokens of one client fare: whether deaths are the accounts' or the client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, QueryableByName)]
 pub struct Fate {
@@ -323,6 +265,14 @@ pub struct Fate {
 }
 
 impl Fate {
+    pub fn new(
+        connection: ConnectionId,
+        rejected_at: Option<DateTime<Utc>>,
+        last_refresh_at: Option<DateTime<Utc>>,
+    ) -> Self {
+        Self { connection_id: connection.0, rejected_at, last_refresh_at }
+    }
+
     pub fn connection(&self) -> ConnectionId {
         ConnectionId(self.connection_id)
     }
@@ -369,46 +319,6 @@ pub fn acquit(
     Ok(acquitted)
 }
 
-/// A secret that an admin handed over, sealed.
-#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
-pub struct SealedSecret {
-    #[diesel(sql_type = Text)]
-    pub name: String,
-    #[diesel(sql_type = SqlUuid)]
-    pub grant_id: Uuid,
-    #[diesel(sql_type = Bytea)]
-    pub sealed: Vec<u8>,
-}
-
-/// Replaces all secrets of a connection.
-pub fn set_secrets(
-    conn: &mut PgConnection,
-    id: ConnectionId,
-    secrets: &[SealedSecret],
-) -> Result<(), DbError> {
-    sql_query("DELETE FROM fieldmirror.secrets WHERE connection_id = $1")
-        .bind::<BigInt, _>(id.0)
-        .execute(conn)?;
-    for secret in secrets {
-        sql_query(
-            "INSERT INTO fieldmirror.secrets (connection_id, name, grant_id, sealed) VALUES ($1, $2, $3, $4)",
-        )
-        .bind::<BigInt, _>(id.0)
-        .bind::<Text, _>(&secret.name)
-        .bind::<SqlUuid, _>(secret.grant_id)
-        .bind::<Bytea, _>(&secret.sealed)
-        .execute(conn)?;
-    }
-    Ok(())
-}
-
-/// The secrets of a connection.
-pub fn secrets(conn: &mut PgConnection, id: ConnectionId) -> Result<Vec<SealedSecret>, DbError> {
-    Ok(sql_query("SELECT name, grant_id, sealed FROM fieldmirror.secrets WHERE connection_id = $1")
-        .bind::<BigInt, _>(id.0)
-        .load(conn)?)
-}
-
 /// Wipes whatever is sealed for a connection: token, secrets, verifiers, and with them any open refresh.
 pub fn wipe(conn: &mut PgConnection, id: ConnectionId) -> Result<(), DbError> {
     for table in ["refresh_attempts", "tokens", "secrets"] {
@@ -425,7 +335,9 @@ pub fn wipe(conn: &mut PgConnection, id: ConnectionId) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Whether the database takes writes and commits reach the disk: for `readyz`.
-pub fn is_writable(conn: &mut PgConnection) -> Result<bool, DbError> {
-    rows::value::<Bool, bool, _>(conn, sql_query("SELECT NOT pg_is_in_recovery() AS value"))
+/// The sealed access token that was issued last, of any connection: to see which key seals.
+pub fn newest_sealed(conn: &mut PgConnection) -> Result<Option<Vec<u8>>, DbError> {
+    let query =
+        sql_query("SELECT access_sealed AS value FROM fieldmirror.tokens ORDER BY issued_at DESC LIMIT 1");
+    rows::optional::<Bytea, Vec<u8>, _>(conn, query)
 }

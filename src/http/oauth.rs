@@ -7,6 +7,7 @@
 //! It keeps no token, takes no lock and judges no refusal: those are the refresher's and the provider's.
 
 mod answer;
+mod introspect;
 mod wire;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ use oauth2::{
 use serde_json::Value;
 use url::Url;
 
+pub use self::introspect::introspect;
 use self::wire::Wire;
 use super::Client;
 use super::deadline::Deadline;

@@ -13,6 +13,9 @@ use crate::db::queue::{self, Ending, JobId, JobState};
 use crate::domain::failure::FailureKind;
 use crate::domain::ids::ConnectionId;
 
+/// How many errors that do not look passing are sat out: a server that goes down or comes up has many words for it.
+const UNEXPECTED_MAX: u32 = 10;
+
 impl Hub {
     /// Writes how a run ended, trying again until the database answers, and lets go of the job.
     pub(super) async fn finish(&self, lease: &Lease, ending: Ending) {
@@ -67,6 +70,7 @@ impl Hub {
     {
         let mut pause = Duration::ZERO;
         let mut closing_since: Option<Instant> = None;
+        let mut unexpected = 0;
         loop {
             let error = match attempt().await {
                 Ok(answer) => return Some(answer),
@@ -76,7 +80,8 @@ impl Hub {
                 closing_since.get_or_insert_with(Instant::now);
             }
             let late = closing_since.is_some_and(|since| since.elapsed() >= self.shared.limits.close_wait);
-            if late || error.kind() != FailureKind::Transient {
+            unexpected += u32::from(error.kind() != FailureKind::Transient);
+            if late || unexpected > UNEXPECTED_MAX {
                 error!(job.id = %lease.job, job.kind = lease.kind, error = chain(&error), "Gave up {what} of job {}", lease.job);
                 return None;
             }

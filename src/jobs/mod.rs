@@ -9,13 +9,18 @@
 
 mod ack;
 mod backend;
+pub mod connect;
+pub mod disconnect;
 mod ends;
 mod held;
 mod hub;
 mod keeper;
+mod kinds;
 mod lane;
 mod lease;
 mod limits;
+pub mod refresh_token;
+pub mod scheduler;
 mod sync;
 
 use std::sync::Arc;
@@ -30,6 +35,7 @@ use apalis_core::worker::builder::WorkerBuilder;
 use chrono::{DateTime, Utc};
 
 pub use hub::{Hub, HubError, Vitals};
+pub use kinds::workers;
 pub use lease::{Lease, Stop};
 pub use limits::QueueLimits;
 

@@ -4,17 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::{Job, Lease, Outcome};
 use crate::domain::ids::ConnectionId;
-use crate::domain::time::delta;
 use crate::sync::Engine;
 
 pub struct Sync;
-
-/// When a turn that could not even begin is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
 
 impl Job for Sync {
     type App = Engine;
@@ -34,12 +29,6 @@ impl Job for Sync {
                 turn.await
             }
         };
-        match ended {
-            Ok(_) => Outcome::Done,
-            Err(failure) => {
-                warn!(connection.id = %connection, error = %failure, "Could not finish a turn for connection {connection}");
-                Outcome::RunAgainAt(engine.clock.now() + delta(AGAIN))
-            }
-        }
+        super::kinds::ended(Self::KIND, connection, engine, ended.map(drop))
     }
 }

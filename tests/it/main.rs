@@ -3,6 +3,7 @@
 mod support;
 
 mod architecture;
+mod auth;
 mod cli;
 mod db;
 mod migrations;

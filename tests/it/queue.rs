@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use apalis_core::monitor::Monitor;
@@ -14,7 +17,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::queue::{
-    self, ClaimLimits, Ending, Enqueued, Holding, JobId, JobRow, JobState, Retried,
+    self, ClaimLimits, Ending, Enqueued, Holding, JobId, JobRow, JobState, Retried, SessionError,
 };
 use fieldmirror::db::{Db, DbError, migrations};
 use fieldmirror::domain::ids::ConnectionId;
@@ -308,7 +311,7 @@ async fn a_running_job_is_left_alone_and_not_held_up() {
         let mut conn = PgConnection::establish(url.expose()).unwrap();
         conn.transaction::<_, DbError, _>(|conn| {
             let found = queue::enqueue(conn, KIND, Some(ConnectionId(1)), None)?;
-            std::thread::sleep(Duration::from_secs(3));
+            thread::sleep(Duration::from_secs(3));
             Ok(found)
         })
         .unwrap()
@@ -347,15 +350,84 @@ async fn jobs_run_when_they_are_due() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_scheduler_hears_when_a_job_has_ended() {
-    let base = Base::new(1).await;
-    let daemon = base.daemon(quick(), 1, &Script::done()).await;
-    eventually(LONG, || async { daemon.hub.vitals().beat_at }).await;
+async fn workers_schedulers_and_waiters_are_told() {
+    let base = Base::new(2).await;
+    let app = Script::new(|_, lease| {
+        let again = lease.attempt < 3;
+        async move { if again { Outcome::RunAgainAt(now()) } else { Outcome::Done } }.boxed()
+    });
+    // So that only a notification can start a job in time.
+    let limits = QueueLimits { poll: LONG * 10, ..quick() };
+    let daemon = base.daemon(limits, 1, &app).await;
+    eventually(LONG, || async { daemon.hub.vitals().claimed_at }).await;
+    sleep(Duration::from_millis(200)).await;
     let mut ticks = daemon.hub.ticks();
     ticks.mark_unchanged();
-    base.enqueue(1, None).await;
-    timeout(Duration::from_secs(2), ticks.changed()).await.expect("a tick").unwrap();
+    let mut waiter = PgConnection::establish(base.url.expose()).unwrap();
+    waiter.batch_execute("LISTEN fieldmirror_done").unwrap();
+
+    let job = base.enqueue(1, None).await.job_id;
+    timeout(Duration::from_secs(5), ticks.changed()).await.expect("a tick").unwrap();
+    let ended = base.until(job, |job| job.state == JobState::Done).await;
+    assert_eq!(ended.attempt, 3, "a run again is told as well");
+    waiter.batch_execute("SELECT 1").unwrap();
+    let told: Vec<String> = waiter.notifications_iter().map(|notice| notice.unwrap().payload).collect();
+    assert_eq!(told, vec![job.to_string(); 3]);
+
+    let later = base.enqueue(2, Some(now() + TimeDelta::hours(1))).await.job_id;
+    assert_eq!(base.retry(later).await, Retried::Due);
+    base.until(later, |job| job.state == JobState::Done).await;
     daemon.stop().await;
+}
+
+/// Stands in front of the server as a transaction pooler does for a session that listens: everything passes, except what the
+/// server says unasked. The address of the same database through it.
+fn pooler_before(url: &Secret) -> Secret {
+    let (database, parameters) = url.expose().split_once('?').unwrap();
+    let folder = parameters.split('&').find_map(|pair| pair.strip_prefix("host=")).unwrap();
+    let socket = format!("{folder}/.s.PGSQL.5432");
+    let front = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = front.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for client in front.incoming().map_while(Result::ok) {
+            let server = UnixStream::connect(&socket).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || _ = std::io::copy(&mut from, &mut to));
+            thread::spawn(move || _ = without_notifications(server, client));
+        }
+    });
+    let rest = "user=fieldmirror&sslmode=disable&gssencmode=disable";
+    Secret::new(format!("{database}?host=127.0.0.1&port={port}&{rest}"))
+}
+
+/// Messages of the protocol: a byte for the kind, four for the length of the rest, themselves included.
+fn without_notifications(mut server: UnixStream, mut client: TcpStream) -> std::io::Result<()> {
+    const NOTIFICATION: u8 = b'A';
+    loop {
+        let mut head = [0; 5];
+        server.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let mut body = vec![0; length as usize - 4];
+        server.read_exact(&mut body)?;
+        if head[0] != NOTIFICATION {
+            client.write_all(&head)?;
+            client.write_all(&body)?;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_pooler_is_refused_with_the_reason() {
+    let base = Base::new(1).await;
+    let pooler = pooler_before(&base.url);
+    let through = Db::connect(&pooler, 1).unwrap();
+    assert_eq!(through.run(|conn| queue::list(conn, None, 1)).await.unwrap(), [], "queries pass");
+    let refused = Hub::new(base.db.clone(), pooler, Uuid::new_v4(), quick()).await.err().expect("no hub");
+    assert!(matches!(refused, HubError::Listen(SessionError::Pooler)), "{refused:?}");
+
+    let nowhere = Secret::new("postgresql://127.0.0.1:1/nowhere");
+    let refused = Hub::new(base.db.clone(), nowhere, Uuid::new_v4(), quick()).await.err().expect("no hub");
+    assert!(matches!(refused, HubError::Listen(SessionError::Database(_))), "{refused:?}");
 }
 
 /// Not a test of its own: what `a_killed_daemons_job_runs_again` starts in another process.
@@ -507,7 +579,11 @@ async fn a_restart_of_postgres_is_survived() {
     sleep(Duration::from_secs(3)).await;
     let server = tokio::task::spawn_blocking(start_again).await.unwrap();
     let ended = base.until(in_flight, |job| job.state == JobState::Done).await;
-    assert_eq!((ended.attempt, ended.crashes), (1, 0), "it ended while the database was away, and once");
+    assert_eq!(
+        (ended.attempt, ended.crashes),
+        (1, 0),
+        "it ended while the database was away, and once: {ended:?}"
+    );
     base.until(waiting, |job| job.state == JobState::Done).await;
     let next = base.enqueue(3, None).await.job_id;
     base.until(next, |job| job.state == JobState::Done).await;

@@ -161,13 +161,9 @@ pub enum Ending {
 }
 
 #[derive(QueryableByName)]
-struct EndedRow {
-    #[diesel(sql_type = Text)]
-    kind: String,
+struct StateRow {
     #[diesel(sql_type = Text)]
     state: String,
-    #[diesel(sql_type = Bool)]
-    due: bool,
 }
 
 /// Writes the end of a run, and tells those who wait. None: refused, the job is no longer the caller's.
@@ -176,18 +172,6 @@ pub fn finish(
     holding: Holding,
     ending: &Ending,
 ) -> Result<Option<JobState>, DbError> {
-    conn.transaction(|conn| {
-        let Some(row) = write_end(conn, holding, ending)? else { return Ok(None) };
-        super::notify(conn, CHANNEL_DONE, &holding.job.to_string())?;
-        super::notify(conn, CHANNEL_TICK, "")?;
-        if row.due {
-            super::notify(conn, CHANNEL_JOBS, &row.kind)?;
-        }
-        Ok(Some(super::state_of(&row.state)?))
-    })
-}
-
-fn write_end(conn: &mut PgConnection, holding: Holding, ending: &Ending) -> QueryResult<Option<EndedRow>> {
     let (state, run_at, error, pause, crashes_max) = match ending {
         Ending::Done => ("done", None, None, None, None),
         Ending::RunAgainAt(at) => ("pending", Some(*at), None, None, None),
@@ -196,7 +180,7 @@ fn write_end(conn: &mut PgConnection, holding: Holding, ending: &Ending) -> Quer
             ("pending", None, Some(cut(reason)), Some(pause.as_secs_f64()), Some(i64::from(*crashes_max)))
         }
     };
-    sql_query(FINISH)
+    let row: Option<StateRow> = sql_query(FINISH)
         .bind::<BigInt, _>(holding.job.0)
         .bind::<SqlUuid, _>(holding.owner)
         .bind::<Integer, _>(holding.attempt)
@@ -205,21 +189,33 @@ fn write_end(conn: &mut PgConnection, holding: Holding, ending: &Ending) -> Quer
         .bind::<Nullable<Text>, _>(error)
         .bind::<Nullable<Double>, _>(pause)
         .bind::<Nullable<BigInt>, _>(crashes_max)
+        .bind::<Text, _>(CHANNEL_DONE)
+        .bind::<Text, _>(CHANNEL_TICK)
+        .bind::<Text, _>(CHANNEL_JOBS)
         .get_result(conn)
-        .optional()
+        .optional()?;
+    Ok(row.map(|row| super::state_of(&row.state)).transpose()?)
 }
 
-// $8 is null unless the run crashed: any outcome, good or bad, ends the series of crashes.
+// $8 is null unless the run crashed: any outcome, good or bad, ends the series of crashes. One statement, because every run
+// pays for it: a transaction with its notifications would take five times the round trips. It does not wait for the disk:
+// commits that notify queue up behind each other, and an end that a crash of the server takes back is only run again.
 const FINISH: &str = "
-    UPDATE fieldmirror.jobs SET
-        state = CASE WHEN crashes + 1 >= $8 THEN 'parked' ELSE $4 END,
-        run_at = coalesce($5, now() + make_interval(secs => $7), run_at),
-        owner = NULL, lease_until = NULL,
-        ended_at = CASE WHEN $4 IN ('done', 'failed') THEN now() END,
-        crashes = CASE WHEN $8 IS NULL THEN 0 ELSE crashes + 1 END,
-        last_error = $6
-    WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running'
-    RETURNING kind, state, state = 'pending' AND run_at <= now() AS due";
+    WITH ended AS (
+        UPDATE fieldmirror.jobs SET
+            state = CASE WHEN crashes + 1 >= $8 THEN 'parked' ELSE $4 END,
+            run_at = coalesce($5, now() + make_interval(secs => $7), run_at),
+            owner = NULL, lease_until = NULL,
+            ended_at = CASE WHEN $4 IN ('done', 'failed') THEN now() END,
+            crashes = CASE WHEN $8 IS NULL THEN 0 ELSE crashes + 1 END,
+            last_error = $6
+        WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running'
+        RETURNING id, kind, state, state = 'pending' AND run_at <= now() AS due
+    )
+    SELECT state, pg_notify($9, id::text)::text AS told_waiters, pg_notify($10, '')::text AS told_schedulers,
+        CASE WHEN due THEN pg_notify($11, kind)::text END AS told_workers,
+        set_config('synchronous_commit', 'off', true) AS unhurried
+    FROM ended";
 
 fn cut(reason: &str) -> String {
     reason.chars().take(ERROR_CHARS_MAX).collect()
@@ -228,25 +224,21 @@ fn cut(reason: &str) -> String {
 /// Puts a job back as it was, due at once and without a crash counted. One that had not started does not count as an
 /// attempt either. False: refused, the job is no longer the caller's.
 pub fn give_back(conn: &mut PgConnection, holding: Holding, started: bool) -> Result<bool, DbError> {
-    let kind: Option<KindRow> = sql_query(
-        "UPDATE fieldmirror.jobs SET state = 'pending', owner = NULL, lease_until = NULL,
-             attempt = attempt - CASE WHEN $4 THEN 0 ELSE 1 END
-         WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running' RETURNING kind",
-    )
-    .bind::<BigInt, _>(holding.job.0)
-    .bind::<SqlUuid, _>(holding.owner)
-    .bind::<Integer, _>(holding.attempt)
-    .bind::<Bool, _>(started)
-    .get_result(conn)
-    .optional()?;
-    if let Some(KindRow { kind }) = &kind {
-        super::notify(conn, CHANNEL_JOBS, kind)?;
-    }
-    Ok(kind.is_some())
+    let row: Option<StateRow> = sql_query(GIVE_BACK)
+        .bind::<BigInt, _>(holding.job.0)
+        .bind::<SqlUuid, _>(holding.owner)
+        .bind::<Integer, _>(holding.attempt)
+        .bind::<Bool, _>(started)
+        .bind::<Text, _>(CHANNEL_JOBS)
+        .get_result(conn)
+        .optional()?;
+    Ok(row.is_some())
 }
 
-#[derive(QueryableByName)]
-struct KindRow {
-    #[diesel(sql_type = Text)]
-    kind: String,
-}
+const GIVE_BACK: &str = "
+    WITH back AS (
+        UPDATE fieldmirror.jobs SET state = 'pending', owner = NULL, lease_until = NULL,
+            attempt = attempt - CASE WHEN $4 THEN 0 ELSE 1 END
+        WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running' RETURNING kind, state
+    )
+    SELECT state, pg_notify($5, kind)::text AS told_workers FROM back";

@@ -60,6 +60,14 @@ pub(super) fn accepted(answer: &Answer) -> Result<(), TokenFailure> {
     success(answer).map(drop)
 }
 
+/// What the endpoint knows about a token, without the values of tokens.
+pub(super) fn known(answer: &Answer) -> Result<Value, TokenFailure> {
+    match success(answer)? {
+        Body::Json(value @ Value::Object(_)) => Ok(without_tokens(&value)),
+        _ => Err(unavailable(true, format!("an answer that is not an object (status {})", answer.status))),
+    }
+}
+
 /// The body of a success.
 fn success(answer: &Answer) -> Result<Body, TokenFailure> {
     let status = answer.status;

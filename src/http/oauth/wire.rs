@@ -74,6 +74,15 @@ impl<'a> Wire<'a> {
 
     /// Posts `fields` to an endpoint whose success has no content worth reading.
     pub(super) async fn revoked(&self, fields: &[(&str, &str)]) -> Result<(), TokenFailure> {
+        answer::accepted(&self.posted(fields).await?)
+    }
+
+    /// Posts `fields` to an endpoint that answers what it knows about a token.
+    pub(super) async fn introspected(&self, fields: &[(&str, &str)]) -> Result<Value, TokenFailure> {
+        answer::known(&self.posted(fields).await?)
+    }
+
+    async fn posted(&self, fields: &[(&str, &str)]) -> Result<Answer, TokenFailure> {
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish().into_bytes();
         let mut outgoing = HttpRequest::new(body);
         *outgoing.method_mut() = ::http::Method::POST;
@@ -82,12 +91,11 @@ impl<'a> Wire<'a> {
             .url
             .as_str()
             .parse()
-            .map_err(|_| unavailable(false, "the revocation URL is not an address"))?;
+            .map_err(|_| unavailable(false, "the URL is not an address"))?;
         outgoing
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        let answer = self.in_time(self.send(styled(outgoing, self.endpoint.body))).await??;
-        answer::accepted(&answer)
+        self.in_time(self.send(styled(outgoing, self.endpoint.body))).await?
     }
 
     async fn send(&self, outgoing: HttpRequest) -> Result<Answer, TokenFailure> {

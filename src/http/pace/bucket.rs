@@ -26,7 +26,7 @@ const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(super) struct Bucket {
     spec: BucketSpec,
     reserve: f64,
-    /// The limit that the provider told, where it is below the spec's.
+    /// The limit that the provider told for this account: its plan may allow more or less than the spec plans with.
     pub(super) told: Option<u32>,
     /// When requests left, oldest first; none older than the window.
     pub(super) sent: VecDeque<DateTime<Utc>>,
@@ -51,14 +51,14 @@ impl Bucket {
         reason = "floats are cut at 0 and at u32::MAX"
     )]
     pub(super) fn allowed(&self) -> usize {
-        let limit = self.told.map_or(self.spec.limit, |told| told.min(self.spec.limit));
+        let limit = self.told.unwrap_or(self.spec.limit);
         let share = 1.0 - self.reserve.clamp(0.0, 1.0);
         ((f64::from(limit) * share).floor() as u32).max(1) as usize
     }
 
     /// The most requests that the log ever holds.
     pub(super) fn sent_max(&self) -> usize {
-        self.spec.limit.max(1) as usize
+        self.spec.limit.max(self.told.unwrap_or(0)).max(1) as usize
     }
 
     /// The span in which no more than that leave: the spec's, and the margin for arrival.

@@ -67,6 +67,7 @@ pub(super) fn read(buckets: &mut [Bucket], value: &Value) -> Option<DateTime<Utc
         let Some(SavedBucket { sent, paused, refusals, told }) = saved.buckets.remove(bucket.name()) else {
             continue;
         };
+        bucket.told = told;
         let window = bucket.window().as_millis();
         let mut ages: Vec<u64> = sent.into_iter().filter(|age| u128::from(*age) < window).collect();
         ages.sort_unstable_by_key(|age| std::cmp::Reverse(*age));
@@ -77,7 +78,6 @@ pub(super) fn read(buckets: &mut [Bucket], value: &Value) -> Option<DateTime<Utc
         let paused = paused.map(std::time::Duration::from_millis);
         bucket.paused_until = paused.map(|wait| at + delta(wait.min(PAUSE_MAX)));
         bucket.refusals = refusals;
-        bucket.told = told;
     }
     Some(at)
 }

@@ -1,0 +1,332 @@
+//! Consents, from the start link to the moment the provider sends the browser back.
+//!
+//! A *ticket* stands in the start link that is mailed to the account's owner, and is good for many starts. Each start
+//! is an *attempt* with a `state` that can be redeemed once, within [`ATTEMPT_LIFE`]. What happens with a redeemed code
+//! is [`super::exchange`]'s business.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use url::Url;
+use uuid::Uuid;
+
+use super::answer::{Answer, Said};
+use super::ticket::{self, NotOurs};
+use super::{Auth, TokenClient, VERIFIER_COLUMN};
+use crate::config::ProviderSettings;
+use crate::db::authorizations::{self, Attempt, Authorization, NewAttempt, NewAuthorization};
+use crate::db::connections::{self, Connection};
+use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
+use crate::domain::failure::Failure;
+use crate::domain::ids::ConnectionId;
+use crate::domain::secret::Secret;
+use crate::domain::time::delta;
+use crate::http::oauth::{self, Consent};
+use crate::providers::Provider;
+use crate::vault::Bound;
+
+/// How long a started consent may take.
+pub const ATTEMPT_LIFE: TimeDelta = TimeDelta::minutes(10);
+
+/// A consent that was started.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Where the browser is sent.
+    pub authorize_url: Url,
+    /// What the browser is to keep: names the attempt.
+    pub cookie: Secret,
+    /// The cookie is of use on this path only.
+    pub cookie_path: String,
+}
+
+/// What the asker may read before the consent has ended.
+#[derive(Debug, Clone)]
+pub struct Links {
+    pub start_url: Url,
+    pub authorize_url: Url,
+    pub redirect_uri: String,
+    pub expires_at: DateTime<Utc>,
+}
+
+impl Links {
+    /// As it is sealed to the asker.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "start_url": self.start_url.as_str(),
+            "authorize_url": self.authorize_url.as_str(),
+            "redirect_uri": self.redirect_uri,
+            "expires_at": self.expires_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        })
+    }
+}
+
+/// Why a start link or an answer leads nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Unknown, altered, or for another provider.
+    Invalid,
+    Expired,
+    /// The answer was used before.
+    Replayed,
+    /// The start link has been replaced, or has led to a connection.
+    Closed,
+}
+
+impl From<NotOurs> for Refusal {
+    fn from(reason: NotOurs) -> Self {
+        match reason {
+            NotOurs::Forged => Self::Invalid,
+            NotOurs::Expired => Self::Expired,
+        }
+    }
+}
+
+/// An attempt that an answer has used up.
+pub(super) struct Redeemed {
+    pub attempt: Attempt,
+    pub authorization: Authorization,
+    pub connection: Connection,
+    pub verifier: Option<Secret>,
+}
+
+/// A fresh attempt with what the browser needs.
+struct Minted {
+    attempt: NewAttempt,
+    started: Started,
+}
+
+impl Auth {
+    /// `{public_url}/oauth/callback/{provider}`.
+    pub fn redirect_uri(&self, provider: &str) -> String {
+        let base = self.settings.callback.public_url.as_str().trim_end_matches('/');
+        format!("{base}/oauth/callback/{provider}")
+    }
+
+    /// Gives an open `connect` request its start link and a first authorize URL, and seals both to the asker. Earlier
+    /// start links of the connection are closed, earlier requests end as superseded.
+    pub(crate) async fn offer_consent(
+        &self,
+        request: &Request,
+        connection: &Connection,
+        reply_to: [u8; 32],
+    ) -> Result<(), Failure> {
+        let (provider, settings) = self.provider(&connection.provider)?;
+        self.demand_beside(provider, connection, request)?;
+        let now = self.clock.now();
+        let expires_at = now + delta(self.settings.callback.ticket_ttl);
+        let ticket = ticket::new_ticket(&self.vault);
+        let authorization = NewAuthorization {
+            id: Uuid::now_v7(),
+            connection: connection.id,
+            request: request.id,
+            ticket_hash: ticket::hash(ticket.expose()),
+            redirect_uri: self.redirect_uri(&connection.provider),
+            expires_at,
+        };
+        let minted = self.mint(
+            provider,
+            settings,
+            connection.id,
+            authorization.id,
+            &authorization.redirect_uri,
+            expires_at,
+        )?;
+        let links = Links {
+            start_url: self.start_url(&ticket)?,
+            authorize_url: minted.started.authorize_url,
+            redirect_uri: authorization.redirect_uri.clone(),
+            expires_at,
+        };
+        let reply = crate::vault::sealed_box::seal_to(&reply_to, links.to_json().to_string().as_bytes());
+        let (id, request_id, attempt) = (connection.id, request.id, minted.attempt);
+        self.transaction(move |conn| {
+            connections::lock(conn, id)?;
+            for earlier in requests::open(conn, id, RequestKind::Connect)? {
+                if earlier.id != request_id && earlier.id < request_id {
+                    requests::finish(conn, earlier.id, RequestOutcome::Superseded, Some(SUPERSEDED))?;
+                }
+            }
+            authorizations::close_all(conn, id)?;
+            authorizations::create(conn, &authorization)?;
+            authorizations::create_attempt(conn, &attempt)?;
+            requests::reply(conn, request_id, &reply)
+        })
+        .await
+    }
+
+    /// Starts a consent with the ticket of a start link.
+    pub async fn start(&self, ticket: &str) -> Result<Result<Started, Refusal>, Failure> {
+        let hash = match ticket::ticket_hash(&self.vault, ticket) {
+            Ok(hash) => hash,
+            Err(reason) => return Ok(Err(reason.into())),
+        };
+        let now = self.clock.now();
+        let found = self.db(move |conn| authorizations::by_ticket(conn, &hash, now)).await?;
+        match found {
+            Some(authorization) => self.start_of(authorization).await,
+            None => Ok(Err(Refusal::Invalid)),
+        }
+    }
+
+    /// Starts a consent for a start link that was found.
+    async fn start_of(&self, authorization: Authorization) -> Result<Result<Started, Refusal>, Failure> {
+        if !authorization.is_open {
+            let expired = authorization.expires_at <= self.clock.now();
+            return Ok(Err(if expired { Refusal::Expired } else { Refusal::Closed }));
+        }
+        let id = authorization.connection();
+        let connection = self.db(move |conn| connections::get(conn, id)).await?;
+        let (provider, settings) = self.provider(&connection.provider)?;
+        let minted = self.mint(
+            provider,
+            settings,
+            id,
+            authorization.id,
+            &authorization.redirect_uri,
+            authorization.expires_at,
+        )?;
+        let Minted { attempt, started } = minted;
+        self.db(move |conn| authorizations::create_attempt(conn, &attempt)).await?;
+        Ok(Ok(started))
+    }
+
+    /// Starts the consent that a cookie names once more: for an answer without `state`, such as an installation that
+    /// began in the provider's marketplace. Its code is not redeemed, since nothing proves that this browser asked for
+    /// it; the provider, which knows the consent already, answers the new start at once.
+    pub(super) async fn restart(&self, attempt: Uuid) -> Result<Result<Started, Refusal>, Failure> {
+        let now = self.clock.now();
+        let found = self
+            .transaction(move |conn| {
+                let Some(attempt) = authorizations::attempt(conn, attempt)? else { return Ok(None) };
+                if attempt.used_at.is_some() {
+                    return Ok(None);
+                }
+                // Used up: an answer without state can start a consent once, not go round in circles.
+                authorizations::use_attempt(conn, attempt.id)?;
+                authorizations::end_attempt(conn, attempt.id, "restarted")?;
+                authorizations::get(conn, attempt.authorization_id, now)
+            })
+            .await?;
+        match found {
+            Some(authorization) => self.start_of(authorization).await,
+            None => Ok(Err(Refusal::Replayed)),
+        }
+    }
+
+    /// Uses up the attempt that an answer belongs to: by its state, or for an answer without one by the cookie.
+    pub(super) async fn redeem(
+        &self,
+        provider: &str,
+        answer: &Answer,
+        cookie: Option<Uuid>,
+    ) -> Result<Result<Redeemed, Refusal>, Failure> {
+        let now = self.clock.now();
+        let key = match (&answer.state, cookie) {
+            (Some(state), _) => match ticket::state_hash(&self.vault, provider, state.expose(), now) {
+                Ok(hash) => Key::State(hash),
+                Err(reason) => return Ok(Err(reason.into())),
+            },
+            (None, Some(attempt)) => Key::Attempt(attempt),
+            (None, None) => return Ok(Err(Refusal::Invalid)),
+        };
+        let provider = provider.to_owned();
+        let outcome = if answer.said == Said::Denied { "denied" } else { "answered" };
+        let redeemed = self
+            .transaction(move |conn| {
+                let attempt = match key {
+                    Key::State(hash) => authorizations::attempt_by_state(conn, &hash)?,
+                    Key::Attempt(id) => authorizations::attempt(conn, id)?,
+                };
+                let Some(attempt) = attempt.filter(|attempt| attempt.provider == provider) else {
+                    return Ok(Err(Refusal::Invalid));
+                };
+                if attempt.used_at.is_some() {
+                    return Ok(Err(Refusal::Replayed));
+                }
+                let Some(authorization) = authorizations::get(conn, attempt.authorization_id, now)? else {
+                    return Ok(Err(Refusal::Invalid));
+                };
+                authorizations::use_attempt(conn, attempt.id)?;
+                authorizations::end_attempt(conn, attempt.id, outcome)?;
+                if attempt.expires_at <= now {
+                    return Ok(Err(Refusal::Expired));
+                }
+                if !authorization.is_open {
+                    return Ok(Err(Refusal::Closed));
+                }
+                let connection = connections::get(conn, authorization.connection())?;
+                Ok(Ok((attempt, authorization, connection)))
+            })
+            .await?;
+        let (attempt, authorization, connection) = match redeemed {
+            Ok(redeemed) => redeemed,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let verifier = match &attempt.verifier_sealed {
+            Some(sealed) => Some(self.open(connection.id, attempt.id, VERIFIER_COLUMN, sealed)?),
+            None => None,
+        };
+        Ok(Ok(Redeemed { attempt, authorization, connection, verifier }))
+    }
+
+    /// Closes start links whose time has passed: their requests end as expired, and a connection that never came about
+    /// has failed. Returns how many. For every tick of the scheduler.
+    pub async fn expire_authorizations(&self, now: DateTime<Utc>) -> Result<usize, Failure> {
+        self.transaction(move |conn| authorizations::expire(conn, now)).await
+    }
+
+    fn start_url(&self, ticket: &Secret) -> Result<Url, Failure> {
+        let base = self.settings.callback.public_url.as_str().trim_end_matches('/');
+        Url::parse(&format!("{base}/connect/{}", ticket.expose()))
+            .map_err(|_| Failure::bug("`callback.public_url` makes no start link"))
+    }
+
+    /// A fresh state, verifier and authorize URL.
+    fn mint(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        connection: ConnectionId,
+        authorization: Uuid,
+        redirect_uri: &str,
+        link_expires_at: DateTime<Utc>,
+    ) -> Result<Minted, Failure> {
+        let client = TokenClient::ours(provider, settings)?;
+        let name = provider.spec().name;
+        let expires_at = (self.clock.now() + ATTEMPT_LIFE).min(link_expires_at);
+        let (id, state) = (Uuid::new_v4(), ticket::new_state(&self.vault, name, expires_at));
+        let verifier = settings.pkce.then(oauth::pkce_verifier);
+        let own_scopes: Vec<String> = provider.spec().scopes.iter().map(ToString::to_string).collect();
+        let authorize_url = oauth::authorize_url(&Consent {
+            authorize_url: &settings.authorize_url,
+            client_id: &client.id,
+            redirect_uri,
+            scopes: if settings.scopes.is_empty() { &own_scopes } else { &settings.scopes },
+            state: &state,
+            pkce_verifier: verifier.as_ref(),
+            extra: &[],
+        })
+        .map_err(|error| Failure::bug(error.to_string()))?;
+        let bound = Bound { connection, grant: id, column: VERIFIER_COLUMN };
+        let attempt = NewAttempt {
+            id,
+            authorization,
+            provider: name.to_owned(),
+            state_hash: ticket::hash(state.expose()),
+            verifier_sealed: verifier.map(|verifier| self.vault.seal(verifier.expose().as_bytes(), &bound)),
+            redirect_uri: redirect_uri.to_owned(),
+            expires_at,
+        };
+        let cookie = ticket::new_cookie(&self.vault, name, id, expires_at);
+        let cookie_path =
+            Url::parse(redirect_uri).map_or_else(|_| "/".to_owned(), |url| url.path().to_owned());
+        Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path } })
+    }
+}
+
+/// What an attempt is found by.
+enum Key {
+    State([u8; 32]),
+    Attempt(Uuid),
+}
+
+const SUPERSEDED: &str = "a later request for the same connection took its place";

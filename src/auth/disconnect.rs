@@ -1,0 +1,147 @@
+//! The end of a grant: revoked where the provider can, wiped in any case. Mirrored rows stay unless a purge is asked
+//! for.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{Auth, REFRESH_COLUMN, Standing, TokenClient};
+use crate::db::connections::{self, Connection};
+use crate::db::requests::{self, RequestKind, RequestOutcome};
+use crate::db::tokens::{self, Token};
+use crate::db::{audit, authorizations, streams};
+use crate::domain::failure::Failure;
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::GrantKind;
+use crate::http::deadline::Deadline;
+use crate::http::oauth::{self, TokenFailure};
+use crate::http::retry;
+use crate::providers;
+
+/// How long revoking may take, all tries together. An attempt row keeps refreshes out for longer.
+const REVOKE_MAX: Duration = Duration::from_secs(30);
+const REVOKE_TRIES: u32 = 3;
+const REVOKE_PAUSE: Duration = Duration::from_secs(1);
+/// Tables of the mirror that hold rows of every stream.
+const SHARED_TABLES: [&str; 2] = ["changes", "drift"];
+
+/// What became of the grant at the provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoked {
+    Yes,
+    /// There was nothing to revoke, or the provider has no way.
+    NotPossible,
+    /// It was tried, and the account's owner had better remove the app by hand. The text is masked.
+    Failed(String),
+}
+
+impl Auth {
+    /// Ends the grant of a connection: turns and refreshes are shut out first, then the grant is revoked, then all that
+    /// is sealed is wiped. Open requests end. Repeating it does no harm.
+    ///
+    /// # Errors
+    /// When the database does not go along; the grant may have been revoked by then.
+    pub async fn disconnect(&self, connection: ConnectionId, purge: bool) -> Result<Revoked, Failure> {
+        let auth = self.clone();
+        self.detached(async move { auth.disconnect_here(connection, purge).await }).await
+    }
+
+    async fn disconnect_here(&self, id: ConnectionId, purge: bool) -> Result<Revoked, Failure> {
+        self.transaction(move |conn| {
+            connections::lock(conn, id)?;
+            streams::bump(conn, id)
+        })
+        .await?;
+        // A refresh that is under way may be about to bring another token: it is waited for.
+        let revoked = match self.shut_out(id).await? {
+            Some((Standing { connection, token: Some(token) }, _)) => self.revoke(&connection, &token).await,
+            _ => Revoked::NotPossible,
+        };
+        let connection = self.wipe(id, purge, revoked.clone()).await?;
+        if let Revoked::Failed(why) = &revoked {
+            warn!(connection.id = %id, "The grant of `{}` could not be revoked: {why}", connection.name);
+        }
+        info!(connection.id = %id, "Disconnected `{}`", connection.name);
+        Ok(revoked)
+    }
+
+    async fn revoke(&self, connection: &Connection, token: &Token) -> Revoked {
+        let Some(sealed) = token.refresh_sealed.as_deref() else { return Revoked::NotPossible };
+        let Some(provider) = providers::provider(&connection.provider) else { return Revoked::NotPossible };
+        let Some(settings) = self.settings.providers.get(&connection.provider) else {
+            return Revoked::NotPossible;
+        };
+        let Some(url) =
+            settings.revoke_url.as_ref().filter(|_| connection.grant == GrantKind::AuthorizationCode)
+        else {
+            return Revoked::NotPossible;
+        };
+        let opened = self.open(connection.id, token.grant_id, REFRESH_COLUMN, sealed);
+        let (refresh_token, client) = match (opened, TokenClient::ours(provider, settings)) {
+            (Ok(refresh_token), Ok(client)) => (refresh_token, client),
+            (Err(failure), _) | (_, Err(failure)) => return Revoked::Failed(failure.message),
+        };
+        let deadline = Deadline::after(REVOKE_MAX);
+        let endpoint = client.endpoint(url);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let asked = oauth::revoke(&self.http, &endpoint, &refresh_token, deadline, self.clock.as_ref());
+            let failure = match asked.await {
+                Ok(()) => return Revoked::Yes,
+                Err(failure) => failure,
+            };
+            let passes = matches!(failure, TokenFailure::Unavailable { .. } | TokenFailure::Throttled { .. });
+            if !passes || tries >= REVOKE_TRIES {
+                let title = provider.spec().title;
+                return Revoked::Failed(format!("{title}: {failure}"));
+            }
+            tokio::time::sleep(retry::pause(tries, REVOKE_PAUSE, REVOKE_PAUSE * 4)).await;
+        }
+    }
+
+    async fn wipe(&self, id: ConnectionId, purge: bool, revoked: Revoked) -> Result<Connection, Failure> {
+        let daemon = self.daemon;
+        self.transaction(move |conn| {
+            let connection = connections::lock(conn, id)?;
+            streams::bump(conn, id)?;
+            tokens::wipe(conn, id)?;
+            authorizations::close_all(conn, id)?;
+            for kind in RequestKind::ALL.into_iter().filter(|kind| *kind != RequestKind::Disconnect) {
+                requests::finish_open(
+                    conn,
+                    id,
+                    kind,
+                    RequestOutcome::Superseded,
+                    Some("the connection was disconnected"),
+                )?;
+            }
+            if purge {
+                connections::purge(conn, id, &tables(&connection))?;
+            }
+            connections::disconnect(conn, id, purge)?;
+            let detail = match &revoked {
+                Revoked::Yes => "revoked",
+                Revoked::NotPossible => "nothing to revoke",
+                Revoked::Failed(why) => why,
+            };
+            let entry = audit::Entry {
+                connection: id,
+                event: "disconnect",
+                outcome: "done",
+                detail: Some(detail),
+                daemon,
+            };
+            audit::write(conn, &entry)?;
+            Ok(connection)
+        })
+        .await
+    }
+}
+
+/// The tables of the mirror that may hold rows of the connection.
+fn tables(connection: &Connection) -> Vec<&'static str> {
+    let streams =
+        providers::provider(&connection.provider).map_or(&[][..], |provider| provider.spec().streams);
+    streams.iter().map(|stream| stream.table).chain(SHARED_TABLES).collect()
+}

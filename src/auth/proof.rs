@@ -1,0 +1,153 @@
+//! Whose account a fresh credential belongs to: asked of the provider, which also proves that it works.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tracing::debug;
+
+use super::Auth;
+use crate::config::ProviderSettings;
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::secret::Secret;
+use crate::domain::spec::GrantKind;
+use crate::domain::step::{Reply, Request, Verdict};
+use crate::domain::time::delta;
+use crate::http::deadline::Deadline;
+use crate::http::oauth::{self, Granted};
+use crate::http::retry;
+use crate::providers::{Account, Clues, Provider};
+
+use super::TokenClient;
+
+/// How often one question is asked.
+const TRIES: u32 = 3;
+/// The longest pause between two tries: a person is waiting.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+/// How long one question may take.
+const QUESTION_MAX: Duration = Duration::from_secs(20);
+
+impl Auth {
+    /// The account that `credential` opens. `granted` is what the token endpoint said; `None` for keys.
+    ///
+    /// # Errors
+    /// `NeedsReauth` when the provider does not take the credential.
+    pub(super) async fn prove(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        grant: GrantKind,
+        credential: &Secret,
+        granted: Option<&Granted>,
+    ) -> Result<Account, Failure> {
+        let introspected = match granted {
+            Some(_) if grant == GrantKind::AuthorizationCode => {
+                self.introspect(provider, settings, credential).await
+            }
+            _ => None,
+        };
+        let mut replies = Vec::new();
+        for request in provider.identity_requests(&settings.api_version) {
+            replies.push(self.question(provider, settings, grant, credential, &request).await?);
+        }
+        provider.identity(&Clues {
+            grant,
+            granted: granted.map_or(&Value::Null, |granted| &granted.extra),
+            introspected: introspected.as_ref(),
+            replies: &replies,
+        })
+    }
+
+    /// Introspection gives a better label for the account where it exists; its failure is no harm.
+    async fn introspect(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        token: &Secret,
+    ) -> Option<Value> {
+        let path = provider.spec().introspect_path;
+        if path.is_empty() {
+            return None;
+        }
+        let mut url = settings.token_url.clone();
+        url.set_path(&format!("{}{path}", url.path().trim_end_matches('/')));
+        let client = TokenClient::ours(provider, settings).ok()?;
+        let deadline = Deadline::after(QUESTION_MAX);
+        let asked =
+            oauth::introspect(&self.http, &client.endpoint(&url), token, deadline, self.clock.as_ref()).await;
+        asked
+            .inspect_err(|failure| debug!("Introspection at {} failed: {failure}", provider.spec().title))
+            .ok()
+    }
+
+    async fn question(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        grant: GrantKind,
+        credential: &Secret,
+        request: &Request,
+    ) -> Result<Reply, Failure> {
+        let placement = provider.spec().grant(grant).map(|spec| spec.placement).ok_or_else(|| {
+            Failure::bug(format!("{} does not know this kind of grant", provider.spec().name))
+        })?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sent = tokio::time::timeout(
+                QUESTION_MAX,
+                self.http.send(
+                    &settings.api_base,
+                    request,
+                    Some((placement, credential)),
+                    self.clock.as_ref(),
+                ),
+            );
+            let (failure, wait) = match sent.await {
+                Ok(Ok(reply)) => match provider.judge(request, &reply) {
+                    Verdict::Accept => return Ok(reply),
+                    verdict => self.judged(provider, verdict)?,
+                },
+                Ok(Err(error)) => (Failure::new(error.kind, in_words(provider, &error.message)), None),
+                Err(_) => (Failure::transient(in_words(provider, "no answer in time")), None),
+            };
+            let passes = matches!(failure.kind, FailureKind::Transient | FailureKind::Throttled { .. });
+            if tries >= TRIES || !passes || wait.is_some_and(|wait| wait > PAUSE_MAX) {
+                return Err(failure);
+            }
+            let pause = wait.unwrap_or_else(|| retry::pause(tries, PAUSE_FIRST, PAUSE_MAX));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What a verdict means here: a failure that may pass and the pause asked for, or one that does not pass.
+    fn judged(
+        &self,
+        provider: &'static dyn Provider,
+        verdict: Verdict,
+    ) -> Result<(Failure, Option<Duration>), Failure> {
+        match verdict {
+            Verdict::Throttled { wait_ms, .. } => {
+                let wait = wait_ms.map(Duration::from_millis);
+                let until = wait.map(|wait| self.clock.now() + delta(wait));
+                let text = in_words(provider, "too many requests for now");
+                Ok((Failure::new(FailureKind::Throttled { until }, text), wait))
+            }
+            Verdict::Retry { wait_ms, why } => {
+                Ok((Failure::transient(why), wait_ms.map(Duration::from_millis)))
+            }
+            Verdict::RefreshToken => Err(Failure::new(
+                FailureKind::NeedsReauth,
+                in_words(provider, "the credential is not accepted"),
+            )),
+            Verdict::Fail(failure) => Err(failure),
+            Verdict::Accept | Verdict::RestartPaging { .. } => {
+                Err(Failure::changed(in_words(provider, "an answer about the account that makes no sense")))
+            }
+        }
+    }
+}
+
+fn in_words(provider: &'static dyn Provider, what: &str) -> String {
+    format!("{}: {what}", provider.spec().title)
+}

@@ -1,0 +1,214 @@
+//! Renewing tokens so that none is lost: one refresher per connection, whoever and wherever.
+//!
+//! The open *attempt row* is the mutual exclusion, the proof that the database takes writes, and the evidence after a
+//! crash. It is committed before the provider is asked, keeps others out for [`BLOCKED_FOR`], and is closed in the
+//! transaction that writes the outcome. Our own exchange ends after [`EXCHANGE_MAX`] on a clock that counts suspend:
+//! well before anybody else may start. New tokens are committed by compare-and-swap on grant and generation.
+//!
+//! Keys have nothing to renew: they are probed instead, with the same exclusion.
+
+use std::time::Duration;
+
+use super::policy::DEAD_RETRY;
+use super::renewal::Work;
+use super::{Auth, LOOK_EVERY, PERMIT_WAIT_MAX, Standing, is_key, live, permit_scope, throttled};
+use crate::config::ProviderSettings;
+use crate::db::connections::{self, Connection, ConnectionState};
+use crate::db::rate_budget::{self, Lease};
+use crate::db::refresh_attempts::{self, RefreshAttempt};
+use crate::db::tokens::{self, Token};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::GrantKind;
+use crate::domain::time::until;
+use crate::http::deadline::Deadline;
+use crate::providers::Provider;
+
+/// How long an open refresh keeps others out, by the database's clock.
+pub const BLOCKED_FOR: Duration = Duration::from_mins(1);
+/// How long an exchange may take from before its attempt was opened, waiting for a permit included.
+pub const EXCHANGE_MAX: Duration = Duration::from_secs(45);
+
+/// The longest wait for an open refresh to end.
+const SHUT_OUT_WAIT_MAX: Duration = Duration::from_secs(65);
+
+/// Why a refresh is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its time may have come.
+    Due,
+    /// Somebody needs a better token than the present one; `refused` is what the provider did not take.
+    Needed { refused: Option<i64> },
+    /// An admin wants it.
+    Asked,
+}
+
+/// What a refresh came to, where it did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refreshed {
+    /// The token is new, whoever renewed it; or it was not due. For keys: it works.
+    Renewed,
+    /// Another refresh is open, at most for this long.
+    Busy { wait: Duration },
+    /// The last refresh failed, for this reason, and its pause is not over.
+    Later { wait: Duration, reason: Failure },
+}
+
+/// An attempt that was opened.
+struct Opened {
+    connection: Connection,
+    token: Token,
+    attempt: RefreshAttempt,
+    permit_in: Duration,
+}
+
+/// What opening an attempt came to.
+enum Begun {
+    Open(Box<Opened>),
+    Not(Refreshed),
+    Throttled { wait: Duration },
+}
+
+impl Auth {
+    /// Renews the token of a connection, or finds out why not. Goes on when the caller is gone.
+    ///
+    /// # Errors
+    /// What the failure means for the connection has been written down when this returns.
+    pub async fn refresh(&self, connection: ConnectionId, why: Why) -> Result<Refreshed, Failure> {
+        let auth = self.clone();
+        self.detached(async move { auth.refresh_here(connection, why).await }).await
+    }
+
+    async fn refresh_here(&self, id: ConnectionId, why: Why) -> Result<Refreshed, Failure> {
+        // Started before the attempt is opened, so that it ends before the attempt does.
+        let deadline = Deadline::after(EXCHANGE_MAX);
+        let (provider, settings) = self.provider(&self.standing(id).await?.connection.provider)?;
+        let opened = match self.begin(id, why, provider, settings).await? {
+            Begun::Open(opened) => opened,
+            Begun::Not(refreshed) => return Ok(refreshed),
+            Begun::Throttled { wait } => return Err(throttled(provider, self.clock.now(), Some(wait))),
+        };
+        tokio::time::sleep(opened.permit_in).await;
+        let Opened { connection, token, attempt, .. } = *opened;
+        let work = Work { auth: self, provider, settings, connection, token, attempt };
+        if is_key(work.connection.grant) { work.probe().await } else { work.renew(deadline).await }
+    }
+
+    /// Opens the attempt, unless there is nothing to do or somebody else is at it. Everything is read again under the
+    /// connection's lock: what was true a moment ago may be somebody else's past.
+    async fn begin(
+        &self,
+        id: ConnectionId,
+        why: Why,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+    ) -> Result<Begun, Failure> {
+        let (auth, bucket) = (self.clone(), provider.spec().token_bucket);
+        let client_id = settings.client_id.clone();
+        self.transaction(move |conn| {
+            let connection = connections::lock(conn, id)?;
+            let token = tokens::load(conn, id)?;
+            let token = match live(&connection, token) {
+                Ok(token) => token,
+                Err(reason) => return Ok(Begun::Not(Refreshed::Later { wait: DEAD_RETRY, reason })),
+            };
+            if let Some(refreshed) = auth.not_now(&token, &connection, why) {
+                return Ok(Begun::Not(refreshed));
+            }
+            if let Some(wait) = refresh_attempts::blocked_for(conn, id)? {
+                return Ok(Begun::Not(Refreshed::Busy { wait }));
+            }
+            let permit_in = if is_key(connection.grant) {
+                Duration::ZERO
+            } else {
+                let scope = permit_scope(provider, client_of(&connection, &client_id));
+                match rate_budget::lease(conn, &scope, &bucket, 1, PERMIT_WAIT_MAX)? {
+                    Lease::Granted { wait } => wait,
+                    Lease::Full { wait } => return Ok(Begun::Throttled { wait }),
+                }
+            };
+            let opened = refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+            Ok(match opened {
+                Some(attempt) => Begun::Open(Box::new(Opened { connection, token, attempt, permit_in })),
+                None => Begun::Not(Refreshed::Busy { wait: BLOCKED_FOR }),
+            })
+        })
+        .await
+    }
+
+    /// Why there is nothing to do now, if so.
+    fn not_now(&self, token: &Token, connection: &Connection, why: Why) -> Option<Refreshed> {
+        let now = self.clock.now();
+        let wait = token.refresh_due_at.map_or(Duration::ZERO, |due| until(due, now));
+        match why {
+            Why::Due => (token.refresh_due_at.is_none() || !wait.is_zero()).then_some(Refreshed::Renewed),
+            Why::Needed { refused } if self.is_good(token, refused) => Some(Refreshed::Renewed),
+            // A failure has its pause, whoever is in a hurry.
+            Why::Needed { .. } if token.failures > 0 && !wait.is_zero() => {
+                Some(Refreshed::Later { wait, reason: last_failure(token, connection) })
+            }
+            Why::Needed { .. } | Why::Asked => None,
+        }
+    }
+}
+
+impl Auth {
+    /// Shuts refreshes of a connection out, waiting for an open one, for whoever is about to end the grant.
+    pub(super) async fn shut_out(
+        &self,
+        id: ConnectionId,
+    ) -> Result<Option<(Standing, RefreshAttempt)>, Failure> {
+        let deadline = Deadline::after(SHUT_OUT_WAIT_MAX);
+        loop {
+            let auth = self.clone();
+            let held = self
+                .transaction(move |conn| {
+                    let connection = connections::lock(conn, id)?;
+                    let Some(token) = tokens::load(conn, id)? else { return Ok(Held::Nothing) };
+                    let opened =
+                        refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+                    Ok(match opened {
+                        Some(attempt) => {
+                            Held::Mine(Box::new((Standing { connection, token: Some(token) }, attempt)))
+                        }
+                        None => Held::Theirs,
+                    })
+                })
+                .await?;
+            match held {
+                Held::Mine(held) => return Ok(Some(*held)),
+                Held::Nothing => return Ok(None),
+                Held::Theirs if deadline.left().is_zero() => {
+                    return Err(Failure::transient("a refresh of the connection's token does not end"));
+                }
+                Held::Theirs => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+}
+
+enum Held {
+    Mine(Box<(Standing, RefreshAttempt)>),
+    Theirs,
+    Nothing,
+}
+
+/// What the last refresh of the token said.
+fn last_failure(token: &Token, connection: &Connection) -> Failure {
+    let said = token.last_error.as_deref().unwrap_or("the last refresh failed");
+    let kind = if connection.state == ConnectionState::NeedsReauth {
+        FailureKind::NeedsReauth
+    } else {
+        FailureKind::Transient
+    };
+    Failure::new(kind, format!("the token of `{}` has run out: {said}", connection.name))
+}
+
+/// The client id that a connection's token requests count against.
+pub(super) fn client_of<'a>(connection: &'a Connection, ours: &'a str) -> &'a str {
+    let own = connection.params.get("client_id").and_then(serde_json::Value::as_str);
+    match connection.grant {
+        GrantKind::ClientCredentials => own.unwrap_or_default(),
+        _ => ours,
+    }
+}

@@ -1,0 +1,183 @@
+//! What a failed refresh does: it is counted, has its pause, and only the provider's verdict makes a grant dead; and not
+//! even that when it falls on too many accounts at once.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tracing::{error, warn};
+
+use super::policy::{self, DEAD_RETRY, RETRY_FIRST, RETRY_MAX};
+use super::refresh::{Refreshed, client_of};
+use super::renewal::{Fault, Work, note};
+use super::{Auth, permit_scope};
+use crate::db::connections::{self, ConnectionState};
+use crate::db::refresh_attempts::RefreshAttempt;
+use crate::db::tokens::{self, Setback};
+use crate::db::{DbError, PgConnection, rate_budget};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::GrantKind;
+use crate::domain::time::delta;
+use crate::http::retry;
+use crate::providers::Provider;
+use uuid::Uuid;
+
+/// What a setback has led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aftermath {
+    /// The token had moved on.
+    Overtaken,
+    /// It is tried again later.
+    Counted,
+    /// The connection needs a new consent.
+    Dead,
+    /// The provider says dead, but of too many at once to be believed.
+    Spared,
+}
+
+const MASS_REASON: &str = "several accounts died within a short time, which is taken for a fault of our client at the \
+     provider: check its id, secret and registration; no account is marked dead";
+
+/// A failure, ready to be written down.
+struct Report {
+    event: &'static str,
+    setback: Setback,
+    /// The provider whose client may be to blame; `None`: the client is the account's own.
+    client_of: Option<&'static str>,
+    spared_until: DateTime<Utc>,
+    daemon: Uuid,
+}
+
+impl Work<'_> {
+    /// Writes a failure down, and returns it. A token that has moved on meanwhile is not touched by it.
+    pub(super) async fn set_back(&self, fault: Fault, event: &'static str) -> Result<Refreshed, Failure> {
+        let aftermath = self.record(&fault, event).await?;
+        if aftermath == Aftermath::Overtaken {
+            return Ok(Refreshed::Renewed);
+        }
+        let shared_client = self.connection.grant == GrantKind::AuthorizationCode;
+        if fault.dead && shared_client {
+            // Also those that were marked before it was clear that there are too many.
+            let acquitted = self.auth.acquit(self.provider).await?;
+            if acquitted > 0 || aftermath == Aftermath::Spared {
+                error!(provider = self.provider.spec().name, "{}: {MASS_REASON}", self.provider.spec().title);
+            }
+        }
+        if let (FailureKind::Throttled { .. }, Some(wait)) = (&fault.failure.kind, fault.wait) {
+            self.hold_back(wait).await?;
+        }
+        let failure = match aftermath {
+            Aftermath::Spared => Failure::new(FailureKind::Misconfigured, MASS_REASON),
+            _ => fault.failure,
+        };
+        self.tell(&failure);
+        Err(failure)
+    }
+
+    async fn record(&self, fault: &Fault, event: &'static str) -> Result<Aftermath, Failure> {
+        let now = self.auth.clock.now();
+        let report = Report {
+            event,
+            setback: Setback {
+                last_error: fault.failure.message.clone(),
+                refresh_due_at: self.retry_at(fault, now),
+                rejected_at: fault.dead.then_some(now),
+            },
+            client_of: (self.connection.grant == GrantKind::AuthorizationCode)
+                .then_some(self.provider.spec().name),
+            spared_until: now + delta(RETRY_MAX),
+            daemon: self.auth.daemon,
+        };
+        let attempt = self.attempt.clone();
+        self.auth.transaction(move |conn| write_down(conn, &attempt, &report)).await
+    }
+
+    fn tell(&self, failure: &Failure) {
+        if failure.kind == FailureKind::Misconfigured {
+            error!(connection.id = %self.connection.id, failure.kind = failure.kind.label(),
+                "Refreshing the token of `{}` failed: {failure}", self.connection.name);
+        } else {
+            warn!(connection.id = %self.connection.id, failure.kind = failure.kind.label(),
+                "Refreshing the token of `{}` failed: {failure}", self.connection.name);
+        }
+    }
+
+    fn retry_at(&self, fault: &Fault, now: DateTime<Utc>) -> DateTime<Utc> {
+        if fault.dead {
+            return now + delta(DEAD_RETRY);
+        }
+        let failures = u32::try_from(self.token.failures).unwrap_or(0).saturating_add(1);
+        match fault.wait {
+            Some(wait) => now + delta(wait.max(RETRY_FIRST)),
+            None => policy::retry_at(now, retry::pause(failures, RETRY_FIRST, RETRY_MAX)),
+        }
+    }
+
+    /// Nobody asks this endpoint for this client before `wait` has passed.
+    async fn hold_back(&self, wait: Duration) -> Result<(), Failure> {
+        let scope = permit_scope(self.provider, client_of(&self.connection, &self.settings.client_id));
+        let bucket = self.provider.spec().token_bucket;
+        self.auth.db(move |conn| rate_budget::refused(conn, &scope, &bucket, wait)).await
+    }
+}
+
+impl Auth {
+    /// Takes deaths back that turn out to be the client's fault, not the accounts'. Returns how many.
+    async fn acquit(&self, provider: &'static dyn Provider) -> Result<usize, Failure> {
+        let name = provider.spec().name;
+        let due = self.clock.now() + delta(RETRY_MAX);
+        self.transaction(move |conn| {
+            let blamed = policy::blamed_on_client(&tokens::fates(conn, name)?);
+            let ids: Vec<ConnectionId> = blamed.into_iter().collect();
+            tokens::acquit(conn, &ids, MASS_REASON, due)
+        })
+        .await
+    }
+}
+
+fn write_down(
+    conn: &mut PgConnection,
+    attempt: &RefreshAttempt,
+    report: &Report,
+) -> Result<Aftermath, DbError> {
+    let id = attempt.connection;
+    connections::lock(conn, id)?;
+    let message = report.setback.last_error.as_str();
+    // The one re-read: what was refused may have been renewed by somebody else.
+    let aftermath = if !tokens::set_back(conn, attempt, &report.setback)? {
+        Aftermath::Overtaken
+    } else if report.setback.rejected_at.is_none() {
+        Aftermath::Counted
+    } else if is_clients_fault(conn, id, report.client_of)? {
+        tokens::postpone(conn, id, report.spared_until)?;
+        Aftermath::Spared
+    } else {
+        connections::set_state(conn, id, ConnectionState::NeedsReauth, Some(message))?;
+        Aftermath::Dead
+    };
+    note(conn, attempt, report.event, aftermath.word(), Some(message), report.daemon)?;
+    Ok(aftermath)
+}
+
+fn is_clients_fault(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    provider: Option<&str>,
+) -> Result<bool, DbError> {
+    match provider {
+        Some(provider) => Ok(policy::blamed_on_client(&tokens::fates(conn, provider)?).contains(&id)),
+        None => Ok(false),
+    }
+}
+
+impl Aftermath {
+    /// The word in the audit log.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Overtaken => "overtaken",
+            Self::Counted => "failed",
+            Self::Dead => "dead",
+            Self::Spared => "spared",
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The kinds of job there are, one line each, and the shells around what they do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apalis_core::monitor::Monitor;
+use tracing::warn;
+
+use super::sync::Sync;
+use super::{Hub, Job, Lease, Outcome, connect, disconnect, refresh_token, register};
+use crate::domain::failure::Failure;
+use crate::domain::ids::ConnectionId;
+use crate::domain::time::delta;
+use crate::sync::Engine;
+
+/// Refreshes and consents at a time: they wait for providers, not for the processor.
+const TOKEN_SLOTS: usize = 8;
+/// When a job that could not be finished is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// A worker for every kind. `turns` is how many connections are synced at a time.
+pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Engine>) -> Monitor {
+    let monitor = Monitor::new();
+    let monitor = register::<Sync>(monitor, hub, turns, Arc::clone(engine));
+    let monitor = register::<RefreshToken>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
+    let monitor = register::<Connect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
+    register::<Disconnect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine))
+}
+
+struct Connect;
+
+impl Job for Connect {
+    type App = Engine;
+    type Subject = ConnectionId;
+    const KIND: &'static str = "connect";
+    const TIMEOUT: Duration = Duration::from_mins(2);
+
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
+        ended(Self::KIND, connection, engine, connect::run(&engine.auth, connection).await)
+    }
+}
+
+struct RefreshToken;
+
+impl Job for RefreshToken {
+    type App = Engine;
+    type Subject = ConnectionId;
+    const KIND: &'static str = "refresh_token";
+    const TIMEOUT: Duration = Duration::from_mins(2);
+
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
+        ended(Self::KIND, connection, engine, refresh_token::run(&engine.auth, connection).await)
+    }
+}
+
+struct Disconnect;
+
+impl Job for Disconnect {
+    type App = Engine;
+    type Subject = ConnectionId;
+    const KIND: &'static str = "disconnect";
+    /// A large mirror takes a while to purge.
+    const TIMEOUT: Duration = Duration::from_hours(1);
+
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
+        ended(Self::KIND, connection, engine, disconnect::run(&engine.auth, connection).await)
+    }
+}
+
+/// What could not be finished is tried again after a pause; what it means has been written down where it belongs.
+pub(super) fn ended(
+    kind: &'static str,
+    connection: ConnectionId,
+    engine: &Engine,
+    result: Result<(), Failure>,
+) -> Outcome {
+    let Err(failure) = result else { return Outcome::Done };
+    warn!(
+        connection.id = %connection, job.kind = kind, failure.kind = failure.kind.label(), error = %failure,
+        "Could not finish `{kind}` for connection {connection}"
+    );
+    Outcome::RunAgainAt(engine.clock.now() + delta(AGAIN))
+}

@@ -1,0 +1,131 @@
+//! What is due, derived from tables. A lost or doubled enqueue, a missed tick, a crash: the next tick repairs it.
+//!
+//! Several daemons may tick at once: a table constraint allows one live job for a kind and a connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::auth::Auth;
+use crate::db::requests::RequestKind;
+use crate::db::{Db, DbError, PgConnection, queue, requests, streams, sync_runs, tokens};
+use crate::domain::failure::Failure;
+use crate::domain::ids::ConnectionId;
+use crate::domain::time::{Clock, delta, until};
+
+/// The longest pause between two looks at the tables, whether or not anybody gave notice.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The shortest: notices come in bursts.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// After a database failure.
+const PAUSE_FAILED: Duration = Duration::from_secs(2);
+/// Tokens that one tick makes jobs for; the most endangered come first.
+const TOKENS_MAX: u32 = 500;
+/// How often old runs are deleted, and how old they get.
+const PRUNE_EVERY: Duration = Duration::from_mins(1);
+const RUNS_KEPT: Duration = Duration::from_hours(30 * 24);
+
+/// Derives jobs from the tables until `stop`.
+pub struct Scheduler {
+    pub db: Db,
+    pub auth: Auth,
+    pub clock: Arc<dyn Clock>,
+    /// Providers that the settings enable.
+    pub providers: Vec<String>,
+}
+
+impl Scheduler {
+    /// Ticks at every notice, when something falls due, and in any case once a second.
+    pub async fn run(self, mut notices: watch::Receiver<u64>, stop: CancellationToken) {
+        let mut failing = false;
+        let mut pruned_at = self.clock.now();
+        loop {
+            let now = self.clock.now();
+            let pause = match self.tick(now).await {
+                Ok(next) => {
+                    if std::mem::take(&mut failing) {
+                        info!("The scheduler reaches the database again");
+                    }
+                    next.map_or(PAUSE_MAX, |next| until(next, self.clock.now())).clamp(PAUSE_MIN, PAUSE_MAX)
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%error, "The scheduler cannot reach the database");
+                    }
+                    PAUSE_FAILED
+                }
+            };
+            if now - pruned_at > delta(PRUNE_EVERY) && !failing {
+                pruned_at = now;
+                self.prune(now).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = notices.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(PAUSE_MIN).await;
+                }
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One look at the tables. Returns when the next thing falls due, as far as is known.
+    async fn tick(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Failure> {
+        self.auth.expire_authorizations(now).await?;
+        let providers = self.providers.clone();
+        let derived = self.db.transaction(move |connection| derive(connection, &providers, now)).await;
+        derived.map_err(|error| Failure::from(&error))
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) {
+        let before = now - delta(RUNS_KEPT);
+        if let Err(error) = self.db.run(move |connection| sync_runs::prune(connection, before)).await {
+            warn!(error = %Failure::from(&error), "Could not delete old runs");
+        }
+    }
+}
+
+/// Makes jobs of what is due.
+fn derive(
+    connection: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbError> {
+    let refreshes = tokens::due(connection, now, TOKENS_MAX)?;
+    enqueue(connection, "refresh_token", &refreshes)?;
+    let due = streams::due(connection, providers, now)?;
+    enqueue(connection, "sync", &due)?;
+    for (of, kind) in requests::waiting(connection)? {
+        enqueue(connection, job_for(kind), &[of])?;
+    }
+    Ok([tokens::next_due(connection, now)?, streams::next_due(connection, providers, now)?]
+        .into_iter()
+        .flatten()
+        .min())
+}
+
+fn enqueue(connection: &mut PgConnection, kind: &str, of: &[ConnectionId]) -> Result<(), DbError> {
+    if of.is_empty() {
+        return Ok(());
+    }
+    let asked: Vec<_> = of.iter().map(|of| (Some(*of), None)).collect();
+    queue::enqueue_many(connection, kind, &asked)?;
+    Ok(())
+}
+
+/// The job that works off requests of a kind.
+pub fn job_for(kind: RequestKind) -> &'static str {
+    match kind {
+        RequestKind::Connect | RequestKind::Callback => "connect",
+        RequestKind::Refresh => "refresh_token",
+        RequestKind::Sync => "sync",
+        RequestKind::Disconnect => "disconnect",
+    }
+}

@@ -1,0 +1,8 @@
+//! Grants from start link to disconnect, against a real Postgres and a provider that does what the test says.
+
+mod consent;
+mod ends;
+mod fake;
+mod keys;
+mod refresh;
+mod rig;

@@ -1,0 +1,131 @@
+//! The end of a grant, and the budget that token endpoints share.
+
+use std::time::Duration;
+
+use fieldmirror::auth::refresh::Why;
+use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::rate_budget::{self, Lease};
+use fieldmirror::db::requests::{RequestKind, RequestOutcome};
+use fieldmirror::db::{daemons, vault_keys};
+use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::spec::BucketSpec;
+use fieldmirror::jobs;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::rig::Rig;
+
+#[tokio::test]
+async fn a_disconnect_revokes_and_wipes() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.execute("INSERT INTO fieldmirror.stream_state (connection_id, stream, turn_epoch) SELECT id, 'tickets', 4 FROM fieldmirror.connections").await;
+    let waiting = rig.request(id, RequestKind::Sync, json!({}), None).await;
+    let request = rig.request(id, RequestKind::Disconnect, json!({}), None).await;
+    jobs::disconnect::run(&rig.auth, id).await.expect("the job runs");
+    assert_eq!(rig.request_row(request).await.outcome, Some(RequestOutcome::Done));
+    assert_eq!(rig.request_row(waiting).await.outcome, Some(RequestOutcome::Superseded));
+    let revoked = rig.fake.revoked();
+    assert_eq!(revoked.len(), 1);
+    assert_eq!(revoked[0]["token"], "SECRET-RT-1");
+    let connection = rig.connection(id).await;
+    assert_eq!((connection.state, connection.grant_id), (ConnectionState::Disconnected, None));
+    assert_eq!(connection.account_id.as_deref(), Some("1"), "a reconnect must be to the same account");
+    assert_eq!(rig.maybe_token(id).await, None);
+    assert_eq!(rig.count("SELECT count(*) AS value FROM fieldmirror.refresh_attempts").await, 0);
+    let bumped = "SELECT count(*) AS value FROM fieldmirror.stream_state WHERE turn_epoch > 4";
+    assert_eq!(rig.count(bumped).await, 1, "turns are shut out");
+    let failure = rig.auth.access_token(id).await.expect_err("no grant");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    rig.auth.disconnect(id, false).await.expect("repeating it does no harm");
+    assert_eq!(rig.fake.revoked().len(), 1);
+
+    let asked = rig.ask_for(id).await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Disconnected, "until the consent");
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    rig.assert_no_secret_in_texts().await;
+}
+
+#[tokio::test]
+async fn a_disconnect_waits_for_a_refresh_and_revokes_what_it_brought() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.be_slow(Duration::from_millis(300));
+    let auth = rig.auth.clone();
+    let refresh = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
+    while rig.fake.count("refresh_token") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.auth.disconnect(id, false).await.expect("it ends");
+    refresh.await.expect("no panic").expect("the refresh was let end");
+    assert_eq!(rig.fake.revoked()[0]["token"], "SECRET-RT-2");
+    assert_eq!(rig.maybe_token(id).await, None);
+}
+
+#[tokio::test]
+async fn a_purge_removes_rows_and_forgets_the_account() {
+    let rig = Rig::new().await;
+    let (id, other) = (rig.connected("acme", 1).await, rig.connected("other", 2).await);
+    rig.execute(
+        "INSERT INTO mirror.hubspot_tickets (connection_id, id, raw, first_seen_at, synced_at, content_hash) \
+         SELECT id, 'x', '{}', now(), now(), '' FROM fieldmirror.connections",
+    )
+    .await;
+    rig.auth.disconnect(id, false).await.expect("it ends");
+    assert_eq!(rig.count("SELECT count(*) AS value FROM mirror.hubspot_tickets").await, 2, "rows are kept");
+    rig.auth.disconnect(id, true).await.expect("it ends");
+    assert_eq!(rig.count("SELECT count(*) AS value FROM mirror.hubspot_tickets").await, 1);
+    assert_eq!(rig.connection(id).await.account_id, None);
+    assert_eq!(rig.connection(other).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_budget_is_shared_by_all_who_ask() {
+    let rig = Rig::new().await;
+    let bucket = BucketSpec { name: "token", limit: 10, per: Duration::from_secs(9) };
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let lease = rig
+            .db(move |conn| rate_budget::lease(conn, "x/client", &bucket, 1, Duration::from_secs(2)))
+            .await;
+        waits.push(lease);
+    }
+    // One at once, then one each second, and nothing that is more than two seconds away.
+    let near = |lease: &Lease, seconds: f64| match lease {
+        Lease::Granted { wait } => (wait.as_secs_f64() - seconds).abs() < 0.5,
+        Lease::Full { .. } => false,
+    };
+    assert!(near(&waits[0], 0.0) && near(&waits[1], 1.0) && near(&waits[2], 2.0), "{waits:?}");
+    assert!(matches!(waits[3], Lease::Full { wait } if wait > Duration::from_secs(2)), "{waits:?}");
+    let free = rig.db(move |conn| rate_budget::lease(conn, "x/other", &bucket, 1, Duration::ZERO)).await;
+    assert!(near(&free, 0.0), "another scope");
+    rig.db(move |conn| rate_budget::refused(conn, "x/other", &bucket, Duration::from_secs(30))).await;
+    let held =
+        rig.db(move |conn| rate_budget::lease(conn, "x/other", &bucket, 1, Duration::from_secs(5))).await;
+    assert!(matches!(held, Lease::Full { wait } if wait > Duration::from_secs(25)), "{held:?}");
+}
+
+#[tokio::test]
+async fn daemons_and_keys_are_on_record() {
+    let rig = Rig::new().await;
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    for id in [one, other, one] {
+        rig.db(move |conn| daemons::beat(conn, id, "host", 1, "0.1.0")).await;
+    }
+    rig.execute(
+        "UPDATE fieldmirror.daemons SET last_seen_at = now() - interval '1 hour' WHERE host = 'host'",
+    )
+    .await;
+    rig.db(move |conn| daemons::beat(conn, one, "host", 1, "0.1.0")).await;
+    let live = rig.db(|conn| daemons::live(conn, Duration::from_secs(30))).await;
+    assert_eq!(live.iter().map(|daemon| daemon.id).collect::<Vec<_>>(), [one]);
+    assert_eq!(rig.db(|conn| daemons::forget_lost(conn, Duration::from_secs(30))).await, 1);
+
+    assert_eq!(rig.db(vault_keys::latest).await, None);
+    rig.db(|conn| vault_keys::publish(conn, "old", &[1; 32])).await;
+    rig.db(|conn| vault_keys::publish(conn, "new", &[2; 32])).await;
+    assert_eq!(rig.db(vault_keys::latest).await, Some([2; 32]));
+    rig.db(|conn| vault_keys::withdraw(conn, "new")).await;
+    assert_eq!(rig.db(vault_keys::latest).await, Some([1; 32]));
+}

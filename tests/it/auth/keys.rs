@@ -1,0 +1,81 @@
+//! Grants that need no consent.
+
+use chrono::TimeDelta;
+use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::requests::{RequestKind, RequestOutcome};
+use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::spec::GrantKind;
+use fieldmirror::jobs;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::rig::Rig;
+
+async fn hand_over(rig: &Rig, secrets: &str) -> (ConnectionId, Uuid) {
+    let id = rig.pending("acme", GrantKind::BearerToken).await;
+    let request = rig.request(id, RequestKind::Connect, json!({}), Some(secrets.to_owned())).await;
+    jobs::connect::run(&rig.auth, id).await.expect("the job runs");
+    (id, request)
+}
+
+#[tokio::test]
+async fn a_key_counts_once_it_is_verified() {
+    let rig = Rig::new().await;
+    let (id, request) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let row = rig.request_row(request).await;
+    assert_eq!(row.outcome, Some(RequestOutcome::Done), "{:?}", row.message);
+    assert_eq!(row.sealed, None);
+    let connection = rig.connection(id).await;
+    assert_eq!(
+        (connection.state, connection.account_id.as_deref()),
+        (ConnectionState::Connected, Some("4711"))
+    );
+    rig.clock.shift(TimeDelta::days(400));
+    let access = rig.auth.access_token(id).await.expect("keys do not expire");
+    assert_eq!((access.token.expose(), access.expires_at), ("SECRET-KEY", None));
+    assert_eq!(rig.fake.asked().len(), 0, "no token endpoint");
+    rig.assert_no_secret_in_texts().await;
+}
+
+#[tokio::test]
+async fn keys_that_are_no_good_do_not_count() {
+    let rig = Rig::new().await;
+    for secrets in [r#"{"bearer_token":"WRONG"}"#, "{}", r#"{"bearer_token":""}"#, "SECRET, not JSON", "[]"] {
+        let (id, request) = hand_over(&rig, secrets).await;
+        let row = rig.request_row(request).await;
+        assert_eq!(row.outcome, Some(RequestOutcome::Failed), "{secrets}");
+        assert_eq!(rig.connection(id).await.state, ConnectionState::Failed, "{secrets}");
+        assert_eq!(rig.maybe_token(id).await, None, "{secrets}");
+    }
+    rig.assert_no_secret_in_texts().await;
+}
+
+#[tokio::test]
+async fn a_key_is_probed_and_may_come_back() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let access = rig.auth.access_token(id).await.expect("a token");
+    rig.fake.refuse_details(Some(401));
+    let failure = rig.auth.replace(id, &access).await.expect_err("refused");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    rig.fake.refuse_details(None);
+    rig.clock.shift(TimeDelta::hours(7));
+    jobs::refresh_token::run(&rig.auth, id).await.expect("it works again");
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    // A refusal that is about the request: the key itself is fine.
+    assert_eq!(rig.auth.replace(id, &access).await.expect("the same").generation, 1);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_key_that_opens_another_account_is_not_used() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    rig.fake.be_account(99);
+    rig.clock.shift(TimeDelta::hours(25));
+    let failure = jobs::refresh_token::run(&rig.auth, id).await.expect_err("another account");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+}

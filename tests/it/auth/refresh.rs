@@ -1,0 +1,291 @@
+//! Refreshes: one at a time, none lost, and no grant condemned before its time.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use fieldmirror::auth::refresh::{Refreshed, Why};
+use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::requests::{RequestKind, RequestOutcome};
+use fieldmirror::db::{refresh_attempts, tokens};
+use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::time::Clock as _;
+use fieldmirror::jobs;
+use serde_json::json;
+
+use super::fake::{Answer, bad_refresh_token};
+use super::rig::Rig;
+
+const LIFE: TimeDelta = TimeDelta::seconds(1800);
+
+async fn open_attempts(rig: &Rig) -> i64 {
+    rig.count("SELECT count(*) AS value FROM fieldmirror.refresh_attempts").await
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_when_its_time_has_come() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    assert_eq!(rig.auth.refresh(id, Why::Due).await, Ok(Refreshed::Renewed));
+    assert_eq!(rig.fake.count("refresh_token"), 0, "not due");
+    rig.clock.shift(TimeDelta::minutes(25));
+    let now = rig.clock.now();
+    assert_eq!(rig.db(move |conn| tokens::due(conn, now, 10)).await, [id]);
+    jobs::refresh_token::run(&rig.auth, id).await.expect("the job runs");
+    let token = rig.token(id).await;
+    assert_eq!((token.generation, token.failures), (2, 0));
+    assert_eq!(rig.fake.asked()[1]["refresh_token"], "SECRET-RT-1");
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-2");
+    assert_eq!(open_attempts(&rig).await, 0);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, now, 10)).await, []);
+}
+
+#[tokio::test]
+async fn no_request_leaves_with_a_token_that_is_about_to_expire() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.clock.shift(LIFE - TimeDelta::seconds(35));
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 1);
+    rig.clock.shift(TimeDelta::seconds(10));
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 2);
+}
+
+#[tokio::test]
+async fn two_daemons_make_one_exchange() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.be_slow(Duration::from_millis(300));
+    rig.clock.shift(LIFE);
+    let (one, other) = (rig.auth.clone(), rig.another_daemon());
+    let (a, b, c) = tokio::join!(one.access_token(id), other.access_token(id), other.access_token(id));
+    for access in [a, b, c] {
+        assert_eq!(access.expect("a token").token.expose(), "SECRET-AT-2");
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_the_provider_refuses_is_replaced_once() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let access = rig.auth.access_token(id).await.expect("a token");
+    let (one, other) = (rig.auth.clone(), rig.another_daemon());
+    let (a, b) = tokio::join!(one.replace(id, &access), other.replace(id, &access));
+    for access in [a, b] {
+        assert_eq!(access.expect("a token").token.expose(), "SECRET-AT-2");
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 2);
+}
+
+#[tokio::test]
+async fn a_result_that_was_overtaken_is_dropped() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.be_slow(Duration::from_millis(300));
+    let (auth, asked) = (rig.auth.clone(), rig.fake.clone());
+    let refresh = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
+    while asked.count("refresh_token") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.execute("UPDATE fieldmirror.tokens SET generation = 7").await;
+    assert_eq!(refresh.await.expect("no panic"), Ok(Refreshed::Renewed));
+    let token = rig.token(id).await;
+    assert_eq!(token.generation, 7);
+    assert_eq!(open_attempts(&rig).await, 0);
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-1");
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_asked_for_once_more_with_the_old_token() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.then([Answer::Lost]);
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    let used: Vec<_> =
+        rig.fake.asked().iter().filter_map(|form| form.get("refresh_token").cloned()).collect();
+    assert_eq!(used, ["SECRET-RT-1", "SECRET-RT-1"]);
+    assert_eq!(rig.token(id).await.generation, 2);
+
+    rig.fake.then([Answer::Lost, Answer::Lost]);
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("twice lost is lost");
+    assert_eq!(failure.kind, FailureKind::Transient);
+    assert_eq!(rig.fake.count("refresh_token"), 4);
+    let token = rig.token(id).await;
+    assert_eq!((token.generation, token.failures), (2, 1));
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_reply_without_refresh_token_or_life_keeps_what_we_have() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.then([
+        Answer::Grant(json!({"refresh_token": null, "expires_in": null, "scopes": null})),
+        Answer::Grant(json!({"expires_in": 0})),
+    ]);
+    let sent_at = rig.clock.now();
+    rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    let token = rig.token(id).await;
+    assert_eq!(token.expires_at, None, "unknown");
+    assert_eq!(token.scopes, ["oauth", "tickets"]);
+    let due = token.refresh_due_at.expect("scheduled all the same");
+    assert!(due > sent_at + TimeDelta::minutes(20) && due < sent_at + TimeDelta::minutes(30), "{due}");
+    rig.clock.shift(TimeDelta::days(2));
+    assert_eq!(rig.auth.access_token(id).await.expect("never expired").generation, 2);
+    rig.auth.refresh(id, Why::Due).await.expect("it works");
+    assert_eq!(rig.fake.asked()[2]["refresh_token"], "SECRET-RT-1", "the old one stays good");
+    assert_eq!(rig.token(id).await.expires_at, None, "0 is unknown, too");
+}
+
+#[tokio::test]
+async fn what_does_not_kill_a_grant() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    for (answers, kind) in [
+        (vec![Answer::Throttle(1)], "throttled"),
+        (vec![Answer::Status(500, json!("oops"))], "transient"),
+        (vec![Answer::Status(400, json!({"status": "error", "message": "SECRET-RT-1 is odd"}))], "transient"),
+        (vec![Answer::Status(200, json!({"nothing": true}))], "transient"),
+        (
+            vec![Answer::Status(
+                401,
+                json!({"error": "invalid_client", "error_description": "SECRET-CLIENT?"}),
+            )],
+            "misconfigured",
+        ),
+    ] {
+        // What is "sent, and no use" is tried twice.
+        let twice = answers.iter().chain(&answers).cloned();
+        let before = rig.fake.count("refresh_token");
+        rig.fake.then(twice);
+        let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("it fails");
+        assert_eq!(failure.kind.label(), kind, "{failure}");
+        assert!(!failure.message.contains("SECRET"), "{failure}");
+        if rig.fake.count("refresh_token") == before + 1 {
+            // The second of the scripted answers is still there: use it up.
+            let _ = rig.auth.refresh(id, Why::Asked).await.expect_err("it fails again");
+        }
+        assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{kind}");
+        assert_eq!(open_attempts(&rig).await, 0);
+        assert_eq!(rig.auth.access_token(id).await.expect("still valid").generation, 1);
+    }
+    assert!(rig.token(id).await.failures >= 5);
+    rig.auth.refresh(id, Why::Asked).await.expect("it works again");
+    let token = rig.token(id).await;
+    assert_eq!((token.failures, token.last_error), (0, None));
+    rig.assert_no_secret_in_texts().await;
+}
+
+#[tokio::test]
+async fn a_failure_has_its_pause_whoever_is_in_a_hurry() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.clock.shift(LIFE);
+    rig.fake.then([Answer::Status(400, json!({"message": "odd"}))]);
+    assert_eq!(rig.auth.access_token(id).await.expect_err("no token").kind, FailureKind::Transient);
+    for _ in 0..3 {
+        let failure = rig.auth.access_token(id).await.expect_err("not yet");
+        assert_eq!(failure.kind, FailureKind::Transient);
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+    rig.clock.shift(TimeDelta::minutes(16));
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 2);
+}
+
+#[tokio::test]
+async fn a_dead_grant_needs_a_new_consent_and_is_tried_again() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.then([bad_refresh_token()]);
+    let request = rig.request(id, RequestKind::Refresh, json!({}), None).await;
+    let failure = jobs::refresh_token::run(&rig.auth, id).await.expect_err("dead");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert_eq!(rig.request_row(request).await.outcome, Some(RequestOutcome::Failed));
+    let connection = rig.connection(id).await;
+    assert_eq!(connection.state, ConnectionState::NeedsReauth);
+    assert!(connection.reason.expect("it says why").contains("BAD_REFRESH_TOKEN"));
+    let token = rig.token(id).await;
+    assert!(token.refresh_sealed.is_some() && token.rejected_at.is_some());
+    assert_eq!(rig.auth.access_token(id).await.expect("good for its life").generation, 1);
+
+    rig.clock.shift(TimeDelta::hours(5));
+    let failure = rig.auth.access_token(id).await.expect_err("expired by now");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert_eq!(rig.fake.count("refresh_token"), 1, "not before six hours have passed");
+    rig.clock.shift(TimeDelta::hours(2));
+    jobs::refresh_token::run(&rig.auth, id).await.expect("it has come back to life");
+    let connection = rig.connection(id).await;
+    assert_eq!((connection.state, connection.reason), (ConnectionState::Connected, None));
+    assert_eq!(rig.token(id).await.rejected_at, None);
+}
+
+#[tokio::test]
+async fn many_deaths_at_once_are_not_believed() {
+    let rig = Rig::new().await;
+    let mut ids: Vec<ConnectionId> = Vec::new();
+    for (account, name) in (1..).zip(["a", "b", "c", "d"]) {
+        ids.push(rig.connected(name, account).await);
+    }
+    for id in &ids {
+        rig.fake.then([bad_refresh_token()]);
+        let _ = rig.auth.refresh(*id, Why::Asked).await.expect_err("refused");
+    }
+    for id in &ids {
+        let connection = rig.connection(*id).await;
+        assert_eq!(connection.state, ConnectionState::Connected, "{}", connection.name);
+    }
+    rig.fake.then([bad_refresh_token()]);
+    let failure = rig.auth.refresh(ids[0], Why::Asked).await.expect_err("refused again");
+    assert_eq!(failure.kind, FailureKind::Misconfigured);
+    assert_eq!(rig.connection(ids[0]).await.state, ConnectionState::Connected);
+    // The fault is mended.
+    for id in &ids {
+        rig.auth.refresh(*id, Why::Asked).await.expect("it works again");
+        let connection = rig.connection(*id).await;
+        assert_eq!((connection.state, connection.reason), (ConnectionState::Connected, None));
+    }
+}
+
+#[tokio::test]
+async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let dead = uuid::Uuid::new_v4();
+    rig.db(move |conn| {
+        let token = tokens::load(conn, id)?.expect("a token");
+        refresh_attempts::open(conn, id, &token, dead, "gone", Duration::from_mins(1))
+    })
+    .await
+    .expect("nobody else is at it");
+    let now = rig.auth.refresh(id, Why::Asked).await.expect("no failure");
+    assert!(matches!(now, Refreshed::Busy { wait } if wait > Duration::from_secs(50)), "{now:?}");
+    assert_eq!(rig.fake.count("refresh_token"), 0);
+    let clock = rig.clock.now() + TimeDelta::hours(1);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, clock, 10)).await, [], "not due while it is open");
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+    assert_eq!(open_attempts(&rig).await, 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_does_not_stop_a_refresh() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.be_slow(Duration::from_millis(300));
+    let impatient = tokio::time::timeout(Duration::from_millis(100), rig.auth.refresh(id, Why::Asked));
+    assert!(impatient.await.is_err());
+    rig.auth.drained().await;
+    assert_eq!(rig.token(id).await.generation, 2);
+}
+
+#[tokio::test]
+async fn no_exchange_without_a_database_that_takes_writes() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.execute("ALTER TABLE fieldmirror.refresh_attempts RENAME TO away").await;
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("no attempt, no exchange");
+    assert_eq!(failure.kind, FailureKind::OurBug);
+    assert_eq!(rig.fake.count("refresh_token"), 0);
+}

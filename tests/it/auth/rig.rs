@@ -1,0 +1,285 @@
+//! A daemon's grants without the daemon: database, provider, endpoint.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use diesel::QueryableByName;
+use diesel::RunQueryDsl as _;
+use diesel::sql_types::{BigInt, Text};
+use fieldmirror::auth::{Auth, Parts};
+use fieldmirror::callback::{self, Endpoint, Ready};
+use fieldmirror::config::Settings;
+use fieldmirror::db::connections::{self, Connection, NewConnection, Pending};
+use fieldmirror::db::requests::{self, NewRequest, Request, RequestKind};
+use fieldmirror::db::tokens::{self, Token};
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::spec::GrantKind;
+use fieldmirror::domain::time::ShiftedClock;
+use fieldmirror::http::{Client, HttpLimits};
+use fieldmirror::jobs;
+use fieldmirror::vault::sealed_box::{ReplyKey, seal_to};
+use fieldmirror::vault::{Vault, generate_key};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use url::Url;
+use uuid::Uuid;
+
+use super::fake::Fake;
+use crate::support::postgres::TestDb;
+
+pub struct Rig {
+    pub fake: Fake,
+    pub auth: Auth,
+    pub clock: Arc<ShiftedClock>,
+    vault: Arc<Vault>,
+    settings: Arc<Settings>,
+    endpoint: SocketAddr,
+    stop: CancellationToken,
+    pub test: TestDb,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What a browser got.
+#[derive(Debug)]
+pub struct Shown {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Shown {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// Name and value of the cookie that was set.
+    pub fn cookie(&self) -> Option<&str> {
+        self.header("set-cookie")?.split(';').next()
+    }
+}
+
+/// A consent that was asked for.
+pub struct Asked {
+    pub connection: ConnectionId,
+    pub request: Uuid,
+    pub links: Value,
+}
+
+impl Asked {
+    pub fn authorize_url(&self) -> Url {
+        Url::parse(self.links["authorize_url"].as_str().expect("text")).expect("a URL")
+    }
+
+    pub fn start_path(&self) -> String {
+        let url = Url::parse(self.links["start_url"].as_str().expect("text")).expect("a URL");
+        url.path().to_owned()
+    }
+}
+
+pub fn state_of(authorize_url: &Url) -> String {
+    let state = authorize_url.query_pairs().find(|(name, _)| name == "state");
+    state.expect("an authorize URL has a state").1.into_owned()
+}
+
+impl Rig {
+    pub async fn new() -> Self {
+        let (fake, test) = (Fake::start().await, TestDb::new());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let endpoint = listener.local_addr().expect("a bound listener has an address");
+        let settings = Arc::new(settings(&fake, endpoint));
+        let vault = Arc::new(Vault::new(&generate_key(), &[]).expect("a generated key fits"));
+        let clock = Arc::new(ShiftedClock::default());
+        let auth = auth(&test, &settings, &vault, &clock);
+        let ready = Arc::new(|| {
+            let ready = Ready { database: true, key: true, workers: false };
+            Box::pin(std::future::ready(ready)) as _
+        });
+        let (stop, router) = (CancellationToken::new(), callback::router(Endpoint::new(auth.clone(), ready)));
+        tokio::spawn(callback::serve(listener, router, stop.clone()));
+        Self { fake, auth, clock, vault, settings, endpoint, stop, test }
+    }
+
+    /// The grants as another daemon on the same database sees them.
+    pub fn another_daemon(&self) -> Auth {
+        auth(&self.test, &self.settings, &self.vault, &self.clock)
+    }
+
+    /// `enqueue --connect`: the row, the request, and what the job answers.
+    pub async fn ask(&self, name: &str) -> Asked {
+        let connection = self.pending(name, GrantKind::AuthorizationCode).await;
+        self.ask_for(connection).await
+    }
+
+    pub async fn pending(&self, name: &str, grant: GrantKind) -> ConnectionId {
+        let new = NewConnection {
+            name: name.parse().expect("a name"),
+            provider: "hubspot".to_owned(),
+            grant,
+            params: json!({}),
+        };
+        let pending = self.db(move |conn| connections::create_pending(conn, &new)).await;
+        match pending {
+            Pending::Created(connection) | Pending::Renewed(connection) => connection.id,
+            Pending::Taken(connection) => panic!("{connection:?}"),
+        }
+    }
+
+    /// Also `enqueue --reconnect`.
+    pub async fn ask_for(&self, connection: ConnectionId) -> Asked {
+        let key = ReplyKey::generate();
+        let args = json!({"reply_to": BASE64_STANDARD.encode(key.public())});
+        let request = self.request(connection, RequestKind::Connect, args, None).await;
+        jobs::connect::run(&self.auth, connection).await.expect("the job runs");
+        let row = self.request_row(request).await;
+        let sealed = row.reply_sealed.unwrap_or_else(|| panic!("{:?}", row.message));
+        let links = serde_json::from_slice(&key.open(&sealed).expect("sealed to us")).expect("JSON");
+        Asked { connection, request, links }
+    }
+
+    pub async fn request(
+        &self,
+        connection: ConnectionId,
+        kind: RequestKind,
+        args: Value,
+        plain: Option<String>,
+    ) -> Uuid {
+        let sealed = plain.map(|plain| seal_to(&self.vault.public_key(), plain.as_bytes()));
+        let new = NewRequest { connection, kind, args, sealed };
+        self.db(move |conn| requests::create(conn, &new)).await
+    }
+
+    /// A connection that has been consented to.
+    pub async fn connected(&self, name: &str, account: u64) -> ConnectionId {
+        self.fake.be_account(account);
+        let asked = self.ask(name).await;
+        let shown = self.come_back(&asked.authorize_url(), "code=C").await;
+        assert_eq!(shown.status, 200, "{}", shown.body);
+        asked.connection
+    }
+
+    /// The provider sends the browser back to a consent that began with `authorize_url`.
+    pub async fn come_back(&self, authorize_url: &Url, said: &str) -> Shown {
+        let state = state_of(authorize_url);
+        self.get(&format!("/oauth/callback/hubspot?{said}&state={state}"), None).await
+    }
+
+    pub async fn get(&self, path: &str, cookie: Option<&str>) -> Shown {
+        let cookie = cookie.map(|cookie| format!("Cookie: {cookie}\r\n")).unwrap_or_default();
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{cookie}\r\n"))
+            .await
+    }
+
+    pub async fn send(&self, request: &str) -> Shown {
+        let mut stream = tokio::net::TcpStream::connect(self.endpoint).await.expect("the endpoint listens");
+        stream.write_all(request.as_bytes()).await.expect("it takes a request");
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.expect("it answers");
+        let text = String::from_utf8(bytes).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
+        Shown { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    pub async fn db<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut diesel::PgConnection) -> Result<T, fieldmirror::db::DbError> + Send + 'static,
+    ) -> T {
+        self.test.db.run(work).await.expect("the database does it")
+    }
+
+    pub async fn request_row(&self, id: Uuid) -> Request {
+        self.db(move |conn| requests::get(conn, id)).await
+    }
+
+    pub async fn connection(&self, id: ConnectionId) -> Connection {
+        self.db(move |conn| connections::get(conn, id)).await
+    }
+
+    pub async fn token(&self, id: ConnectionId) -> Token {
+        self.maybe_token(id).await.expect("there is a token")
+    }
+
+    pub async fn maybe_token(&self, id: ConnectionId) -> Option<Token> {
+        self.db(move |conn| tokens::load(conn, id)).await
+    }
+
+    pub async fn execute(&self, sql: &'static str) {
+        self.db(move |conn| Ok(diesel::sql_query(sql).execute(conn)?)).await;
+    }
+
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        self.db(move |conn| Ok(diesel::sql_query(sql).get_result::<Count>(conn)?.value)).await
+    }
+
+    /// No text that we keep for people, in any table, holds a token or code.
+    pub async fn assert_no_secret_in_texts(&self) {
+        let texts = self
+            .db(|conn| {
+                Ok(diesel::sql_query(
+                    "SELECT coalesce(message, '') AS value FROM fieldmirror.requests \
+                     UNION ALL SELECT coalesce(reason, '') FROM fieldmirror.connections \
+                     UNION ALL SELECT coalesce(last_error, '') FROM fieldmirror.tokens \
+                     UNION ALL SELECT coalesce(detail, '') FROM fieldmirror.audit_log \
+                     UNION ALL SELECT args::text FROM fieldmirror.requests",
+                )
+                .load::<Words>(conn)?)
+            })
+            .await;
+        for Words { value } in texts {
+            assert!(!value.contains("SECRET"), "{value}");
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    value: i64,
+}
+
+#[derive(QueryableByName)]
+struct Words {
+    #[diesel(sql_type = Text)]
+    value: String,
+}
+
+fn settings(fake: &Fake, endpoint: SocketAddr) -> Settings {
+    let mut settings = Settings::example();
+    let url = |path: &str| Url::parse(&format!("http://{}{path}", fake.address)).expect("a URL");
+    settings.callback.public_url = Url::parse(&format!("http://{endpoint}")).expect("a URL");
+    let hubspot = settings.providers.get_mut("hubspot").expect("HubSpot has settings");
+    hubspot.enabled = true;
+    hubspot.client_id.push_str("client");
+    hubspot.client_secret = Some("SECRET-CLIENT".into());
+    hubspot.authorize_url = url("/authorize");
+    hubspot.token_url = url("/token");
+    hubspot.revoke_url = Some(url("/token/revoke"));
+    hubspot.api_base = url("");
+    settings
+}
+
+fn auth(test: &TestDb, settings: &Arc<Settings>, vault: &Arc<Vault>, clock: &Arc<ShiftedClock>) -> Auth {
+    let clock: Arc<dyn fieldmirror::domain::time::Clock> = Arc::<ShiftedClock>::clone(clock);
+    Auth::new(Parts {
+        db: test.db.clone(),
+        vault: Arc::clone(vault),
+        http: Client::new(&HttpLimits::default()).expect("a client can be built"),
+        settings: Arc::clone(settings),
+        clock,
+        daemon: Uuid::new_v4(),
+        host: "host".to_owned(),
+        tasks: TaskTracker::new(),
+    })
+}
