@@ -46,7 +46,7 @@ fn failed(error: &anyhow::Error) -> Error {
     let text = format!("{error:#}");
     match text.split_once(HINT) {
         Some((message, hint)) => Error::new(Kind::Configuration, message).hint(hint),
-        None if error.chain().any(|cause| cause.is::<VaultError>()) => Error::new(Kind::Configuration, text),
+        None if error.downcast_ref::<VaultError>().is_some() => Error::new(Kind::Configuration, text),
         None => Error::new(Kind::Failed, text),
     }
 }
