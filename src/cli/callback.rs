@@ -37,7 +37,7 @@ pub struct CallbackArgs {
 pub async fn run(cx: &Context, args: CallbackArgs) -> Result<Exit, Error> {
     let address = if args.url == "-" { read_address()? } else { Secret::new(args.url) };
     let pasted = Pasted::parse(&address)?;
-    let db = cx.db().await?;
+    let db = cx.db_of_daemon().await?;
     let connection = match (&args.connection, pasted.state_hash) {
         (Some(name), _) => find(&db, name).await?,
         (None, Some(hash)) => of_state(&db, hash).await?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Globals;
-use super::report::{Error, Kind};
+use super::report::{Error, Kind, one_line};
 use super::terminal::Terminal;
 use crate::config::{self, Flag, Loaded, Purpose, Sources};
 use crate::daemon::postgres::socket_url;
@@ -52,15 +52,30 @@ impl Context {
         Ok(db)
     }
 
+    /// As [`Context::db`], for commands that need a daemon: a private server that is about to be started is waited for.
+    pub async fn db_of_daemon(&self) -> Result<Db, Error> {
+        let deadline = Instant::now() + self.daemon_wait;
+        let _spinner = self.terminal.spinner("waiting for a daemon");
+        loop {
+            match self.db().await {
+                Err(error) if error.kind == Kind::NoDaemon && Instant::now() < deadline => {
+                    tokio::time::sleep(DAEMON_LOOK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// As [`Error::from`]; without a `database.url`, a server that is not there means that no daemon runs.
     pub fn database_error(&self, error: DbError) -> Error {
         let private = self.loaded.settings.database.url.is_none();
-        if !private || !matches!(error, DbError::Connect(_)) {
+        // A daemon that makes a private server migrates it right after.
+        if !private || !matches!(error, DbError::Connect(_) | DbError::SchemaBehind { .. }) {
             return error.into();
         }
         let state_dir = &self.loaded.settings.daemon.state_dir;
         let message = format!("no daemon runs with state_dir `{}`: {error}", state_dir.display());
-        Error::new(Kind::NoDaemon, message).hint(
+        Error::new(Kind::NoDaemon, one_line(&message)).hint(
             "start one with `fieldmirror run`, or name its settings with `--config`, or set `database.url`",
         )
     }

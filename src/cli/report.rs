@@ -179,6 +179,7 @@ impl From<Problems> for Error {
 impl From<DbError> for Error {
     fn from(error: DbError) -> Self {
         let Failure { kind, message } = Failure::from(&error);
+        let message = one_line(&message);
         match (&error, kind) {
             // These sentences say what to do.
             (
@@ -192,6 +193,11 @@ impl From<DbError> for Error {
             _ => Self::new(Kind::Database, message),
         }
     }
+}
+
+/// libpq spreads some of its sentences over several lines.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -243,6 +249,7 @@ mod tests {
     fn databases_that_are_away_and_settings_that_are_wrong() {
         let away = Error::from(DbError::Connect("connection to server at \"h\" failed: refused".into()));
         assert_eq!(away.kind, Kind::Database);
+        assert_eq!(one_line("failed: gone\n\tIs it running?\n"), "failed: gone Is it running?");
         let wrong = Error::from(DbError::Address("it must start with `postgresql://`"));
         assert_eq!(wrong.kind, Kind::Configuration);
         let behind = Error::from(DbError::SchemaBehind { version: "1".into() });

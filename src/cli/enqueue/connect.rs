@@ -44,7 +44,7 @@ pub(super) async fn connect(cx: &Context, asked: Connect) -> Result<Exit, Error>
         params: credentials::params(&asked.given.params)?.into(),
     };
     let secrets = credentials::read_secrets(&asked.given.secrets)?;
-    let db = cx.db().await?;
+    let db = cx.db_of_daemon().await?;
     let draft = Draft::new(&cx.wait_for_daemon(&db).await?, secrets, false);
     let reply_key = draft.reply_key;
     let (args, sealed) = (draft.args, draft.sealed);
@@ -60,7 +60,7 @@ pub(super) async fn connect(cx: &Context, asked: Connect) -> Result<Exit, Error>
 }
 
 pub(super) async fn reconnect(cx: &Context, asked: Reconnect) -> Result<Exit, Error> {
-    let db = cx.db().await?;
+    let db = cx.db_of_daemon().await?;
     let connection = find(&db, &asked.connection).await?;
     let spec = credentials::provider(&connection.provider)?;
     let grant = credentials::grant(spec, Some(connection.grant))?;

@@ -29,7 +29,7 @@ pub(super) async fn run(cx: &Context, asked: Request) -> Result<Exit, Error> {
     {
         return Err(Error::bad_request(format!("`--since {since}` lies in the future")));
     }
-    let db = cx.db().await?;
+    let db = cx.db_of_daemon().await?;
     let connections = match &asked.connection {
         Some(word) => vec![find(&db, word).await?],
         None => db.run(connections::list).await?,
