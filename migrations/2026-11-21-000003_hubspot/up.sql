@@ -38,7 +38,6 @@ CREATE TABLE mirror.hubspot_tickets (
     source_type text,
     owner_id text,
     closed_at timestamptz,
-    archived boolean,
     company_ids text[],
     contact_ids text[],
     url text,
@@ -65,7 +64,6 @@ COMMENT ON COLUMN mirror.hubspot_tickets.category IS 'Property hs_ticket_categor
 COMMENT ON COLUMN mirror.hubspot_tickets.source_type IS 'Property source_type: the channel it came by';
 COMMENT ON COLUMN mirror.hubspot_tickets.owner_id IS 'Property hubspot_owner_id: mirror.hubspot_owners.id';
 COMMENT ON COLUMN mirror.hubspot_tickets.closed_at IS 'Property closed_date';
-COMMENT ON COLUMN mirror.hubspot_tickets.archived IS 'The record''s own archived flag';
 COMMENT ON COLUMN mirror.hubspot_tickets.company_ids IS 'Associated companies, the primary one first';
 COMMENT ON COLUMN mirror.hubspot_tickets.contact_ids IS 'Associated contacts';
 COMMENT ON COLUMN mirror.hubspot_tickets.url IS 'The ticket in HubSpot''s own pages, where the answer names it';

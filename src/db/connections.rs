@@ -312,6 +312,8 @@ pub fn purge(conn: &mut PgConnection, id: ConnectionId, tables: &[&'static str])
         if !rows::value::<diesel::sql_types::Bool, bool, _>(conn, query.bind::<Text, _>(table))? {
             continue;
         }
+        // The view of this one account, where there is one.
+        sql_query(format!("DROP VIEW IF EXISTS mirror.{table}_c{id}")).execute(conn)?;
         gone += sql_query(format!("DELETE FROM mirror.{table} WHERE connection_id = $1"))
             .bind::<BigInt, _>(id.0)
             .execute(conn)? as u64;

@@ -261,7 +261,8 @@ impl Drive<'_> {
         let started_at = open.walk.started_at;
         let covered = match mode {
             // What a provider lists by itself needs no index to have caught up.
-            Mode::Snapshot | Mode::Archived => started_at,
+            Mode::Snapshot => started_at,
+            Mode::Archived => watermark::covered(started_at, tally.ahead(), Duration::ZERO),
             Mode::Incremental | Mode::Backfill => {
                 watermark::covered(started_at, tally.ahead(), self.settings.hold_back)
             }

@@ -89,6 +89,7 @@ impl Engine {
             api_base: &turn.provider_settings.api_base.clone(),
             pacer: Mutex::new(turn.pacer.clone()),
             stop: stop.clone(),
+            began: (self.clock.now(), began),
         };
         let [first, second] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
         let ran: Vec<&str> = first.keys().copied().collect();
@@ -211,7 +212,7 @@ impl Engine {
     async fn end(&self, turn: &Turn, sender: &Sender<'_>) -> Result<(), DbError> {
         let now = self.clock.now();
         let of = turn.connection.id;
-        let pacing = sender.lock_pacer().to_saved(now);
+        let pacing = sender.lock_pacer().to_saved(sender.pacing_now());
         let provider = turn.provider;
         let epoch = turn.epoch;
         self.db

@@ -63,6 +63,8 @@ pub struct Sender<'a> {
     /// The token in use. It is asked for again before it runs out, and now and then in any case.
     pub access: Mutex<Option<(Access, Instant)>>,
     pub stop: CancellationToken,
+    /// When the turn began, on both clocks.
+    pub began: (DateTime<Utc>, Instant),
 }
 
 impl Sender<'_> {
@@ -141,7 +143,7 @@ impl Sender<'_> {
             if Instant::now() >= deadline {
                 return Err(Halt::TurnOver);
             }
-            let Err(wait) = self.lock_pacer().take(self.clock.now(), request.buckets) else { return Ok(()) };
+            let Err(wait) = self.lock_pacer().take(self.pacing_now(), request.buckets) else { return Ok(()) };
             self.sleep(wait, deadline).await?;
         }
     }
@@ -161,7 +163,7 @@ impl Sender<'_> {
     fn observe(&self, request: &Request, reply: &Reply, tally: &Tally) {
         if reply.status < 400 {
             let mut pacer = self.lock_pacer();
-            let now = self.clock.now();
+            let now = self.pacing_now();
             pacer.succeeded(now, request.buckets);
             if let Some(limit) = self.provider.limits(request, reply) {
                 let per = limit.per_ms.map(Duration::from_millis);
@@ -180,7 +182,7 @@ impl Sender<'_> {
 
     fn refused(&self, bucket: &'static str, wait_ms: Option<u64>, reply: &Reply) -> DateTime<Utc> {
         let wait = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
-        let now = self.clock.now();
+        let now = self.pacing_now();
         let mut pacer = self.lock_pacer();
         now + delta(pacer.refused(now, bucket, wait))
     }
@@ -204,6 +206,12 @@ impl Sender<'_> {
             "{title} refuses `{}` with 401 although the token is fresh",
             request.purpose
         ))
+    }
+
+    /// The wall clock as it was when the turn began, and what has passed since: a clock that is set meanwhile neither
+    /// gives permits away nor holds them back.
+    pub fn pacing_now(&self) -> DateTime<Utc> {
+        self.began.0 + delta(self.began.1.elapsed())
     }
 
     pub fn lock_pacer(&self) -> MutexGuard<'_, Pacer> {

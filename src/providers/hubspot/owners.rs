@@ -40,7 +40,7 @@ struct At {
 }
 
 pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
-    let mut here: At = at.read()?;
+    let mut here: At = at.read();
     if here.ended {
         return Ok(Step::Done);
     }

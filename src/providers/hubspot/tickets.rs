@@ -21,7 +21,7 @@ use super::{
 };
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record, Tombstone};
-use crate::domain::spec::ColumnType::{Boolean, Text, TextArray, Timestamptz};
+use crate::domain::spec::ColumnType::{Text, TextArray, Timestamptz};
 use crate::domain::spec::{Mode, col};
 use crate::domain::step::{Method, Page, Position, Reply, Request, Step, StepContext};
 use crate::domain::values;
@@ -44,7 +44,6 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("source_type", Text, "/properties/source_type"),
         col("owner_id", Text, "/properties/hubspot_owner_id"),
         col("closed_at", Timestamptz, "/properties/closed_date"),
-        col("archived", Boolean, "/archived"),
         col("company_ids", TextArray, "/associations/companies"),
         col("contact_ids", TextArray, "/associations/contacts"),
         col("url", Text, "/url"),
@@ -60,6 +59,8 @@ const SEARCH_MAX: u32 = 200;
 const ASSOCIATED: [&str; 2] = ["companies", "contacts"];
 /// How often the associations of one page are asked for further pages before the answer is taken to be circular.
 const ASSOCIATION_ROUNDS_MAX: u32 = 50;
+/// Tickets of one page that may all have vanished between being named and being read. More are not believed.
+const GONE_AT_ONCE_MAX: usize = 10;
 /// Property of a survivor that names the tickets merged into it, separated by `;`.
 const MERGED_IDS: &str = "hs_merged_object_ids";
 
@@ -123,7 +124,7 @@ impl Draft {
 }
 
 pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
-    let mut here: At = at.read()?;
+    let mut here: At = at.read();
     if replies.is_empty() {
         here.asked = Asked::Nothing;
         here.draft = Draft::default();
@@ -479,6 +480,12 @@ fn missing_read(cx: &StepContext<'_>, mut here: At, replies: &[Reply]) -> Result
     }
     for merged in here.draft.tombstones.iter().filter(|tombstone| tombstone.merged_into.is_some()) {
         missing.remove(&merged.id);
+    }
+    if missing.len() > GONE_AT_ONCE_MAX && missing.len() == here.ids.len() {
+        return Err(Failure::changed(format!(
+            "HubSpot names {} tickets and returns none of them, neither as live nor as archived",
+            missing.len()
+        )));
     }
     let sent_at = replies[0].sent_at;
     here.draft.tombstones.extend(missing.into_iter().map(|id| Tombstone {
