@@ -11,4 +11,5 @@ mod hubspot;
 mod migrations;
 mod private_server;
 mod queue;
+mod readme;
 mod views;
