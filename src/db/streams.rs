@@ -393,6 +393,28 @@ pub fn set_back(
     Ok(StreamWrite::of(owned))
 }
 
+/// Nothing of the stream can be done before `until`: the rate limits say so.
+pub fn postpone(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    until: DateTime<Utc>,
+    shows: bool,
+) -> Result<StreamWrite, DbError> {
+    let owned = diesel::sql_query(
+        "UPDATE stream_state
+         SET not_before = $4, state = CASE WHEN $5 THEN 'backing_off' ELSE state END,
+             last_error = CASE WHEN $5 THEN 'waits for the provider''s rate limit' ELSE last_error END
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .bind::<Timestamptz, _>(until)
+    .bind::<Bool, _>(shows)
+    .execute(connection)?;
+    Ok(StreamWrite::of(owned))
+}
+
 /// Says that all walks of a turn over this stream have closed.
 pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(
@@ -492,7 +514,8 @@ pub fn demand(
 /// not spin.
 const BETWEEN_TURNS: Duration = Duration::from_millis(200);
 
-/// Connected accounts of these providers with a walk that is due, and those that no turn has looked at yet.
+/// Connected accounts of these providers with a walk that is due, and those that no turn has looked at yet. An account
+/// that needs a new consent is read for as long as its access token lives.
 pub fn due(
     connection: &mut PgConnection,
     providers: &[String],
@@ -502,7 +525,9 @@ pub fn due(
         "SELECT DISTINCT c.id AS value FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
-         WHERE c.state = 'connected' AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
+         LEFT JOIN tokens t ON t.connection_id = c.id
+         WHERE (c.state = 'connected' OR c.state = 'needs_reauth' AND t.expires_at > $1 + interval '1 minute')
+           AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
            AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1
          UNION
          SELECT c.id FROM connections c

@@ -31,6 +31,8 @@ use crate::domain::time::delta;
 const PAGES_WAITING_MAX: usize = 6;
 /// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
 const IDLE_STEPS_MAX: u32 = 3;
+/// A place that is refused this often is not a passing matter.
+const RESTARTS_MAX: i32 = 3;
 /// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
 const SNAPSHOT_PATIENCE: u32 = 10;
 
@@ -53,6 +55,8 @@ struct Open {
     walk: Walk,
     start: Position,
     mass_delete_allowed: bool,
+    /// How often the walk has started again.
+    restarts: i32,
     deadline: Instant,
 }
 
@@ -117,6 +121,7 @@ impl Drive<'_> {
             walk: Walk { mode, started_at, from },
             start,
             mass_delete_allowed: row.mass_delete_allowed,
+            restarts: row.restarts,
             deadline: self.began + limit,
         })
     }
@@ -131,6 +136,10 @@ impl Drive<'_> {
             Ok(met) => self.close(open, &met, tally, counts).await,
             Err(Halt::Restart(why)) => {
                 self.restart(&open.source, &why).await?;
+                if open.restarts >= RESTARTS_MAX {
+                    let message = format!("the walk started again {} times, and again: {why}", open.restarts);
+                    return Err(Halt::Failed(Failure::changed(message)));
+                }
                 Err(Halt::Restart(why))
             }
             Err(halt) => Err(halt),
@@ -297,7 +306,7 @@ impl Drive<'_> {
     async fn end_run(&self, source: &Source, result: &Result<(), Halt>, tally: &Tally, counts: Counts) {
         let (outcome, error) = match result {
             Ok(()) => ("closed", None),
-            Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_)) => ("yielded", None),
+            Err(Halt::TurnOver { .. } | Halt::Stopped | Halt::Restart(_)) => ("yielded", None),
             Err(Halt::Lost) => ("lost", None),
             Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
         };

@@ -27,7 +27,7 @@ use crate::auth::Auth;
 use crate::config::{ProviderSettings, Settings};
 use crate::db::connections::{Connection, ConnectionState};
 use crate::db::streams::{StreamKey, StreamRow, WalkRow};
-use crate::db::{Db, DbError, connections, streams, sync_runs, turns, views};
+use crate::db::{Db, DbError, PgConnection, connections, streams, sync_runs, tokens, turns, views};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{Mode, ProviderSpec};
@@ -116,7 +116,7 @@ impl Engine {
                 }
                 let row = connections::get(connection, of)?;
                 let Some(provider) = providers::provider(&row.provider) else { return Ok(None) };
-                if row.state != ConnectionState::Connected {
+                if !is_readable(connection, &row, now)? {
                     requests::give_up(connection, of, row.state)?;
                     return Ok(None);
                 }
@@ -241,6 +241,18 @@ impl Engine {
         if let Err(error) = shown.await {
             warn!(connection.id = %of, error = %Failure::from(&error), "Could not renew the view of connection {of}");
         }
+    }
+}
+
+/// Whether requests can be sent for it: an account that needs a new consent is read for as long as its token lives.
+fn is_readable(session: &mut PgConnection, row: &Connection, now: DateTime<Utc>) -> Result<bool, DbError> {
+    match row.state {
+        ConnectionState::Connected => Ok(true),
+        ConnectionState::NeedsReauth => {
+            let token = tokens::load(session, row.id)?;
+            Ok(token.and_then(|token| token.expires_at).is_some_and(|expires_at| expires_at > now))
+        }
+        _ => Ok(false),
     }
 }
 

@@ -31,8 +31,10 @@ const ACCESS_KEPT_MAX: Duration = Duration::from_secs(2);
 /// Why a walk does not go on in this turn.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Halt {
-    /// The turn's time is over, or would be before the pacer lets the next request go.
-    TurnOver,
+    /// The turn's time is over, or would be before the next request may go: then nothing can be done before `until`.
+    TurnOver {
+        until: Option<DateTime<Utc>>,
+    },
     /// The daemon stops, or the job's lease is lost.
     Stopped,
     /// Another turn owns the stream.
@@ -141,7 +143,7 @@ impl Sender<'_> {
                 return Err(Halt::Stopped);
             }
             if Instant::now() >= deadline {
-                return Err(Halt::TurnOver);
+                return Err(Halt::TurnOver { until: None });
             }
             let Err(wait) = self.lock_pacer().take(self.pacing_now(), request.buckets) else { return Ok(()) };
             self.sleep(wait, deadline).await?;
@@ -151,7 +153,7 @@ impl Sender<'_> {
     /// Waits, unless that would outlast the turn.
     async fn sleep(&self, wait: Duration, deadline: Instant) -> Result<(), Halt> {
         if Instant::now() + wait > deadline {
-            return Err(Halt::TurnOver);
+            return Err(Halt::TurnOver { until: Some(self.clock.now() + delta(wait)) });
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),

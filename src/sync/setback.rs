@@ -17,6 +17,8 @@ const TRANSIENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_
 const STALLED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
 /// How often a stream that is not allowed is looked at again.
 const FORBIDDEN: Duration = Duration::from_hours(24);
+/// A wait for permits that is longer than this shows as `backing_off`; shorter ones are the usual pace.
+const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
 /// The pause after a 429 that names no end.
 const THROTTLED: Duration = Duration::from_secs(10);
 
@@ -30,8 +32,12 @@ pub fn record(
 ) -> Result<(), DbError> {
     let _owned = match result {
         Ok(()) => streams::settle(connection, key)?,
+        Err(Halt::TurnOver { until: Some(until) }) => {
+            let throttled = *until - now > delta(THROTTLED_SHOWS);
+            streams::postpone(connection, key, *until, throttled)?
+        }
         // Nothing is wrong: the walk goes on in the next turn, or in the turn that has taken over.
-        Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
+        Err(Halt::TurnOver { until: None } | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
         Err(Halt::Failed(failure)) => {
             let failures = u32::try_from(failures).unwrap_or(0);
             streams::set_back(connection, key, &setback(failure, failures, now))?

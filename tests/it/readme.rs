@@ -56,7 +56,8 @@ fn the_commands_exist() {
             continue;
         }
         assert_eq!(program, "fieldmirror", "{command}");
-        let help = Command::new(env!("CARGO_BIN_EXE_fieldmirror")).args(words).arg("--help").output().unwrap();
+        let help =
+            Command::new(env!("CARGO_BIN_EXE_fieldmirror")).args(words).arg("--help").output().unwrap();
         assert!(help.status.success(), "{command}: {}", String::from_utf8_lossy(&help.stderr));
     }
 }
