@@ -1,6 +1,7 @@
 //! `fieldmirror sandbox`: stand-ins of the providers on one address, until Ctrl-C.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -25,6 +26,9 @@ pub struct SandboxArgs {
     /// Records in the first account of each provider
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=RECORDS_MAX))]
     records: u64,
+    /// How long access tokens live
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
+    token_life: Duration,
     /// Something that goes wrong, such as `http_502=0.05` (repeatable); `help` lists them
     #[arg(long, value_name = "F")]
     fault: Vec<String>,
@@ -66,6 +70,7 @@ fn options(args: &SandboxArgs) -> Result<SandboxOptions, Error> {
         seed: args.seed,
         records: usize::try_from(args.records).unwrap_or(usize::MAX),
         faults: faults.collect::<Result<_, _>>()?,
+        access_token_life: args.token_life,
         ..SandboxOptions::default()
     })
 }
@@ -120,10 +125,12 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             seed: 3,
             records: 5,
+            token_life: Duration::from_secs(10),
             fault: vec![fault.to_owned()],
         };
         let options = options(&args("http_502=0.05")).unwrap();
         assert_eq!((options.seed, options.records, options.faults.len()), (3, 5, 1));
+        assert_eq!(options.access_token_life, Duration::from_secs(10));
         assert!(super::options(&args("nothing")).is_err_and(|error| error.hint.is_some()));
     }
 

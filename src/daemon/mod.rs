@@ -124,6 +124,9 @@ impl Daemon {
     pub async fn start(settings: Settings, options: Options) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let vault = Arc::new(vault(&settings)?);
+        // What fails soonest comes first: nothing has been started yet that would have to be stopped.
+        let listener = listener(&settings, options.listener).await?;
+        let callback_addr = listener.local_addr().map_err(|source| StartError::listen(&settings, source))?;
         let (server, url) = database(&settings).await?;
         let applied = migrations::run(&url).await.map_err(StartError::Database)?;
         if !applied.is_empty() {
@@ -150,8 +153,6 @@ impl Daemon {
             settings: Arc::clone(&settings),
             clock: Arc::clone(&options.clock),
         });
-        let listener = listener(&settings, options.listener).await?;
-        let callback_addr = listener.local_addr().map_err(|source| StartError::listen(&settings, source))?;
         let hub = Hub::new(db.clone(), url.clone(), id, options.queue).await.map_err(StartError::Queue)?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
