@@ -119,7 +119,14 @@ fn standing(
                 None => false,
             }
     };
-    let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at);
+    // A first backfill that was under way when the request came has begun before it, and is not due again by itself:
+    // what changed since is the incremental walk's.
+    let over = |walk: &WalkRow| {
+        walk.mode == Mode::Backfill.as_str() && walk.closed_started_at.is_some() && walk.due_at.is_none()
+    };
+    let closed = |walk: &WalkRow| {
+        walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at) || over(walk)
+    };
     if walks.iter().filter(wanted).all(closed) {
         return Standing::Closed;
     }
@@ -144,4 +151,47 @@ pub fn give_up(
         requests::finish(connection, request.id, RequestOutcome::Failed, Some(&message))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(second, 0).unwrap()
+    }
+
+    fn walk(mode: Mode, closed_started_at: Option<i64>, due_at: Option<i64>) -> WalkRow {
+        WalkRow {
+            stream: "tickets".to_owned(),
+            mode: mode.as_str().to_owned(),
+            started_at: None,
+            from_time: None,
+            position: None,
+            covered_to: None,
+            closed_started_at: closed_started_at.map(at),
+            due_at: due_at.map(at),
+            sweeping: false,
+            mass_delete_allowed: false,
+            restarts: 0,
+        }
+    }
+
+    #[test]
+    fn a_request_is_over_when_what_it_asked_for_has_closed() {
+        let applied_at = at(100);
+        let check = |full: bool, backfill: WalkRow, incremental: Option<i64>, expected: Standing| {
+            let walks = [backfill, walk(Mode::Incremental, incremental, Some(400))];
+            assert_eq!(standing("tickets", full, applied_at, &[], &walks), expected, "{walks:?}");
+        };
+        check(false, walk(Mode::Backfill, None, Some(0)), Some(100), Standing::Closed);
+        check(false, walk(Mode::Backfill, None, Some(0)), Some(99), Standing::Open);
+        // Made due by the request, not yet walked again; then walked.
+        check(true, walk(Mode::Backfill, Some(50), Some(100)), Some(101), Standing::Open);
+        check(true, walk(Mode::Backfill, Some(101), None), Some(101), Standing::Closed);
+        // The first one was under way when the request came: it goes on, and its end is the request's.
+        check(true, walk(Mode::Backfill, None, Some(0)), Some(101), Standing::Open);
+        check(true, walk(Mode::Backfill, Some(50), None), Some(101), Standing::Closed);
+        check(true, walk(Mode::Backfill, Some(50), None), Some(99), Standing::Open);
+    }
 }
