@@ -65,11 +65,11 @@ pub(super) fn vault_key_fault(text: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with the database's URL, without showing it. libpq takes both forms.
+/// What is wrong with the database's URL, without showing it. libpq's key=value form is not taken: parameters are added
+/// to the URL before it is used.
 pub(super) fn database_url_fault(text: &str) -> Option<String> {
     let uri = text.starts_with("postgres://") || text.starts_with("postgresql://");
-    let pairs = !text.contains("://") && text.contains('=');
-    if uri || pairs { None } else { Some("text that is no Postgres URL (not shown)".to_owned()) }
+    if uri { None } else { Some("text that is no Postgres URL (not shown)".to_owned()) }
 }
 
 /// Rules between settings. Only asked when each of them fits by itself.
@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn database_urls() {
-        for good in ["postgres://u:p@h/d", "postgresql:///d?host=/run", "host=/run/x dbname=d"] {
+        for good in ["postgres://u:p@h/d", "postgresql:///d?host=/run"] {
             assert_eq!(database_url_fault(good), None, "{good}");
         }
-        for bad in ["mysql://u:hunter2@h/d", "hunter2"] {
+        for bad in ["mysql://u:hunter2@h/d", "hunter2", "host=/run/x dbname=d password=hunter2"] {
             let fault = database_url_fault(bad).expect("a fault");
             assert!(!fault.contains("hunter2"), "{fault}");
         }
