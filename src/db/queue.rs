@@ -22,7 +22,7 @@ pub use admin::{Depth, JobRow, Retried, depth, list, prune, retry};
 pub use session::{Heard, Session, SessionError, prove_listening};
 pub use work::{Claim, ClaimLimits, Claimed, Ending, Holding, claim, finish, give_back};
 
-use super::DbError;
+use super::{DbError, rows};
 use crate::domain::ids::ConnectionId;
 
 /// Heard by the workers of every daemon; the payload is the kind that has become due.
@@ -149,6 +149,25 @@ pub fn enqueue_many(
         .bind::<Text, _>(CHANNEL_JOBS)
         .load(conn)?;
     rows.into_iter().map(enqueued).collect()
+}
+
+/// Makes sure that a job is live for each connection, and leaves those that are live as they are: one that waits after a
+/// failure keeps its pause, however often what it is for is found due.
+pub fn ensure_many(
+    conn: &mut PgConnection,
+    kind: &str,
+    connections: &[ConnectionId],
+) -> Result<Vec<Enqueued>, DbError> {
+    let ids: Vec<i64> = connections.iter().map(|id| id.0).collect();
+    let query = sql_query(
+        "SELECT asked.id AS value FROM unnest($2) AS asked (id) WHERE NOT EXISTS (SELECT FROM fieldmirror.jobs j \
+         WHERE j.kind = $1 AND j.connection_id = asked.id AND j.state IN ('pending', 'running', 'parked'))",
+    )
+    .bind::<Text, _>(kind)
+    .bind::<Array<BigInt>, _>(ids);
+    let missing = rows::values::<BigInt, i64, _>(conn, query)?;
+    let asked: Vec<_> = missing.into_iter().map(|id| (Some(ConnectionId(id)), None)).collect();
+    if asked.is_empty() { Ok(Vec::new()) } else { enqueue_many(conn, kind, &asked) }
 }
 
 // Running and parked rows are looked at without a lock: an upsert would lock them until the caller commits, and with them

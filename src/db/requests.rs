@@ -1,5 +1,7 @@
 //! What an admin asked for. An open row is work to be done; `--wait` waits for its end.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -9,6 +11,7 @@ use uuid::Uuid;
 
 use super::error::DbError;
 use crate::domain::ids::ConnectionId;
+use crate::domain::time::delta;
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -204,13 +207,24 @@ struct Work {
     kind: String,
 }
 
+/// How long a sync that walks were made due for is left to their own times before a turn looks whether it is over: they
+/// may have to wait for hours.
+const APPLIED_LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// Where open requests wait for a job: each connection and kind once. A consent that only waits for a person is not
-/// among them.
-pub fn waiting(conn: &mut PgConnection) -> Result<Vec<(ConnectionId, RequestKind)>, DbError> {
+/// among them, nor a sync whose walks have been made due and looked at a moment ago.
+pub fn waiting(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<Vec<(ConnectionId, RequestKind)>, DbError> {
     let rows = sql_query(
-        "SELECT DISTINCT connection_id, kind FROM fieldmirror.requests \
-         WHERE done_at IS NULL AND NOT (kind = 'connect' AND reply_sealed IS NOT NULL) ORDER BY connection_id",
+        "SELECT DISTINCT r.connection_id, r.kind FROM fieldmirror.requests r \
+         JOIN fieldmirror.connections c ON c.id = r.connection_id \
+         WHERE r.done_at IS NULL AND NOT (r.kind = 'connect' AND r.reply_sealed IS NOT NULL) \
+         AND NOT (r.kind = 'sync' AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1) \
+         ORDER BY r.connection_id",
     )
+    .bind::<Timestamptz, _>(now - delta(APPLIED_LOOK_EVERY))
     .load::<Work>(conn)?;
     rows.into_iter()
         .map(|row| match RequestKind::parse(&row.kind) {

@@ -464,8 +464,14 @@ pub fn demand(
     demand: &Demand<'_>,
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
+    // An open walk has its lower bound already and would close over the earlier one: it starts again. Where nothing is
+    // covered yet, the first read of everything sets the bound.
     diesel::sql_query(
-        "UPDATE walks SET due_at = least(due_at, $3), covered_to = least(covered_to, $4)
+        "UPDATE walks
+         SET due_at = least(due_at, $3), covered_to = CASE WHEN covered_to IS NOT NULL THEN least(covered_to, $4) END,
+             started_at = CASE WHEN $4 < covered_to THEN NULL ELSE started_at END,
+             from_time = CASE WHEN $4 < covered_to THEN NULL ELSE from_time END,
+             position = CASE WHEN $4 < covered_to THEN NULL ELSE position END
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode IN ('incremental', 'snapshot')",
     )
     .bind::<BigInt, _>(of.0)

@@ -47,6 +47,19 @@ pub fn save_pacing(
     Ok(())
 }
 
+/// Whether the turn still owns the connection's streams; they are not taken from it before the transaction ends.
+pub fn owns(connection: &mut PgConnection, of: ConnectionId, epoch: i64) -> Result<bool, DbError> {
+    if !lock(connection, of)? {
+        return Ok(false);
+    }
+    let query = diesel::sql_query(
+        "SELECT coalesce(max(turn_epoch) = $2, false) AS value FROM stream_state WHERE connection_id = $1",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<BigInt, _>(epoch);
+    rows::value::<Bool, bool, _>(connection, query)
+}
+
 /// What is known about the account.
 pub fn facts(connection: &mut PgConnection, of: ConnectionId) -> Result<Facts, DbError> {
     let query =

@@ -102,7 +102,7 @@ fn derive(
     enqueue(connection, "refresh_token", &refreshes)?;
     let due = streams::due(connection, providers, now)?;
     enqueue(connection, "sync", &due)?;
-    for (of, kind) in requests::waiting(connection)? {
+    for (of, kind) in requests::waiting(connection, now)? {
         enqueue(connection, job_for(kind), &[of])?;
     }
     Ok([tokens::next_due(connection, now)?, streams::next_due(connection, providers, now)?]
@@ -115,8 +115,7 @@ fn enqueue(connection: &mut PgConnection, kind: &str, of: &[ConnectionId]) -> Re
     if of.is_empty() {
         return Ok(());
     }
-    let asked: Vec<_> = of.iter().map(|of| (Some(*of), None)).collect();
-    queue::enqueue_many(connection, kind, &asked)?;
+    queue::ensure_many(connection, kind, of)?;
     Ok(())
 }
 

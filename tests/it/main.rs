@@ -12,4 +12,5 @@ mod migrations;
 mod private_server;
 mod queue;
 mod readme;
+mod streams;
 mod views;

@@ -1,0 +1,108 @@
+//! Streams, their walks and their owners, against a real server.
+
+use chrono::{DateTime, Utc};
+use diesel::RunQueryDsl;
+use diesel::sql_types::BigInt;
+use fieldmirror::db::requests::{self, NewRequest, RequestKind};
+use fieldmirror::db::streams::{self, Demand, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::spec::Mode;
+use fieldmirror::providers;
+use serde_json::json;
+
+use crate::support::postgres::TestDb;
+
+fn at(second: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(second, 0).unwrap()
+}
+
+/// A connection of which a turn has begun, and the number of that turn.
+fn begun(connection: &mut PgConnection) -> Result<(ConnectionId, i64), DbError> {
+    let insert = "INSERT INTO connections (name, provider, grant_kind, state)
+                  VALUES ('acme', 'hubspot', 'bearer_token', 'connected') RETURNING id AS value";
+    let id = rows::value::<BigInt, i64, _>(connection, diesel::sql_query(insert))?;
+    let id = ConnectionId(id);
+    let spec = providers::provider("hubspot").expect("it is registered").spec();
+    Ok((id, streams::take(connection, id, spec.streams)?))
+}
+
+fn since(connection: &mut PgConnection, id: ConnectionId, second: i64) -> Result<WalkRow, DbError> {
+    let demand =
+        Demand { stream: "tickets", full: false, since: Some(at(second)), mass_delete_allowed: false };
+    streams::demand(connection, id, &demand, at(1000))?;
+    let walks = streams::walks(connection, id)?;
+    Ok(walks.into_iter().find(|walk| walk.stream == "tickets" && walk.mode == "incremental").unwrap())
+}
+
+#[tokio::test]
+async fn reading_again_since_a_moment_reaches_a_walk_that_is_open() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        // Nothing is covered yet: a bound that is later than the first read of everything would leave a hole.
+        assert_eq!(since(connection, id, 900)?.covered_to, None);
+        streams::begin_watermark(connection, key, at(800))?;
+        streams::open_walk(connection, key, Mode::Incremental, at(850), Some(at(500)))?;
+        let later = since(connection, id, 900)?;
+        assert_eq!((later.covered_to, later.started_at), (Some(at(800)), Some(at(850))));
+        let earlier = since(connection, id, 100)?;
+        assert_eq!((earlier.covered_to, earlier.started_at, earlier.from_time), (Some(at(100)), None, None));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_whose_walks_wait_does_not_make_turn_after_turn() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let new = NewRequest { connection: id, kind: RequestKind::Sync, args: json!({}), sealed: None };
+        let request = requests::create(connection, &new)?;
+        turns::save_pacing(connection, id, epoch, &json!({}), at(100))?;
+        let asked = vec![(id, RequestKind::Sync)];
+        assert_eq!(requests::waiting(connection, at(100))?, asked, "nobody has looked at it yet");
+        turns::mark_applied(connection, request, at(100))?;
+        assert_eq!(requests::waiting(connection, at(104))?, []);
+        assert_eq!(requests::waiting(connection, at(106))?, asked, "it may be over");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_waits_after_a_failure_keeps_its_pause() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, _) = begun(connection)?;
+        let later = Utc::now() + chrono::TimeDelta::seconds(60);
+        let job = queue::enqueue(connection, "refresh_token", Some(id), Some(later))?.job_id;
+        assert_eq!(queue::ensure_many(connection, "refresh_token", &[id])?, []);
+        assert_eq!(queue::ensure_many(connection, "sync", &[id])?.len(), 1);
+        let waits = diesel::sql_query("SELECT id AS value FROM jobs WHERE run_at > now() + interval '50 s'");
+        assert_eq!(rows::values::<BigInt, i64, _>(connection, waits)?, [job.0]);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_turn_that_lost_its_streams_owns_nothing() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        assert!(turns::owns(connection, id, epoch)?);
+        let next = streams::bump(connection, id)?;
+        assert!(!turns::owns(connection, id, epoch)?);
+        assert!(turns::owns(connection, id, next)?);
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        assert_eq!(streams::lock(connection, key)?, StreamWrite::Lost);
+        // Purged: there are no streams to own.
+        diesel::sql_query("DELETE FROM stream_state").execute(connection)?;
+        assert!(!turns::owns(connection, id, next)?);
+        Ok(())
+    });
+    done.await.unwrap();
+}
