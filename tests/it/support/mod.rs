@@ -1,3 +1,7 @@
 //! What tests share.
 
+#[cfg(feature = "sandbox")]
+pub mod app;
 pub mod postgres;
+#[cfg(feature = "sandbox")]
+pub mod truth;

@@ -1,0 +1,5 @@
+//! The product from end to end: the sandbox's HubSpot on one side, a mirror in Postgres on the other, and between them
+//! the daemon as it is run.
+
+mod mirror;
+mod tokens;
