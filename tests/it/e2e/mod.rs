@@ -2,4 +2,6 @@
 //! the daemon as it is run.
 
 mod mirror;
+mod outages;
 mod tokens;
+mod trouble;

@@ -107,9 +107,19 @@ impl TestApp {
             ("providers.hubspot.revoke_url", hubspot("/oauth/2026-03/token/revoke")),
         ];
         let given = settings.iter().map(|(key, value)| (*key, (*value).to_owned()));
-        let variable = |key: &str| format!("FIELDMIRROR_{}", key.to_uppercase().replace('.', "__"));
         let environment = own.into_iter().chain(given).map(|(key, value)| (variable(key), value)).collect();
         Self { sandbox, db, environment, folder, endpoint, _database: database }
+    }
+
+    /// With one more setting.
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.environment.insert(variable(key), value.to_owned());
+        self
+    }
+
+    pub fn without(mut self, key: &str) -> Self {
+        self.environment.remove(&variable(key));
+        self
     }
 
     // ---- the daemon and the commands
@@ -269,6 +279,10 @@ impl Drop for TestApp {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn variable(key: &str) -> String {
+    format!("FIELDMIRROR_{}", key.to_uppercase().replace('.', "__"))
 }
 
 fn parsed(line: &[u8]) -> Value {

@@ -126,7 +126,10 @@ fn compare(id: &str, ticket: &Value, row: &Value, found: &mut Vec<String>) {
             differs(column, value.cloned().unwrap_or_default(), &row[column]);
         }
     }
-    differs("archived", json!(state == "archived"), &row["archived"]);
+    // A row that was held when its ticket was archived is marked as gone and keeps what it said.
+    if state == "live" {
+        differs("archived", json!(false), &row["archived"]);
+    }
     differs("created_at", millis(&record["createdAt"]), &row["created"]);
     differs("updated_at", millis(&record["updatedAt"]), &row["updated"]);
     differs("deleted_at", millis(&record["archivedAt"]), &row["deleted"]);
