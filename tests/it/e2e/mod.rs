@@ -3,5 +3,6 @@
 
 mod mirror;
 mod outages;
+mod secrets;
 mod tokens;
 mod trouble;

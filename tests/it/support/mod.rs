@@ -2,6 +2,8 @@
 
 #[cfg(feature = "sandbox")]
 pub mod app;
+#[cfg(feature = "sandbox")]
+pub mod leaks;
 pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod truth;
