@@ -109,7 +109,7 @@ async fn live_through_it_all(log_format: &str) {
     daemon.kill().await.unwrap();
     let log = std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
     assert!(log.contains("Refreshed the token"), "the log tells what happened: {log}");
-    let words: String = app.rows(WORDS).await.iter().map(|row| format!("{row}\n")).collect();
+    let words = app.rows(WORDS).await.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     assert!(words.contains("grant is dead"), "tables say what went wrong: {words}");
     assert!(lines.contains("enqueue") || lines.contains("run"), "{lines}");
     let secrets = secrets(&app, &asked, &back);

@@ -25,14 +25,15 @@ pub fn leaks(text: &str, secrets: &[(String, String)]) -> Vec<String> {
 fn forms(secret: &str) -> Vec<(&'static str, String)> {
     let json = serde_json::to_string(secret).expect("text is JSON");
     let percent: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    let every: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let each =
+        |prefix: &str| secret.bytes().map(|byte| format!("{prefix}{byte:02X}")).collect::<Vec<_>>().concat();
     let mut forms = vec![
         ("plain", secret.to_owned()),
         ("JSON-escaped", json[1..json.len() - 1].to_owned()),
         ("percent-encoded", percent.clone()),
         ("percent-encoded twice", percent.replace('%', "%25")),
-        ("every byte percent-encoded", every),
-        ("hexadecimal", secret.bytes().map(|byte| format!("{byte:02x}")).collect()),
+        ("every byte percent-encoded", each("%")),
+        ("hexadecimal", each("").to_lowercase()),
     ];
     for engine in [BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD] {
         forms.push(("base64", engine.encode(secret)));

@@ -133,8 +133,8 @@ fn compare(id: &str, ticket: &Value, row: &Value, found: &mut Vec<String>) {
     differs("created_at", millis(&record["createdAt"]), &row["created"]);
     differs("updated_at", millis(&record["updatedAt"]), &row["updated"]);
     differs("deleted_at", millis(&record["archivedAt"]), &row["deleted"]);
-    let (pipeline, stage) = (text(&properties["hs_pipeline"]), text(&properties["hs_pipeline_stage"]));
-    let known = STAGES.iter().find(|known| known.0 == pipeline && known.1 == stage).expect("a known stage");
+    let stands = [text(&properties["hs_pipeline"]), text(&properties["hs_pipeline_stage"])];
+    let known = STAGES.iter().find(|known| [known.0, known.1] == stands).expect("a known stage");
     differs("pipeline", json!(known.2), &row["pipeline"]);
     differs("provider_status", json!(known.3), &row["provider_status"]);
     differs("status", json!(if known.4 { "closed" } else { "open" }), &row["status"]);
