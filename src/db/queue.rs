@@ -20,7 +20,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
 
 pub use admin::{Depth, JobRow, Retried, depth, list, prune, retry};
 pub use session::{Heard, Session, SessionError, prove_listening};
-pub use work::{Claim, ClaimLimits, Claimed, Ending, Holding, claim, finish, give_back};
+pub use work::{Claim, ClaimLimits, Claimed, Ending, Holding, claim, finish, forgive, give_back};
 
 use super::{DbError, rows};
 use crate::domain::ids::ConnectionId;

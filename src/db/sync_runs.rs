@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable, Text, Timestamptz};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz};
 
 use super::error::DbError;
 use super::rows;
@@ -69,6 +69,16 @@ pub fn end(
         .bind::<Nullable<Text>, _>(error)
         .execute(connection)?;
     Ok(())
+}
+
+/// Whether a dead turn of this connection left a run open that had got somewhere: pages whose position was saved. A
+/// snapshot starts afresh every time, so its pages do not count.
+pub fn abandoned_midway(connection: &mut PgConnection, of: ConnectionId) -> Result<bool, DbError> {
+    let query = diesel::sql_query(
+        "SELECT EXISTS (SELECT FROM sync_runs
+             WHERE connection_id = $1 AND ended_at IS NULL AND pages > 0 AND mode <> 'snapshot') AS value",
+    );
+    rows::value::<Bool, bool, _>(connection, query.bind::<BigInt, _>(of.0))
 }
 
 /// Ends what a dead turn of this connection left open.

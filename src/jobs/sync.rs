@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{Job, Lease, Outcome};
+use crate::db::{queue, sync_runs};
+use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::sync::Engine;
 
@@ -19,6 +22,7 @@ impl Job for Sync {
     const TIMEOUT: Duration = Duration::from_mins(15);
 
     async fn run(connection: ConnectionId, lease: &Lease, engine: &Arc<Engine>) -> Outcome {
+        forgive(connection, lease, engine).await;
         let stop = CancellationToken::new();
         let turn = engine.turn(connection, &stop);
         tokio::pin!(turn);
@@ -30,5 +34,24 @@ impl Job for Sync {
             }
         };
         super::kinds::ended(Self::KIND, connection, engine, ended.map(drop))
+    }
+}
+
+/// A turn that was cut off in the middle of its work, by a kill or a power cut, is not what parking is for: the next one
+/// goes on from where it was. Only turns that die without getting any further are a series of crashes.
+async fn forgive(connection: ConnectionId, lease: &Lease, engine: &Engine) {
+    if lease.crashes == 0 {
+        return;
+    }
+    let holding = lease.holding();
+    let forgiven = engine.db.transaction(move |conn| {
+        if sync_runs::abandoned_midway(conn, connection)? {
+            queue::forgive(conn, holding)?;
+        }
+        Ok(())
+    });
+    // It only decides how many more crashes are borne.
+    if let Err(error) = forgiven.await {
+        warn!(connection.id = %connection, error = %Failure::from(&error), "Could not end a series of crashes");
     }
 }

@@ -221,6 +221,19 @@ fn cut(reason: &str) -> String {
     reason.chars().take(ERROR_CHARS_MAX).collect()
 }
 
+/// Ends the series of crashes of a running job: its runs got somewhere before they were cut off. False: refused, the
+/// job is no longer the caller's.
+pub fn forgive(conn: &mut PgConnection, holding: Holding) -> Result<bool, DbError> {
+    let updated = sql_query(
+        "UPDATE fieldmirror.jobs SET crashes = 0 WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running'",
+    )
+    .bind::<BigInt, _>(holding.job.0)
+    .bind::<SqlUuid, _>(holding.owner)
+    .bind::<Integer, _>(holding.attempt)
+    .execute(conn)?;
+    Ok(updated == 1)
+}
+
 /// Puts a job back as it was, due at once and without a crash counted. One that had not started does not count as an
 /// attempt either. False: refused, the job is no longer the caller's.
 pub fn give_back(conn: &mut PgConnection, holding: Holding, started: bool) -> Result<bool, DbError> {

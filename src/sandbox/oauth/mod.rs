@@ -294,6 +294,14 @@ impl AuthServer {
         live.map(|access| access.expires_at_ms = now_ms).count()
     }
 
+    /// Every code and token that was ever handed out and is not forgotten, for whoever looks for them where they must
+    /// not be.
+    pub fn handed_out(&self) -> Vec<Secret> {
+        let inner = self.inner();
+        let texts = inner.codes.keys().chain(inner.access.keys()).chain(inner.refresh.keys());
+        texts.map(|text| Secret::from(text.as_str())).collect()
+    }
+
     /// How often each refresh token was redeemed, and how often after its death; no token is shown.
     pub fn redemptions(&self) -> Value {
         let inner = self.inner();

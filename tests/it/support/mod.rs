@@ -1,3 +1,9 @@
 //! What tests share.
 
+#[cfg(feature = "sandbox")]
+pub mod app;
+#[cfg(feature = "sandbox")]
+pub mod leaks;
 pub mod postgres;
+#[cfg(feature = "sandbox")]
+pub mod truth;

@@ -1,0 +1,186 @@
+//! What is in the mirror is what is at the provider: after the first read, after changes, and at what price.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::app::{TestApp, small};
+use crate::support::truth::hold_against_mirror;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_mirrored_after_a_consent() {
+    let app = TestApp::new(small(700), &[]).await;
+    let daemon = app.daemon().await;
+    let asked = app.mirrored("acme").await;
+    assert_eq!(asked["state"], "awaiting_consent");
+    hold_against_mirror(&app).await;
+    assert_eq!(app.one("SELECT state FROM mirror.connections").await, "connected");
+    assert_eq!(app.number("SELECT count(*) FROM mirror.tickets").await, 700);
+    assert!(app.number("SELECT count(deleted_at) FROM mirror.tickets").await > 0, "some are archived");
+    daemon.stop().await;
+}
+
+const SUBJECT: &str = "changed from outside";
+
+/// Where every row of the mirror is, physically: a row that is written anew moves.
+const PLACES: &str = "SELECT md5(string_agg(place, ',' ORDER BY place)) FROM (
+       SELECT 't' || ctid || xmin AS place FROM mirror.hubspot_tickets
+       UNION ALL SELECT 'p' || ctid || xmin FROM mirror.hubspot_properties
+       UNION ALL SELECT 's' || ctid || xmin FROM mirror.hubspot_pipeline_stages
+       UNION ALL SELECT 'o' || ctid || xmin FROM mirror.hubspot_owners) places";
+
+/// Requests of closed runs, by stream and mode, that needed another number than an unchanged poll takes.
+const DEAR_POLLS: &str = "SELECT stream, mode, requests FROM mirror.sync_runs
+    WHERE outcome = 'closed' AND started_at > (SELECT started_at FROM fieldmirror.daemons)
+      AND requests <> CASE stream WHEN 'owners' THEN 2 ELSE 1 END";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unchanged_poll_costs_a_request_and_no_write() {
+    let app = TestApp::new(small(150), &[]).await;
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    daemon.stop().await;
+    let places = app.one(PLACES).await;
+    app.sandbox.control().ledger().reset();
+    let daemon = app.daemon().await;
+    app.wait_until("four polls of everything", "SELECT bool_and(polls >= 4) AND count(*) = 5 FROM (
+        SELECT count(*) FILTER (WHERE outcome = 'closed') AS polls FROM mirror.sync_runs
+        WHERE started_at > (SELECT started_at FROM fieldmirror.daemons) AND (stream, mode) <> ('tickets', 'backfill')
+        GROUP BY stream, mode) runs")
+        .await;
+    assert_eq!(app.rows(DEAR_POLLS).await, Vec::<Value>::new());
+    daemon.stop().await;
+    assert_eq!(app.one(PLACES).await, places, "no row was written");
+    for purpose in ["batch_read", "associations"] {
+        assert_eq!(app.asked(purpose), 0, "{purpose}");
+    }
+    for (purpose, sql) in [
+        (
+            "search",
+            "SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'incremental'",
+        ),
+        ("owners", "SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE stream = 'owners'"),
+    ] {
+        let counted = u64::try_from(app.number(sql).await).unwrap();
+        assert!(
+            app.asked(purpose) > 0 && app.asked(purpose) <= counted,
+            "{purpose}: what is asked is counted"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_arrive_without_reading_everything_again() {
+    let app = TestApp::new(small(300), &[]).await;
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    let tickets = app.truth().await;
+    let of_state = |state: &str| -> Vec<u64> {
+        let with = tickets.iter().filter(|ticket| ticket["state"] == state);
+        with.map(|ticket| ticket["record"]["id"].as_str().unwrap().parse().unwrap()).collect()
+    };
+    let (live, archived) = (of_state("live"), of_state("archived"));
+    app.sandbox.control().ledger().reset();
+
+    app.change(json!({"do": "change", "id": live[0], "properties": {"subject": SUBJECT, "hs_pipeline": "0", "hs_pipeline_stage": "4"}}));
+    app.change(json!({"do": "create", "properties": {"subject": SUBJECT}}));
+    let took = app
+        .wait_until(
+            "a change and a new ticket",
+            "SELECT count(*) = 2 FROM mirror.tickets WHERE subject = 'changed from outside'",
+        )
+        .await;
+    assert!(took < Duration::from_secs(5), "one poll interval and a little: {took:?}");
+    app.change(json!({"do": "archive", "id": live[1]}));
+    let third = app.change(json!({"do": "merge", "primary": live[2], "other": live[3]}))[0];
+    let kept = app.change(json!({"do": "merge", "primary": live[4], "other": live[5], "new_id": false}))[0];
+    assert!(third > live[5] && kept == live[4]);
+    // Restored and changed: search shows it, while the restoring alone would leave no trace there.
+    app.change(json!({"do": "restore", "id": archived[0]}));
+    app.change(json!({"do": "change", "id": archived[0], "properties": {"subject": "restored"}}));
+    let took = app
+        .wait_until(
+            "an archived, three merged and a restored ticket",
+            "SELECT count(merged_into) = 3 AND bool_or(subject = 'restored' AND deleted_at IS NULL)
+                AND count(*) FILTER (WHERE deleted_at > now() - interval '1 minute' AND merged_into IS NULL) = 1
+             FROM mirror.tickets",
+        )
+        .await;
+    assert!(took < Duration::from_secs(8), "one archived interval and a little: {took:?}");
+    hold_against_mirror(&app).await;
+    let lists = u64::try_from(
+        app.number("SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE mode = 'archived'").await,
+    )
+    .unwrap();
+    assert!(app.asked("list") <= lists, "only archived tickets were listed");
+    assert_eq!(
+        app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill'")
+            .await,
+        1
+    );
+
+    // What leaves no trace is found by reading everything again.
+    app.change(json!({"do": "delete", "id": live[6]}));
+    app.change(json!({"do": "restore", "id": archived[1]}));
+    let swept = app.run("enqueue --resync acme --full --wait --json").await.done().last();
+    assert_eq!(swept["requests"][0]["outcome"], "done", "{swept}");
+    hold_against_mirror(&app).await;
+
+    // Many at once are not believed without an admin's word.
+    for id in &live[10..50] {
+        app.change(json!({"do": "delete", "id": id}));
+    }
+    let gone = "SELECT count(deleted_at) FROM mirror.tickets";
+    let before = app.number(gone).await;
+    let braked = app.run("enqueue --resync acme --stream tickets --full --wait --json").await;
+    assert_eq!(braked.code, 2, "{braked:?}");
+    assert!(braked.stdout.contains("--allow-mass-delete"), "it says what to do: {}", braked.stdout);
+    assert_eq!(app.number(gone).await, before);
+    let allowed =
+        app.run("enqueue --resync acme --stream tickets --full --allow-mass-delete --wait --json").await;
+    assert_eq!(allowed.done().last()["requests"][0]["outcome"], "done");
+    assert_eq!(app.number(gone).await, before + 40);
+    hold_against_mirror(&app).await;
+    daemon.stop().await;
+}
+
+/// More tickets than a search can page through, all of one millisecond: only walking by id brings them all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bulk_change_beyond_the_limits_of_search() {
+    const MANY: u32 = 25_000;
+    let app = TestApp::new(small(50), &[("sync.quota_reserve", "0")]).await;
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    app.sandbox.control().ledger().reset();
+    let control = app.sandbox.control().clone();
+    let change = serde_json::from_value(
+        json!({"do": "bulk_create", "count": MANY, "properties": {"subject": "bulk"}}),
+    )
+    .unwrap();
+    let made =
+        tokio::task::spawn_blocking(move || control.hubspot().change(crate::support::app::HUB, &change));
+    assert_eq!(made.await.unwrap().unwrap().count, MANY as usize);
+    app.wait_until(
+        "all are there",
+        "SELECT count(*) = 25000 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
+    )
+    .await;
+    assert_eq!(
+        app.number(
+            "SELECT count(DISTINCT source_updated_at) FROM mirror.hubspot_tickets WHERE subject = 'bulk'"
+        )
+        .await,
+        1
+    );
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0, "nothing was asked for too often");
+    assert_eq!(
+        app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill'")
+            .await,
+        1
+    );
+    daemon.stop().await;
+    let lists =
+        app.number("SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE mode = 'archived'").await;
+    assert!(app.asked("list") <= u64::try_from(lists).unwrap(), "only archived tickets were listed");
+    hold_against_mirror(&app).await;
+}

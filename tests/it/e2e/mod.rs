@@ -1,0 +1,8 @@
+//! The product from end to end: the sandbox's HubSpot on one side, a mirror in Postgres on the other, and between them
+//! the daemon as it is run.
+
+mod mirror;
+mod outages;
+mod secrets;
+mod tokens;
+mod trouble;

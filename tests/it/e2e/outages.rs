@@ -1,0 +1,163 @@
+//! Processes that die: the daemon by `kill -9`, the database by a stop. What was written stays, what was not is read
+//! again, and nobody has to do anything.
+
+use std::time::Duration;
+
+use fieldmirror::daemon::postgres::PrivateServer;
+use fieldmirror::db::{Db, migrations};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::support::app::{PATIENCE, TestApp, get, small};
+use crate::support::postgres::{options, short_folder};
+use crate::support::truth::hold_against_mirror;
+
+const KILLS: u64 = 10;
+const SEED: u64 = 20_261_121;
+const RECORDS: usize = 1_500;
+const PAGE: usize = 25;
+/// Pages that may be read again after a kill: those that wait to be written, that which is read, that which is written.
+const IN_FLIGHT: u64 = 6 + 2;
+
+/// What the time that a killed daemon's leases and rate limits take to lapse would do.
+const TIME_PASSES: &str = "UPDATE fieldmirror.jobs SET lease_until = now() WHERE state = 'running';
+    UPDATE fieldmirror.connections SET pacing = '{}';
+    UPDATE fieldmirror.rate_budget SET taken_until = now()";
+
+const BACKFILLS: &str =
+    "SELECT count(*) FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_killed_ten_times() {
+    let app = TestApp::new(
+        small(RECORDS),
+        &[
+            ("sync.turn_limit", "1s"),
+            ("providers.hubspot.page_size", "25"),
+            ("sync.archived_interval", "1h"),
+            ("sync.quota_reserve", "0"),
+        ],
+    )
+    .await;
+    // The key in a file, as an admin makes it.
+    let key = app.run("key generate").await.done().stdout;
+    let key_file = app.folder.join("vault.key");
+    std::fs::write(&key_file, key).unwrap();
+    std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let app = app.with("vault.key_file", &key_file.display().to_string()).without("vault.key");
+    app.faults(&["slow=40,on:list", "slow=40,on:batch_read"]);
+
+    let mut dice = StdRng::seed_from_u64(SEED);
+    let mut daemon = app.spawn_daemon("");
+    app.connect("acme").await;
+    app.wait_until("the first page", "SELECT count(*) > 0 FROM mirror.hubspot_tickets").await;
+    for kill in 1..=KILLS {
+        tokio::time::sleep(Duration::from_millis(dice.random_range(150..800))).await;
+        daemon.kill().await.unwrap();
+        let closed = "SELECT coalesce(bool_or(outcome = 'closed'), false) FROM mirror.sync_runs
+            WHERE stream = 'tickets' AND mode = 'backfill'";
+        let done = app.one("SELECT backfill_done FROM mirror.freshness WHERE stream = 'tickets'").await;
+        assert_eq!(app.one(closed).await, done, "kill {kill}: closed is what is closed");
+        app.execute(TIME_PASSES).await;
+        app.execute("DROP TABLE IF EXISTS public.mark; CREATE TABLE public.mark AS SELECT max(id) AS run FROM mirror.sync_runs").await;
+        daemon = app.spawn_daemon("");
+        app.wait_until(
+            "a turn has begun",
+            "SELECT count(*) > 0 FROM mirror.sync_runs, public.mark WHERE id > run",
+        )
+        .await;
+    }
+    assert!(app.number(BACKFILLS).await >= 5, "it was killed while it read");
+    app.all_read().await;
+    app.wait_until(
+        "the state is settled",
+        "SELECT bool_and(state IN ('idle', 'syncing')) FROM mirror.freshness",
+    )
+    .await;
+    daemon.kill().await.unwrap();
+    hold_against_mirror(&app).await;
+    let pages = u64::try_from(RECORDS.div_ceil(PAGE)).unwrap();
+    // Archived tickets are read by pages of their own, after the kills.
+    let archived = u64::try_from(
+        app.number("SELECT coalesce(sum(requests), 0)::bigint FROM mirror.sync_runs WHERE mode = 'archived'")
+            .await,
+    )
+    .unwrap();
+    let read = app.asked("batch_read");
+    assert!(read <= pages + archived + KILLS * IN_FLIGHT, "{read} batch reads for {pages} pages");
+    let closed = "SELECT count(*) FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill' AND outcome = 'closed'";
+    assert_eq!(app.number(closed).await, 1);
+    assert_eq!(
+        app.number("SELECT count(*) FROM mirror.sync_runs WHERE outcome IS NULL AND ended_at IS NOT NULL")
+            .await,
+        0
+    );
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.jobs WHERE state = 'parked'").await, 0);
+}
+
+async fn ready(app: &TestApp) -> u16 {
+    get(&Url::parse(&format!("{}/readyz", app.endpoint)).unwrap()).await.0
+}
+
+async fn wait_for_ready(app: &TestApp, status: u16) {
+    let waiting = async {
+        while ready(app).await != status {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("/readyz does not come to {status}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_goes_and_comes_back() {
+    let folder = short_folder("outage");
+    let start = || {
+        let options = options(&folder);
+        tokio::task::spawn_blocking(move || {
+            PrivateServer::start_blocking(options).expect("the server starts")
+        })
+    };
+    let server = start().await.unwrap();
+    migrations::run(&server.url()).await.unwrap();
+    let db = Db::connect(&server.url(), 2).unwrap();
+    let app =
+        TestApp::over(small(1_200), &[("providers.hubspot.page_size", "25")], server.url(), db, None).await;
+    app.faults(&["slow=100,on:batch_read"]);
+    let mut daemon = app.spawn_daemon("");
+    app.connect("acme").await;
+    app.wait_until("some pages", "SELECT count(*) > 100 FROM mirror.hubspot_tickets").await;
+    wait_for_ready(&app, 200).await;
+    server.stop().await;
+    wait_for_ready(&app, 503).await;
+    let status = app.run("status --json").await;
+    assert_eq!(status.code, 2, "{status:?}");
+    let error = status.last();
+    assert!(error["error"].to_string().contains("database"), "it says what is wrong: {error}");
+    app.change(json!({"do": "create", "properties": {"subject": "meanwhile"}}));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(ready(&app).await, 503);
+    assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
+
+    let server = start().await.unwrap();
+    wait_for_ready(&app, 200).await;
+    app.faults(&[]);
+    app.all_read().await;
+    app.wait_until(
+        "what happened meanwhile",
+        "SELECT count(*) = 1 FROM mirror.tickets WHERE subject = 'meanwhile'",
+    )
+    .await;
+    hold_against_mirror(&app).await;
+    assert_eq!(
+        app.rows("SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')").await,
+        Vec::<Value>::new()
+    );
+    daemon.kill().await.unwrap();
+    app.db.close();
+    server.stop().await;
+    let _ = std::fs::remove_dir_all(folder);
+}

@@ -1,0 +1,88 @@
+//! Tokens that live for ten seconds, and two daemons that share them: nobody is refused, and no token is spent twice.
+
+use std::time::Duration;
+
+use fieldmirror::sandbox::SandboxOptions;
+use serde_json::Value;
+
+use crate::support::app::{TestApp, small};
+use crate::support::truth::hold_against_mirror;
+
+const WATCHED: Duration = Duration::from_secs(30);
+
+fn short_lived(records: usize) -> SandboxOptions {
+    SandboxOptions { access_token_life: Duration::from_secs(10), ..small(records) }
+}
+
+/// Turns of one stream that ran at the same time.
+const OVERLAPS: &str =
+    "SELECT a.id, b.id AS other, a.stream, a.started_at, a.ended_at, b.started_at AS other_started_at
+    FROM mirror.sync_runs a JOIN mirror.sync_runs b
+      ON a.connection_id = b.connection_id AND a.stream = b.stream AND a.id < b.id
+     AND b.started_at < coalesce(a.ended_at, 'infinity')";
+
+/// The longest time without a closed walk over changes.
+const LONGEST_GAP: &str = "SELECT max(extract(epoch FROM gap))::float8 FROM (
+        SELECT ended_at - lag(ended_at) OVER (ORDER BY ended_at) AS gap FROM mirror.sync_runs
+        WHERE stream = 'tickets' AND mode = 'incremental' AND outcome = 'closed') gaps";
+
+/// What the sandbox knows about the use of refresh tokens, against the generations that the database counts.
+async fn check_refreshes(app: &TestApp, rotated: bool) {
+    let counters = app.sandbox.control().counters();
+    assert_eq!(counters["unauthorised"], 0, "{counters}");
+    let generation = app.number("SELECT generation FROM fieldmirror.tokens").await;
+    assert!(generation > 3, "refreshed several times: {generation}");
+    let tokens = counters["refresh_tokens"]["hubspot"].as_array().unwrap();
+    let sum = |key: &str| tokens.iter().map(|token| token[key].as_i64().unwrap()).sum::<i64>();
+    assert_eq!(sum("redeemed"), generation - 1, "one refresh a generation: {counters}");
+    assert_eq!(app.asked("token_refresh"), u64::try_from(generation - 1).unwrap());
+    assert_eq!(sum("replays"), 0, "{counters}");
+    if rotated {
+        assert!(tokens.iter().all(|token| token["redeemed"].as_i64().unwrap() <= 1), "{counters}");
+    }
+    assert_eq!(app.number("SELECT count(*) FROM mirror.sync_runs WHERE outcome = 'failed'").await, 0);
+    assert_eq!(app.rows(OVERLAPS).await, Vec::<Value>::new());
+}
+
+async fn watch_tokens(faults: &[&str]) {
+    let app = TestApp::new(short_lived(60), &[]).await;
+    app.faults(faults);
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    tokio::time::sleep(WATCHED).await;
+    let gap = app.one(LONGEST_GAP).await.as_f64().unwrap();
+    daemon.stop().await;
+    assert!(gap < 6.0, "syncing went on: {gap} s without");
+    check_refreshes(&app, !faults.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_lived_tokens_are_renewed_in_time() {
+    tokio::join!(watch_tokens(&[]), watch_tokens(&["rotate"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_daemons_share_a_database() {
+    let app = TestApp::new(short_lived(400), &[]).await;
+    app.faults(&["rotate"]);
+    let first = app.daemon().await;
+    // The other one listens elsewhere, as on another machine.
+    let mut other = app.environment.clone();
+    other.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
+    let second = app.daemon_with(&other).await;
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 2);
+    app.mirrored("acme").await;
+    app.wait_until("several refreshes", "SELECT generation > 4 FROM fieldmirror.tokens").await;
+    hold_against_mirror(&app).await;
+    first.stop().await;
+    // The one that is left goes on.
+    app.execute("CREATE TABLE public.mark AS SELECT max(id) AS run FROM mirror.sync_runs").await;
+    app.wait_until(
+        "the second daemon polls",
+        "SELECT count(*) > 2 FROM mirror.sync_runs, public.mark WHERE id > run AND mode = 'incremental' AND outcome = 'closed'",
+    )
+    .await;
+    second.stop().await;
+    check_refreshes(&app, true).await;
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 0);
+}
