@@ -164,6 +164,8 @@ CREATE TABLE fieldmirror.walks (
     mass_delete_allowed boolean NOT NULL DEFAULT false,
     restarts integer NOT NULL DEFAULT 0,
     restart_reason text,
+    -- Turns in a row in which it failed.
+    failures integer NOT NULL DEFAULT 0,
     PRIMARY KEY (connection_id, stream, partition, mode)
 );
 CREATE INDEX walks_due ON fieldmirror.walks (due_at);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::auth::{Auth, Parts};
 use crate::callback;
 use crate::config::Settings;
-use crate::db::{Db, DbError, PgConnection, daemons, migrations, vault_keys};
+use crate::db::{Db, DbError, PgConnection, daemons, migrations, tokens, vault_keys};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
 use crate::domain::time::{Clock, SystemClock};
@@ -30,7 +30,7 @@ use crate::http::{Client, HttpError, HttpLimits};
 use crate::jobs::scheduler::Scheduler;
 use crate::jobs::{Hub, HubError, QueueLimits};
 use crate::sync::Engine;
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Vault, VaultError, key_id_of};
 use postgres::{PrivateServer, PrivateServerError};
 
 /// How often a daemon says that it lives.
@@ -73,6 +73,10 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the tokens in the database are sealed with vault key `{key_id}`, which this daemon does not have"
+    )]
+    ForeignKey { key_id: String },
     #[error("starting the queue")]
     Queue(#[source] HubError),
 }
@@ -85,7 +89,7 @@ impl StartError {
     /// Whether it is for the admin to mend, rather than something that may pass.
     pub fn is_wrong_settings(&self) -> bool {
         match self {
-            Self::NoKey | Self::Vault(_) | Self::Listen { .. } => true,
+            Self::NoKey | Self::Vault(_) | Self::ForeignKey { .. } | Self::Listen { .. } => true,
             Self::Database(error) => error.kind() == FailureKind::Misconfigured,
             Self::PrivateServer(_) | Self::Https(_) | Self::Queue(_) => false,
         }
@@ -100,6 +104,9 @@ impl StartError {
             ),
             Self::Listen { .. } => {
                 Some("see whether another process listens there, and what `fieldmirror config` shows")
+            }
+            Self::ForeignKey { .. } => {
+                Some("start it with that key in `[vault] key_file`, or with it among `previous_key_files`")
             }
             _ => None,
         }
@@ -133,6 +140,7 @@ impl Daemon {
             info!(migrations = applied.len(), "Applied {} migrations", applied.len());
         }
         let db = Db::connect(&url, settings.database.pool_size).map_err(StartError::Database)?;
+        refuse_foreign_key(&db, &vault).await?;
         let id = Uuid::now_v7();
         announce(&db, id, &vault).await?;
         let client = Client::new(&HttpLimits::default()).map_err(StartError::Https)?;
@@ -233,6 +241,18 @@ async fn database(settings: &Settings) -> Result<(Option<PrivateServer>, Secret)
     let server = server.map_err(StartError::PrivateServer)?;
     let url = server.url();
     Ok((Some(server), url))
+}
+
+/// A daemon with another key could open nothing, and would have secrets sealed to a key that nobody else has.
+async fn refuse_foreign_key(db: &Db, vault: &Vault) -> Result<(), StartError> {
+    let newest = db.run(tokens::newest_sealed).await.map_err(StartError::Database)?;
+    match newest {
+        Some(sealed) if !readiness::opens(vault, &sealed) => {
+            let key_id = key_id_of(&sealed).unwrap_or_else(|| "of another program".to_owned());
+            Err(StartError::ForeignKey { key_id })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts this daemon and its public key on record.

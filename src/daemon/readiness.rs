@@ -34,7 +34,7 @@ pub fn check(db: Db, auth: Auth, hub: Arc<Hub>) -> ReadyCheck {
 }
 
 /// Whether the vault has the key that tokens are sealed with.
-fn opens(vault: &Vault, sealed: &[u8]) -> bool {
+pub fn opens(vault: &Vault, sealed: &[u8]) -> bool {
     key_id_of(sealed).is_some_and(|key| key == vault.key_id() || vault.previous_key_ids().any(|id| id == key))
 }
 

@@ -87,6 +87,9 @@ pub struct WalkRow {
     pub mass_delete_allowed: bool,
     #[diesel(sql_type = Integer)]
     pub restarts: i32,
+    /// Turns in a row in which it failed.
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
 }
 
 /// Makes sure that every stream of the provider has its rows, and draws the number of a new turn.
@@ -150,7 +153,7 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts
+                mass_delete_allowed, restarts, failures
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -302,7 +305,8 @@ pub struct Closing {
     pub closed_at: DateTime<Utc>,
 }
 
-/// Closes a walk and moves the watermarks, never backwards.
+/// Closes a walk and moves the watermarks, never backwards. A walk that began before an admin asked for news is due again
+/// at once.
 pub fn close_walk(
     connection: &mut PgConnection,
     key: StreamKey,
@@ -311,7 +315,9 @@ pub fn close_walk(
     diesel::sql_query(
         "UPDATE walks
          SET closed_at = $6, closed_started_at = started_at, started_at = NULL, from_time = NULL, position = NULL,
-             covered_to = greatest(covered_to, $4), due_at = $5, sweeping = false,
+             failures = 0, covered_to = greatest(covered_to, $4), due_at = CASE WHEN $5 IS NOT NULL AND EXISTS (
+                 SELECT FROM requests r WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
+                   AND r.applied_at > walks.started_at) THEN $6 ELSE $5 END, sweeping = false,
              mass_delete_allowed = false, restarts = 0, restart_reason = NULL
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
@@ -331,8 +337,7 @@ pub fn close_walk(
                  (SELECT max(covered_to) FROM walks w
                   WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode IN ('incremental', 'snapshot')))
                  ELSE complete_to END,
-             swept_to = greatest(swept_to, $4), last_success_at = $6, last_error = NULL, stalled_reason = NULL,
-             failures = 0, not_before = NULL
+             swept_to = greatest(swept_to, $4), last_success_at = $6
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -371,15 +376,19 @@ pub struct Setback {
     pub stalled_reason: Option<String>,
     pub last_error: Option<String>,
     pub not_before: Option<DateTime<Utc>>,
+    /// Nothing of the stream is tried before; otherwise only the walk that failed waits.
+    pub whole_stream: bool,
 }
 
 pub fn set_back(
     connection: &mut PgConnection,
     key: StreamKey,
+    mode: Option<Mode>,
     setback: &Setback,
 ) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(
-        "UPDATE stream_state SET state = $4, stalled_reason = $5, last_error = $6, not_before = $7, failures = failures + 1
+        "UPDATE stream_state SET state = $4, stalled_reason = $5, last_error = $6, failures = failures + 1,
+             not_before = CASE WHEN $8 THEN $7 ELSE not_before END
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -389,7 +398,19 @@ pub fn set_back(
     .bind::<Nullable<Text>, _>(setback.stalled_reason.as_deref())
     .bind::<Nullable<Text>, _>(setback.last_error.as_deref())
     .bind::<Nullable<Timestamptz>, _>(setback.not_before)
+    .bind::<Bool, _>(setback.whole_stream)
     .execute(connection)?;
+    if let (Some(mode), 1) = (mode, owned) {
+        diesel::sql_query(
+            "UPDATE walks SET failures = failures + 1, due_at = coalesce($4, due_at)
+             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+        )
+        .bind::<BigInt, _>(key.connection.0)
+        .bind::<Text, _>(key.stream)
+        .bind::<Text, _>(mode.as_str())
+        .bind::<Nullable<Timestamptz>, _>(setback.not_before)
+        .execute(connection)?;
+    }
     Ok(StreamWrite::of(owned))
 }
 
@@ -415,10 +436,18 @@ pub fn postpone(
     Ok(StreamWrite::of(owned))
 }
 
-/// Says that all walks of a turn over this stream have closed.
+/// Says that all walks of a turn over this stream have closed. What is said of a walk that failed earlier, and was not due
+/// now, stays.
 pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(
-        "UPDATE stream_state SET state = CASE WHEN backfill_done THEN 'idle' ELSE 'backfilling' END
+        "UPDATE stream_state s
+         SET state = CASE WHEN bad.walks THEN CASE WHEN stalled_reason IS NULL THEN 'backing_off' ELSE 'stalled' END
+                          WHEN backfill_done THEN 'idle' ELSE 'backfilling' END,
+             stalled_reason = CASE WHEN bad.walks THEN stalled_reason END,
+             last_error = CASE WHEN bad.walks THEN last_error END,
+             failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL
+         FROM (SELECT coalesce(bool_or(w.failures > 0), false) AS walks FROM walks w
+               WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '') bad
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)

@@ -227,28 +227,39 @@ pub fn make_due(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -
 
 /// Connections whose token is to be refreshed or probed now, the longest due first, at most `limit`. Those with an
 /// open refresh are not among them.
-pub fn due(conn: &mut PgConnection, now: DateTime<Utc>, limit: u32) -> Result<Vec<ConnectionId>, DbError> {
+pub fn due(
+    conn: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+    limit: u32,
+) -> Result<Vec<ConnectionId>, DbError> {
     let query = sql_query(
         "SELECT t.connection_id AS value FROM fieldmirror.tokens t \
          JOIN fieldmirror.connections c ON c.id = t.connection_id \
          LEFT JOIN fieldmirror.refresh_attempts a \
              ON a.connection_id = t.connection_id AND a.blocked_until > clock_timestamp() \
          WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
-         ORDER BY t.refresh_due_at LIMIT $2",
+           AND c.provider = ANY ($3) ORDER BY t.refresh_due_at LIMIT $2",
     )
     .bind::<Timestamptz, _>(now)
-    .bind::<BigInt, _>(i64::from(limit));
+    .bind::<BigInt, _>(i64::from(limit))
+    .bind::<Array<Text>, _>(providers);
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 
 /// When the next token after `now` falls due.
-pub fn next_due(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, DbError> {
+pub fn next_due(
+    conn: &mut PgConnection,
+    providers: &[String],
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbError> {
     let query = sql_query(
         "SELECT min(t.refresh_due_at) AS value FROM fieldmirror.tokens t \
          JOIN fieldmirror.connections c ON c.id = t.connection_id \
-         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth')",
+         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth') AND c.provider = ANY ($2)",
     );
-    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query.bind::<Timestamptz, _>(now))
+    let query = query.bind::<Timestamptz, _>(now).bind::<Array<Text>, _>(providers);
+    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query)
 }
 
 /// How the tokens of one client fare: whether deaths are the accounts' or the client's.

@@ -98,14 +98,14 @@ fn derive(
     providers: &[String],
     now: DateTime<Utc>,
 ) -> Result<Option<DateTime<Utc>>, DbError> {
-    let refreshes = tokens::due(connection, now, TOKENS_MAX)?;
+    let refreshes = tokens::due(connection, providers, now, TOKENS_MAX)?;
     enqueue(connection, "refresh_token", &refreshes)?;
     let due = streams::due(connection, providers, now)?;
     enqueue(connection, "sync", &due)?;
     for (of, kind) in requests::waiting(connection, now)? {
         enqueue(connection, job_for(kind), &[of])?;
     }
-    Ok([tokens::next_due(connection, now)?, streams::next_due(connection, providers, now)?]
+    Ok([tokens::next_due(connection, providers, now)?, streams::next_due(connection, providers, now)?]
         .into_iter()
         .flatten()
         .min())

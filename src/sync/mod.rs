@@ -117,10 +117,17 @@ impl Engine {
                 let row = connections::get(connection, of)?;
                 let Some(provider) = providers::provider(&row.provider) else { return Ok(None) };
                 if !is_readable(connection, &row, now)? {
-                    requests::give_up(connection, of, row.state)?;
+                    requests::give_up(connection, of, &format!("the connection is {}", row.state.as_str()))?;
                     return Ok(None);
                 }
-                let Some(provider_settings) = settings.providers.get(&row.provider).cloned() else {
+                let provider_settings =
+                    settings.providers.get(&row.provider).filter(|of| of.enabled).cloned();
+                let Some(provider_settings) = provider_settings else {
+                    requests::give_up(
+                        connection,
+                        of,
+                        &format!("`{}` is disabled in the settings", row.provider),
+                    )?;
                     return Ok(None);
                 };
                 let spec = provider.spec();
@@ -167,14 +174,16 @@ impl Engine {
         let Some(spec) = turn.provider.spec().stream(stream) else { return };
         let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
         let mut result = Ok(());
+        let mut last = None;
         for mode in modes {
             let Some(row) = turn.walk(stream, mode) else { continue };
+            last = Some(mode);
             result = drive.walk(key, spec, row, mode).await;
             if result.is_err() {
                 break;
             }
         }
-        self.record(turn, key, result).await;
+        self.record(turn, key, last, result).await;
     }
 
     /// Streams that lack what another stream of the connection should have learned wait, and say so.
@@ -184,17 +193,20 @@ impl Engine {
             let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
             let wanted = spec.needs_facts.join("`, `");
             let failure = Failure::transient(format!("waits until `{wanted}` of the account is known"));
-            self.record(turn, key, Err(Halt::Failed(failure))).await;
+            self.record(turn, key, None, Err(Halt::Failed(failure))).await;
         }
     }
 
-    async fn record(&self, turn: &Turn, key: StreamKey, result: Result<(), Halt>) {
+    async fn record(&self, turn: &Turn, key: StreamKey, mode: Option<Mode>, result: Result<(), Halt>) {
         let stream = key.stream;
-        let failures = turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures);
+        let failures = match mode.and_then(|mode| turn.walk(stream, mode)) {
+            Some(walk) => walk.failures,
+            None => turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures),
+        };
         let now = self.clock.now();
         let recorded = self
             .db
-            .transaction(move |connection| setback::record(connection, key, &result, failures, now))
+            .transaction(move |connection| setback::record(connection, key, mode, &result, failures, now))
             .await;
         if let Err(error) = recorded {
             warn!(connection.id = %key.connection, stream, error = %Failure::from(&error), "Could not record how `{stream}` stands");

@@ -4,7 +4,6 @@
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use crate::db::connections::ConnectionState;
 use crate::db::requests::{self, RequestOutcome};
 use crate::db::streams::{Demand, StreamRow, WalkRow};
 use crate::db::turns::{self, SyncRequest};
@@ -141,14 +140,9 @@ fn standing(
 }
 
 /// Ends requests on a connection that cannot be synced.
-pub fn give_up(
-    connection: &mut PgConnection,
-    of: ConnectionId,
-    state: ConnectionState,
-) -> Result<(), DbError> {
+pub fn give_up(connection: &mut PgConnection, of: ConnectionId, why: &str) -> Result<(), DbError> {
     for request in turns::sync_requests(connection, of)? {
-        let message = format!("the connection is {}", state.as_str());
-        requests::finish(connection, request.id, RequestOutcome::Failed, Some(&message))?;
+        requests::finish(connection, request.id, RequestOutcome::Failed, Some(why))?;
     }
     Ok(())
 }
@@ -174,6 +168,7 @@ mod tests {
             sweeping: false,
             mass_delete_allowed: false,
             restarts: 0,
+            failures: 0,
         }
     }
 

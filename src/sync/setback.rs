@@ -8,6 +8,7 @@ use super::send::Halt;
 use crate::db::streams::{Setback, StreamKey};
 use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::spec::Mode;
 use crate::domain::time::delta;
 use crate::http::retry::pause;
 
@@ -22,10 +23,12 @@ const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
 /// The pause after a 429 that names no end.
 const THROTTLED: Duration = Duration::from_secs(10);
 
-/// Records how a stream stands after the walks of a turn. `failures` is how many turns in a row had failed before.
+/// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun, and
+/// `failures` how many turns in a row it had failed before.
 pub fn record(
     connection: &mut PgConnection,
     key: StreamKey,
+    mode: Option<Mode>,
     result: &Result<(), Halt>,
     failures: i32,
     now: DateTime<Utc>,
@@ -40,14 +43,17 @@ pub fn record(
         Err(Halt::TurnOver { until: None } | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
         Err(Halt::Failed(failure)) => {
             let failures = u32::try_from(failures).unwrap_or(0);
-            streams::set_back(connection, key, &setback(failure, failures, now))?
+            streams::set_back(connection, key, mode, &setback(failure, mode, failures, now))?
         }
     };
     Ok(())
 }
 
 /// What a failure means for its stream.
-fn setback(failure: &Failure, failures: u32, now: DateTime<Utc>) -> Setback {
+fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<Utc>) -> Setback {
+    // Changes are what keeps a mirror fresh: they go on while a walk of another mode fails.
+    let whole_stream = !matches!(mode, Some(Mode::Backfill | Mode::Archived))
+        || matches!(failure.kind, FailureKind::Forbidden { .. } | FailureKind::NeedsReauth);
     let attempt = failures.min(16) + 1;
     // Half of the pause at the least: full jitter alone could mean at once, again and again.
     let growing = |(base, cap): (Duration, Duration)| {
@@ -70,6 +76,7 @@ fn setback(failure: &Failure, failures: u32, now: DateTime<Utc>) -> Setback {
         stalled_reason: stalled.then(|| failure.message.clone()),
         last_error: Some(failure.message.clone()),
         not_before: Some(not_before),
+        whole_stream,
     }
 }
 
@@ -81,7 +88,7 @@ mod tests {
     fn kinds_decide() {
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let check = |kind: FailureKind, failures: u32, state: &str, least: u64, most: u64| {
-            let setback = setback(&Failure::new(kind, "m"), failures, now);
+            let setback = setback(&Failure::new(kind, "m"), None, failures, now);
             let wait = u64::try_from((setback.not_before.unwrap() - now).num_seconds()).unwrap();
             assert_eq!(setback.state, state);
             assert!((least..=most).contains(&wait), "{state}: {wait}");

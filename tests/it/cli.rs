@@ -12,6 +12,7 @@ use diesel::connection::SimpleConnection as _;
 use fieldmirror::db::requests::{Request, RequestKind, RequestOutcome};
 use fieldmirror::db::{DbError, PgConnection, connections, daemons, requests, vault_keys};
 use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::vault::{Vault, generate_key, seal_to};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -84,7 +85,7 @@ impl Site {
     async fn request(&self, kind: RequestKind) -> Request {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let waiting = self.db(|conn| requests::waiting(conn, chrono::Utc::now())).await;
+            let waiting = self.db(|conn| requests::waiting(conn, SystemClock.now())).await;
             if let Some((connection, _)) = waiting.iter().find(|(_, waits)| *waits == kind) {
                 let connection = *connection;
                 return self.db(move |conn| requests::open(conn, connection, kind)).await.remove(0);
@@ -312,7 +313,7 @@ async fn without_a_daemon_nothing_is_requested() {
         site.run(line).refused(2, "no_daemon");
         assert!(began.elapsed() < PATIENCE, "{line}");
     }
-    assert!(site.db(|conn| requests::waiting(conn, chrono::Utc::now())).await.is_empty());
+    assert!(site.db(|conn| requests::waiting(conn, SystemClock.now())).await.is_empty());
     assert_eq!(site.db(connections::list).await.len(), 1);
 }
 

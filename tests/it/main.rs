@@ -6,7 +6,6 @@ mod architecture;
 mod auth;
 mod cli;
 mod db;
-#[cfg(feature = "sandbox")]
 mod e2e;
 mod fixtures;
 mod hubspot;

@@ -8,6 +8,7 @@ use fieldmirror::db::streams::{self, Demand, StreamKey, StreamWrite, WalkRow};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::Mode;
+use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::providers;
 use serde_json::json;
 
@@ -77,7 +78,7 @@ async fn a_job_that_waits_after_a_failure_keeps_its_pause() {
     let database = TestDb::new();
     let done = database.db.transaction(|connection| {
         let (id, _) = begun(connection)?;
-        let later = Utc::now() + chrono::TimeDelta::seconds(60);
+        let later = SystemClock.now() + chrono::TimeDelta::seconds(60);
         let job = queue::enqueue(connection, "refresh_token", Some(id), Some(later))?.job_id;
         assert_eq!(queue::ensure_many(connection, "refresh_token", &[id])?, []);
         assert_eq!(queue::ensure_many(connection, "sync", &[id])?.len(), 1);

@@ -30,14 +30,14 @@ async fn a_token_is_renewed_when_its_time_has_come() {
     assert_eq!(rig.fake.count("refresh_token"), 0, "not due");
     rig.clock.shift(TimeDelta::minutes(25));
     let now = rig.clock.now();
-    assert_eq!(rig.db(move |conn| tokens::due(conn, now, 10)).await, [id]);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10)).await, [id]);
     jobs::refresh_token::run(&rig.auth, id).await.expect("the job runs");
     let token = rig.token(id).await;
     assert_eq!((token.generation, token.failures), (2, 0));
     assert_eq!(rig.fake.asked()[1]["refresh_token"], "SECRET-RT-1");
     assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-2");
     assert_eq!(open_attempts(&rig).await, 0);
-    assert_eq!(rig.db(move |conn| tokens::due(conn, now, 10)).await, []);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10)).await, []);
 }
 
 #[tokio::test]
@@ -262,7 +262,11 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
     assert!(matches!(now, Refreshed::Busy { wait } if wait > Duration::from_secs(50)), "{now:?}");
     assert_eq!(rig.fake.count("refresh_token"), 0);
     let clock = rig.clock.now() + TimeDelta::hours(1);
-    assert_eq!(rig.db(move |conn| tokens::due(conn, clock, 10)).await, [], "not due while it is open");
+    assert_eq!(
+        rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], clock, 10)).await,
+        [],
+        "not due while it is open"
+    );
     rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!(rig.fake.count("refresh_token"), 1);
