@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::commit::{self, Source};
+use super::commit::{self, Ready, Source};
 use super::send::{Halt, Sender, Tally};
 use super::watermark;
 use crate::config::SyncSettings;
@@ -24,7 +24,7 @@ use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Facts, Page, Position, Step, StepContext, Walk};
+use crate::domain::step::{Facts, Position, Step, StepContext, Walk};
 use crate::domain::time::delta;
 
 /// Pages that wait to be written, and pages that go into one transaction.
@@ -142,7 +142,7 @@ impl Drive<'_> {
         &self,
         open: &Open,
         tally: &Tally,
-        queue: mpsc::Sender<(Page, Position)>,
+        queue: mpsc::Sender<(Ready, Position)>,
     ) -> Result<Vec<String>, Halt> {
         let cx = StepContext {
             stream: open.source.spec,
@@ -170,11 +170,13 @@ impl Drive<'_> {
                     if open.walk.mode == Mode::Snapshot {
                         met.extend(page.records.iter().map(|record| record.id.clone()));
                     }
+                    // The replies are done with: what waits for the writer should be rows alone.
+                    replies.clear();
+                    let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
-                    if queue.send((page, next.clone())).await.is_err() {
+                    if queue.send((ready, next.clone())).await.is_err() {
                         return Ok(met);
                     }
-                    replies = Vec::new();
                     at = next;
                 }
                 Step::Done => return Ok(met),
@@ -190,7 +192,7 @@ impl Drive<'_> {
     async fn write(
         &self,
         source: Source,
-        mut pages: mpsc::Receiver<(Page, Position)>,
+        mut pages: mpsc::Receiver<(Ready, Position)>,
         tally: &Tally,
         counts: &mut Counts,
     ) -> Result<(), Halt> {

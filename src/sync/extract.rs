@@ -50,7 +50,7 @@ pub fn microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
 /// JSON text that `jsonb` takes: U+0000 has no place there and is left out. Keys come in one order, so that the same
 /// record has the same text.
 fn storable_json(value: &Value) -> String {
-    let text = value.to_string();
+    let text = serde_json::to_string(value).expect("JSON is written as text without fail");
     if !text.contains("\\u0000") {
         return text;
     }
