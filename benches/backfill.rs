@@ -215,13 +215,13 @@ const BACKFILL: &str = "
     FROM fieldmirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill'";
 
 impl Database {
-    /// Opens it once the daemon has made the schema.
+    /// Opens it once the daemon has made the schema and signed in, which the division tells.
     fn open(folder: &Path) -> Self {
         let url = socket_url(folder);
         let mut connection = PgConnection::establish(url.expose()).expect("a session");
         let since = Instant::now();
-        while connection.batch_execute("SELECT FROM fieldmirror.daemons").is_err() {
-            assert!(since.elapsed() < WAIT_MAX, "the daemon made no schema");
+        while connection.batch_execute("SELECT 1 / count(*) FROM fieldmirror.daemons").is_err() {
+            assert!(since.elapsed() < WAIT_MAX, "the daemon did not sign in");
             std::thread::sleep(LOOK_EVERY);
         }
         Self(connection)

@@ -127,7 +127,9 @@ fn merge_sql(stream: &StreamSpec) -> String {
     let typed = stream.columns.iter().map(|column| column.name);
     let names: Vec<&str> = BASE_COLUMNS.into_iter().chain(typed).collect();
     let arrays: Vec<String> = (0..names.len()).map(|index| format!("${}", index + 3)).collect();
-    let base = BASE_COLUMNS.iter().map(|name| if *name == "raw" { "raw::jsonb".to_owned() } else { (*name).to_owned() });
+    let base = BASE_COLUMNS
+        .iter()
+        .map(|name| if *name == "raw" { "raw::jsonb".to_owned() } else { (*name).to_owned() });
     let values: Vec<String> = base.chain(stream.columns.iter().map(cell_sql)).collect();
     let updates = names.iter().skip(1).map(|name| format!(", {name} = excluded.{name}"));
     let names = names.join(", ");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::commit::{self, Ready, Source};
@@ -29,6 +29,8 @@ use crate::domain::time::delta;
 
 /// Pages that wait to be written, and pages that go into one transaction.
 const PAGES_WAITING_MAX: usize = 6;
+/// How long a page waits for others to be written with it: what a transaction costs besides its rows is paid once.
+const GATHERING_MAX: Duration = Duration::from_millis(250);
 /// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
 const IDLE_STEPS_MAX: u32 = 3;
 /// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
@@ -197,8 +199,8 @@ impl Drive<'_> {
         counts: &mut Counts,
     ) -> Result<(), Halt> {
         loop {
-            let mut batch = Vec::with_capacity(PAGES_WAITING_MAX);
-            if pages.recv_many(&mut batch, PAGES_WAITING_MAX).await == 0 {
+            let batch = gather(&mut pages).await;
+            if batch.is_empty() {
                 return Ok(());
             }
             let mut so_far = with_requests(*counts, tally);
@@ -323,6 +325,19 @@ impl Drive<'_> {
     fn now(&self) -> DateTime<Utc> {
         super::extract::microseconds(self.sender.clock.now())
     }
+}
+
+/// The next pages to be written; none when the other side is done.
+async fn gather(pages: &mut mpsc::Receiver<(Ready, Position)>) -> Vec<(Ready, Position)> {
+    let mut batch: Vec<_> = pages.recv().await.into_iter().collect();
+    let until = Instant::now() + GATHERING_MAX;
+    while !batch.is_empty() && batch.len() < PAGES_WAITING_MAX {
+        match timeout_at(until, pages.recv()).await {
+            Ok(Some(page)) => batch.push(page),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    batch
 }
 
 fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {
