@@ -1,14 +1,12 @@
-//! Rows of the mirror: what is held, and writing a page by COPY and merge.
+//! Rows of the mirror: what is held, and writing a page in one statement.
 //!
 //! Which version wins is not decided here (`sync::merge` does); these functions write what they are told. The caller
 //! holds the stream's row locked, so nobody else writes the same rows meanwhile.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use diesel::connection::SimpleConnection;
-use diesel::pg::CopyFormat;
+use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz};
 
@@ -17,29 +15,6 @@ use super::rows;
 use crate::domain::ids::ConnectionId;
 use crate::domain::record::Tombstone;
 use crate::domain::spec::{Column, ColumnType, StreamSpec};
-
-diesel::table! {
-    /// Where a page lands first: one temporary table a session, the same for every stream. Typed columns come as text
-    /// and are cast on their way on, so that no stream needs a staging table of its own.
-    page_stage (id) {
-        id -> Text,
-        source_created_at -> Nullable<Timestamptz>,
-        source_updated_at -> Nullable<Timestamptz>,
-        raw -> Jsonb,
-        content_hash -> Binary,
-        synced_at -> Timestamptz,
-        deleted_at -> Nullable<Timestamptz>,
-        deleted_evidence -> Nullable<Text>,
-        cells -> Array<Nullable<Text>>,
-    }
-}
-
-const STAGE: &str = "
-    CREATE TEMPORARY TABLE IF NOT EXISTS page_stage (
-        id text NOT NULL, source_created_at timestamptz, source_updated_at timestamptz, raw jsonb NOT NULL,
-        content_hash bytea NOT NULL, synced_at timestamptz NOT NULL, deleted_at timestamptz, deleted_evidence text,
-        cells text[] NOT NULL
-    ) ON COMMIT DELETE ROWS";
 
 /// What the mirror holds of a record, as far as deciding between versions goes.
 #[derive(Debug, Clone, PartialEq, QueryableByName)]
@@ -82,9 +57,14 @@ pub fn held(
     ids: &[&str],
 ) -> Result<HashMap<String, Held>, DbError> {
     let merged = if stream.merges { "merged_into IS NOT NULL" } else { "false" };
+    // One look into the primary key for each id: of a table that is growing, statistics know too little to tell that
+    // reading all rows of the connection takes longer.
     let query = format!(
-        "SELECT id, source_updated_at, synced_at, content_hash, deleted_at IS NOT NULL AS deleted, {merged} AS merged
-         FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2)",
+        "SELECT row.* FROM unnest($2) AS asked (id) CROSS JOIN LATERAL (
+             SELECT id, source_updated_at, synced_at, content_hash, deleted_at IS NOT NULL AS deleted,
+                    {merged} AS merged
+             FROM mirror.{} WHERE connection_id = $1 AND id = asked.id LIMIT 1
+         ) AS row",
         stream.table
     );
     let found: Vec<Held> =
@@ -93,6 +73,9 @@ pub fn held(
 }
 
 /// Writes rows, each id once: inserted, or replacing what is held.
+///
+/// A column of the page is one array, whose elements are cast on their way in. So no stream needs a table or a statement
+/// of its own, and a value is stored (and compressed) once.
 pub fn write(
     connection: &mut PgConnection,
     stream: &StreamSpec,
@@ -103,50 +86,68 @@ pub fn write(
     if rows.is_empty() {
         return Ok(());
     }
-    connection.batch_execute(STAGE)?;
-    let text = copy_text(rows);
-    diesel::copy_from(page_stage::table)
-        .from_raw_data(page_stage::table, move |copy| {
-            copy.write_all(text.as_bytes())
-                .map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
-        })
-        .with_format(CopyFormat::Text)
-        .execute(connection)?;
-    diesel::sql_query(merge_sql(stream))
+    let mut query = diesel::sql_query(merge_sql(stream))
+        .into_boxed::<Pg>()
         .bind::<BigInt, _>(of.0)
         .bind::<BigInt, _>(run)
-        .execute(connection)?;
+        .bind::<Array<Text>, _>(column(rows, |row| row.id.as_str()))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.source_created_at))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.source_updated_at))
+        .bind::<Array<Text>, _>(column(rows, |row| row.raw.as_str()))
+        .bind::<Array<Binary>, _>(column(rows, |row| row.content_hash.as_slice()))
+        .bind::<Array<Timestamptz>, _>(column(rows, |row| row.synced_at))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.deleted_at))
+        .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.deleted_evidence.as_deref()));
+    for index in 0..stream.columns.len() {
+        let cells = column(rows, |row| row.cells.get(index).and_then(Option::as_deref));
+        query = query.bind::<Array<Nullable<Text>>, _>(cells);
+    }
+    query.execute(connection)?;
     Ok(())
 }
 
-const BASE_COLUMNS: &str =
-    "source_created_at, source_updated_at, raw, content_hash, synced_at, deleted_at, deleted_evidence";
+fn column<'a, T>(rows: &'a [Row], of: impl Fn(&'a Row) -> T) -> Vec<T> {
+    rows.iter().map(of).collect()
+}
+
+/// The columns of every table that come from a row, in the order in which [`write`] binds them after the connection and
+/// the run.
+const BASE_COLUMNS: [&str; 8] = [
+    "id",
+    "source_created_at",
+    "source_updated_at",
+    "raw",
+    "content_hash",
+    "synced_at",
+    "deleted_at",
+    "deleted_evidence",
+];
 
 fn merge_sql(stream: &StreamSpec) -> String {
-    let mut names = String::new();
-    let mut values = String::new();
-    let mut updates = String::new();
-    for (index, column) in stream.columns.iter().enumerate() {
-        let _ = write!(names, ", {}", column.name);
-        let _ = write!(values, ", {}", cell_sql(index, column));
-        let _ = write!(updates, ", {0} = excluded.{0}", column.name);
-    }
-    for base in BASE_COLUMNS.split(", ") {
-        let _ = write!(updates, ", {base} = excluded.{base}");
-    }
+    let typed = stream.columns.iter().map(|column| column.name);
+    let names: Vec<&str> = BASE_COLUMNS.into_iter().chain(typed).collect();
+    let arrays: Vec<String> = (0..names.len()).map(|index| format!("${}", index + 3)).collect();
+    let base = BASE_COLUMNS
+        .iter()
+        .map(|name| if *name == "raw" { "raw::jsonb".to_owned() } else { (*name).to_owned() });
+    let values: Vec<String> = base.chain(stream.columns.iter().map(cell_sql)).collect();
+    let updates = names.iter().skip(1).map(|name| format!(", {name} = excluded.{name}"));
+    let names = names.join(", ");
     format!(
-        "INSERT INTO mirror.{} (connection_id, id, sync_run_id, first_seen_at, {BASE_COLUMNS}{names})
-         SELECT $1, id, $2, synced_at, {BASE_COLUMNS}{values} FROM page_stage
-         ON CONFLICT (connection_id, id) DO UPDATE SET sync_run_id = excluded.sync_run_id{updates}",
-        stream.table
+        "INSERT INTO mirror.{} (connection_id, sync_run_id, first_seen_at, {names})
+         SELECT $1, $2, synced_at, {} FROM unnest({}) AS page ({names})
+         ON CONFLICT (connection_id, id) DO UPDATE SET sync_run_id = excluded.sync_run_id{}",
+        stream.table,
+        values.join(", "),
+        arrays.join(", "),
+        updates.collect::<String>()
     )
 }
 
-fn cell_sql(index: usize, column: &Column) -> String {
-    let cell = format!("cells[{}]", index + 1);
+fn cell_sql(column: &Column) -> String {
     match column.kind {
-        ColumnType::Text => cell,
-        kind => format!("{cell}::{}", kind.sql()),
+        ColumnType::Text => column.name.to_owned(),
+        kind => format!("{}::{}", column.name, kind.sql()),
     }
 }
 
@@ -171,14 +172,14 @@ pub fn bury(
          WHERE row.connection_id = $1 AND row.id = gone.id",
         stream.table
     );
-    let column = |of: fn(&Tombstone) -> &str| tombstones.iter().map(of).collect::<Vec<_>>();
+    let texts = |of: fn(&Tombstone) -> &str| tombstones.iter().map(of).collect::<Vec<_>>();
     let merged_into: Vec<Option<&str>> = tombstones.iter().map(|t| t.merged_into.as_deref()).collect();
     diesel::sql_query(query)
         .bind::<BigInt, _>(of.0)
         .bind::<BigInt, _>(run)
-        .bind::<Array<Text>, _>(column(|t| &t.id))
+        .bind::<Array<Text>, _>(texts(|t| &t.id))
         .bind::<Array<Timestamptz>, _>(tombstones.iter().map(|t| t.deletion.at).collect::<Vec<_>>())
-        .bind::<Array<Text>, _>(column(|t| &t.deletion.evidence))
+        .bind::<Array<Text>, _>(texts(|t| &t.deletion.evidence))
         .bind::<Array<Timestamptz>, _>(tombstones.iter().map(|t| t.sent_at).collect::<Vec<_>>())
         .bind::<Array<Nullable<Text>>, _>(merged_into)
         .execute(connection)?;
@@ -264,57 +265,6 @@ pub fn array_literal<'a>(elements: impl Iterator<Item = Option<&'a str>>) -> Str
     literal
 }
 
-/// The rows in COPY's text format, columns as in [`page_stage`].
-fn copy_text(rows: &[Row]) -> String {
-    let mut text = String::with_capacity(rows.iter().map(|row| row.raw.len() * 2 + 200).sum());
-    for row in rows {
-        push_field(&mut text, Some(&row.id));
-        push_time(&mut text, row.source_created_at);
-        push_time(&mut text, row.source_updated_at);
-        push_field(&mut text, Some(&row.raw));
-        text.push_str(r"\\x");
-        for byte in row.content_hash {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.push('\t');
-        push_time(&mut text, Some(row.synced_at));
-        push_time(&mut text, row.deleted_at);
-        push_field(&mut text, row.deleted_evidence.as_deref());
-        push_field(&mut text, Some(&array_literal(row.cells.iter().map(Option::as_deref))));
-        text.pop();
-        text.push('\n');
-    }
-    text
-}
-
-fn push_field(text: &mut String, field: Option<&str>) {
-    match field {
-        None => text.push_str(r"\N"),
-        Some(field) => push_escaped(text, field),
-    }
-    text.push('\t');
-}
-
-/// Copies runs that need no escape in one go: they are nearly all of the text.
-fn push_escaped(text: &mut String, field: &str) {
-    let mut rest = field;
-    while let Some(at) = rest.find(['\\', '\n', '\r', '\t']) {
-        text.push_str(&rest[..at]);
-        text.push_str(match rest.as_bytes()[at] {
-            b'\\' => r"\\",
-            b'\n' => r"\n",
-            b'\r' => r"\r",
-            _ => r"\t",
-        });
-        rest = &rest[at + 1..];
-    }
-    text.push_str(rest);
-}
-
-fn push_time(text: &mut String, time: Option<DateTime<Utc>>) {
-    push_field(text, time.map(|time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true)).as_deref());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,12 +273,5 @@ mod tests {
     fn array_literals_quote_everything() {
         let elements = [Some("a"), None, Some(""), Some("NULL"), Some(r#"q"b\s{},"#)];
         assert_eq!(array_literal(elements.into_iter()), r#"{"a",NULL,"","NULL","q\"b\\s{},"}"#);
-    }
-
-    #[test]
-    fn copy_escapes_what_ends_fields() {
-        let mut text = String::new();
-        push_escaped(&mut text, "a\tb\\c\nd\re");
-        assert_eq!(text, r"a\tb\\c\nd\re");
     }
 }

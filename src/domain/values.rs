@@ -47,6 +47,22 @@ pub fn read(kind: ColumnType, value: Option<&Value>) -> Cell<'_> {
     }
 }
 
+/// What a JSON pointer leads to: `Value::pointer`, without a copy of each of its parts.
+pub fn at<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
+    if pointer.contains('~') {
+        return value.pointer(pointer);
+    }
+    let mut parts = pointer.split('/');
+    if parts.next() != Some("") {
+        return None;
+    }
+    parts.try_fold(value, |value, part| match value {
+        Value::Object(fields) => fields.get(part),
+        Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
 /// Scalars as text: strings as they are, numbers in the digits that were sent, booleans as words. Objects and arrays
 /// do not fit. U+0000, which Postgres cannot store, is dropped.
 pub fn text(value: &Value) -> Option<Cow<'_, str>> {
@@ -146,6 +162,16 @@ mod tests {
             Cell::Null | Cell::Misfit | Cell::Array(_) => None,
         };
         assert_eq!(got, expected, "{kind:?} {value}");
+    }
+
+    #[test]
+    fn pointers_lead_where_those_of_serde_json_do() {
+        let value = json!({"a": {"b": [1, {"c": "d"}], "": 2}, "~": {"/": 3}, "n": null});
+        let pointers =
+            ["", "/", "a", "/a", "/a/b/1/c", "/a/b/2", "/a/b/c", "/a/", "/~0/~1", "/n", "/n/x", "/a/b/0/x"];
+        for pointer in pointers {
+            assert_eq!(at(&value, pointer), value.pointer(pointer), "{pointer}");
+        }
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub(super) async fn read(
     if response.content_length().is_some_and(|length| length > body_max as u64) {
         return Err(too_large());
     }
-    let mut bytes = Zeroizing::new(Vec::new());
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(chunk) = response.chunk().await.map_err(|error| {
         let cause = super::describe(error);
         SendError::transient(true, format!("the answer (status {status}) broke off: {cause}"))

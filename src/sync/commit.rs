@@ -7,8 +7,9 @@ use super::merge::{Balance, Fold, Held, Version, Write};
 use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
 use crate::db::sync_runs::Counts;
 use crate::db::{DbError, PgConnection, mirror, session, streams, sync_runs, turns};
+use crate::domain::record::{Deletion, Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Page, Position};
+use crate::domain::step::{Facts, Page, Position};
 
 /// The walk that pages come from.
 #[derive(Debug, Clone, Copy)]
@@ -21,13 +22,37 @@ pub struct Source {
     pub sweeping: bool,
 }
 
+/// A page as it is written: rows in place of JSON trees, which take several times the memory of their text.
+#[derive(Debug, Default)]
+pub struct Ready {
+    rows: Vec<(mirror::Row, Option<Deletion>)>,
+    tombstones: Vec<Tombstone>,
+    facts: Facts,
+    progress: Option<f32>,
+}
+
+impl Ready {
+    pub fn of(spec: &StreamSpec, page: Page) -> Self {
+        let row = |record: Record| {
+            let (row, _misfits) = extract::row(spec, &record);
+            (row, record.deleted)
+        };
+        Self {
+            rows: page.records.into_iter().map(row).collect(),
+            tombstones: page.tombstones,
+            facts: page.facts,
+            progress: page.progress,
+        }
+    }
+}
+
 /// Writes pages in their order, and the position after the last. `counts` gets what they did added.
 ///
 /// Call it inside a transaction. Nothing is written when the turn has lost the stream.
 pub fn pages(
     connection: &mut PgConnection,
     source: &Source,
-    pages: Vec<(Page, Position)>,
+    pages: Vec<(Ready, Position)>,
     counts: &mut Counts,
 ) -> Result<StreamWrite, DbError> {
     if streams::lock(connection, source.key)? == StreamWrite::Lost {
@@ -39,14 +64,14 @@ pub fn pages(
     let Some(last) = pages.last() else { return Ok(StreamWrite::Done) };
     let (position, progress) = (last.1.clone(), last.0.progress);
     counts.pages += i64::try_from(pages.len()).unwrap_or(i64::MAX);
-    let mut all = Page::default();
+    let mut all = Ready::default();
     for (page, _) in pages {
-        all.records.extend(page.records);
+        all.rows.extend(page.rows);
         all.tombstones.extend(page.tombstones);
         all.facts.extend(page.facts);
     }
     if source.sweeping {
-        let met: Vec<&str> = all.records.iter().map(|record| record.id.as_str()).collect();
+        let met: Vec<&str> = all.rows.iter().map(|(row, _)| row.id.as_str()).collect();
         streams::meet(connection, source.key, source.mode, &met)?;
     }
     if !all.facts.is_empty() {
@@ -63,10 +88,10 @@ pub fn pages(
 pub fn bury(
     connection: &mut PgConnection,
     source: &Source,
-    gone: Vec<crate::domain::record::Tombstone>,
+    gone: Vec<Tombstone>,
     counts: &mut Counts,
 ) -> Result<(), DbError> {
-    let page = Page { tombstones: gone, ..Page::default() };
+    let page = Ready { tombstones: gone, ..Ready::default() };
     let balance = write(connection, source, page, counts)?;
     streams::adjust(connection, source.key, balance.living, balance.deleted)?;
     sync_runs::count(connection, source.run, counts)
@@ -76,13 +101,13 @@ pub fn bury(
 fn write(
     connection: &mut PgConnection,
     source: &Source,
-    page: Page,
+    page: Ready,
     counts: &mut Counts,
 ) -> Result<Balance, DbError> {
     let ids: Vec<&str> = page
-        .records
+        .rows
         .iter()
-        .map(|record| record.id.as_str())
+        .map(|(row, _)| row.id.as_str())
         .chain(page.tombstones.iter().map(|tombstone| tombstone.id.as_str()))
         .collect();
     if ids.is_empty() {
@@ -92,19 +117,19 @@ fn write(
     let held = mirror::held(connection, source.spec, source.key.connection, &ids)?;
     let held: BTreeMap<String, Held> = held.into_iter().map(|(id, row)| (id, holding(row))).collect();
     let mut fold = Fold::new(held);
-    for record in page.records {
-        let (row, _misfits) = extract::row(source.spec, &record);
+    for (row, deletion) in page.rows {
+        let id = row.id.clone();
         let version = Version {
             updated_at: row.source_updated_at,
             sent_at: row.synced_at,
             hash: row.content_hash,
-            deletion: record.deleted,
+            deletion,
         };
-        fold.record(&record.id, version, row);
+        fold.record(&id, version, row);
     }
     for tombstone in page.tombstones {
         let sent_at = extract::microseconds(tombstone.sent_at);
-        fold.tombstone(crate::domain::record::Tombstone { sent_at, ..tombstone });
+        fold.tombstone(Tombstone { sent_at, ..tombstone });
     }
     let (writes, balance) = fold.finish();
     let mut rows = Vec::with_capacity(writes.len());

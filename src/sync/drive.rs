@@ -11,10 +11,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
-use super::commit::{self, Source};
+use super::commit::{self, Ready, Source};
 use super::send::{Halt, Sender, Tally};
 use super::watermark;
 use crate::config::SyncSettings;
@@ -24,11 +24,13 @@ use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Facts, Page, Position, Step, StepContext, Walk};
+use crate::domain::step::{Facts, Position, Step, StepContext, Walk};
 use crate::domain::time::delta;
 
 /// Pages that wait to be written, and pages that go into one transaction.
 const PAGES_WAITING_MAX: usize = 6;
+/// How long a page waits for others to be written with it: what a transaction costs besides its rows is paid once.
+const GATHERING_MAX: Duration = Duration::from_millis(250);
 /// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
 const IDLE_STEPS_MAX: u32 = 3;
 /// A place that is refused this often is not a passing matter.
@@ -151,7 +153,7 @@ impl Drive<'_> {
         &self,
         open: &Open,
         tally: &Tally,
-        queue: mpsc::Sender<(Page, Position)>,
+        queue: mpsc::Sender<(Ready, Position)>,
     ) -> Result<Vec<String>, Halt> {
         let cx = StepContext {
             stream: open.source.spec,
@@ -179,11 +181,13 @@ impl Drive<'_> {
                     if open.walk.mode == Mode::Snapshot {
                         met.extend(page.records.iter().map(|record| record.id.clone()));
                     }
+                    // The replies are done with: what waits for the writer should be rows alone.
+                    replies.clear();
+                    let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
-                    if queue.send((page, next.clone())).await.is_err() {
+                    if queue.send((ready, next.clone())).await.is_err() {
                         return Ok(met);
                     }
-                    replies = Vec::new();
                     at = next;
                 }
                 Step::Done => return Ok(met),
@@ -199,13 +203,13 @@ impl Drive<'_> {
     async fn write(
         &self,
         source: Source,
-        mut pages: mpsc::Receiver<(Page, Position)>,
+        mut pages: mpsc::Receiver<(Ready, Position)>,
         tally: &Tally,
         counts: &mut Counts,
     ) -> Result<(), Halt> {
         loop {
-            let mut batch = Vec::with_capacity(PAGES_WAITING_MAX);
-            if pages.recv_many(&mut batch, PAGES_WAITING_MAX).await == 0 {
+            let batch = gather(&mut pages).await;
+            if batch.is_empty() {
                 return Ok(());
             }
             let mut so_far = with_requests(*counts, tally);
@@ -331,6 +335,19 @@ impl Drive<'_> {
     fn now(&self) -> DateTime<Utc> {
         super::extract::microseconds(self.sender.clock.now())
     }
+}
+
+/// The next pages to be written; none when the other side is done.
+async fn gather(pages: &mut mpsc::Receiver<(Ready, Position)>) -> Vec<(Ready, Position)> {
+    let mut batch: Vec<_> = pages.recv().await.into_iter().collect();
+    let until = Instant::now() + GATHERING_MAX;
+    while !batch.is_empty() && batch.len() < PAGES_WAITING_MAX {
+        match timeout_at(until, pages.recv()).await {
+            Ok(Some(page)) => batch.push(page),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    batch
 }
 
 fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {

@@ -15,7 +15,7 @@ pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
     let cells = stream
         .columns
         .iter()
-        .map(|column| match values::read(column.kind, record.raw.pointer(column.at)) {
+        .map(|column| match values::read(column.kind, values::at(&record.raw, column.at)) {
             Cell::Null => None,
             Cell::Text(text) => Some(text.into_owned()),
             Cell::Array(items) => Some(array_literal(items.iter().map(|item| Some(item.as_ref())))),
@@ -27,7 +27,7 @@ pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
         .collect();
     let raw = storable_json(&record.raw);
     let content_hash = Sha256::digest(raw.as_bytes()).into();
-    let time = |pointer: &str| record.raw.pointer(pointer).and_then(values::timestamp);
+    let time = |pointer: &str| values::at(&record.raw, pointer).and_then(values::timestamp);
     let row = Row {
         id: record.id.clone(),
         source_created_at: time(stream.created_at),
@@ -50,7 +50,7 @@ pub fn microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
 /// JSON text that `jsonb` takes: U+0000 has no place there and is left out. Keys come in one order, so that the same
 /// record has the same text.
 fn storable_json(value: &Value) -> String {
-    let text = value.to_string();
+    let text = serde_json::to_string(value).expect("JSON is written as text without fail");
     if !text.contains("\\u0000") {
         return text;
     }
