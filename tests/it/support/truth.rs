@@ -41,7 +41,7 @@ const OWNERS: [&str; 13] = [
 const OWNER_FIRST: u64 = 5_100_200;
 
 const MIRRORED: &str = "SELECT h.id, h.subject, h.content, h.pipeline_id, h.stage_id, h.priority, h.category, h.owner_id,
-        h.merged_into, h.archived, h.company_ids, h.contact_ids, h.raw->'properties' AS properties,
+        h.merged_into, h.company_ids, h.contact_ids, h.raw->'properties' AS properties,
         t.subject AS t_subject, t.description, t.status, t.provider_status, t.pipeline, t.owner_name, t.customer_id,
         t.priority AS t_priority, t.category AS t_category,
         (extract(epoch FROM t.created_at) * 1000)::bigint AS created, (extract(epoch FROM t.updated_at) * 1000)::bigint AS updated,
@@ -125,10 +125,6 @@ fn compare(id: &str, ticket: &Value, row: &Value, found: &mut Vec<String>) {
             let value = Some(&properties[property]).filter(|value| **value != "");
             differs(column, value.cloned().unwrap_or_default(), &row[column]);
         }
-    }
-    // A row that was held when its ticket was archived is marked as gone and keeps what it said.
-    if state == "live" {
-        differs("archived", json!(false), &row["archived"]);
     }
     differs("created_at", millis(&record["createdAt"]), &row["created"]);
     differs("updated_at", millis(&record["updatedAt"]), &row["updated"]);
