@@ -2,7 +2,7 @@
 
 use super::authorize::{Refusal, Started};
 use crate::db::requests::RequestOutcome;
-use crate::domain::failure::Failure;
+use crate::domain::failure::{Failure, FailureKind};
 
 /// How a consent ended, for the page and for whoever waits.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ impl Ending {
             Self::Denied { .. } => RequestOutcome::Denied,
             Self::Refused(Refusal::Expired) => RequestOutcome::Expired,
             Self::Refused(Refusal::Closed) => RequestOutcome::Superseded,
+            // The provider does not take the credential.
+            Self::Failed(failure) if failure.kind == FailureKind::NeedsReauth => RequestOutcome::Denied,
             Self::Refused(_) | Self::Restart(_) | Self::Failed(_) => RequestOutcome::Failed,
             Self::WrongAccount { .. } | Self::AccountTaken { .. } => RequestOutcome::WrongAccount,
         }

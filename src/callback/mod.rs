@@ -159,7 +159,7 @@ fn cookie(headers: &HeaderMap) -> Option<String> {
 async fn guard(request: Request, next: Next) -> Response {
     let length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let mut response = if request.method() != Method::GET {
-        ([(header::ALLOW, "GET")], shown(pages::plain(405))).into_response()
+        shown(pages::plain(404))
     } else if length > URI_MAX {
         shown(pages::plain(414))
     } else {

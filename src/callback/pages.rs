@@ -126,7 +126,6 @@ pub fn still_working() -> Page {
 pub fn plain(status: u16) -> Page {
     let (heading, text) = match status {
         404 => ("Nothing here", "There is no such page."),
-        405 => ("Not like this", "This page can only be opened."),
         414 => ("Too long", "The address is too long."),
         429 | 503 => ("Busy", "Too many requests at once. Try again in a moment."),
         _ => ("Something went wrong", "Try again in a few minutes."),

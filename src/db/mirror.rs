@@ -110,7 +110,7 @@ fn column<'a, T>(rows: &'a [Row], of: impl Fn(&'a Row) -> T) -> Vec<T> {
     rows.iter().map(of).collect()
 }
 
-/// The columns of every table that come from a row, in the order in which [`write`] binds them after the connection and
+/// The columns of every table that come from a row, in the order in which [`write()`] binds them after the connection and
 /// the run.
 const BASE_COLUMNS: [&str; 8] = [
     "id",
