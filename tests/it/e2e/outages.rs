@@ -138,7 +138,7 @@ async fn a_database_that_goes_and_comes_back() {
     let error = status.last();
     assert!(error["error"].to_string().contains("database"), "it says what is wrong: {error}");
     app.change(json!({"do": "create", "properties": {"subject": "meanwhile"}}));
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(ready(&app).await, 503);
     assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
 
