@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::report::{Error, Exit, Kind};
 use super::terminal::Terminal;
@@ -49,12 +50,12 @@ pub async fn run(terminal: Terminal, args: SandboxArgs) -> Result<Exit, Error> {
     let sandbox = made.map_err(|error| Error::new(Kind::Failed, format!("making the worlds: {error}")))?;
     spinner.finish_and_clear();
     let base = format!("http://{address}");
+    // Heard before the address is told: whoever reads it may stop us at once.
+    let mut interrupts =
+        signal(SignalKind::interrupt()).map_err(|error| Error::io("listening for Ctrl-C", &error))?;
     terminal.result(|| object(&base), || text(&base))?;
-    let stop = async {
-        // Without a way to hear Ctrl-C, the signal itself ends the process.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    let stop = async move {
+        interrupts.recv().await;
     };
     sandbox.serve(listener, stop).await.map_err(|error| Error::io("serving", &error))?;
     Ok(Exit::Done)
