@@ -11,6 +11,15 @@ const VALUE_MAX: usize = 4096;
 /// Parameters of any name.
 const PARAMETERS_MAX: usize = 40;
 
+/// Who brings an answer.
+#[derive(Debug, Clone, Copy)]
+pub enum BroughtBy<'a> {
+    /// A browser, with what it kept of ours.
+    Browser { cookie: Option<&'a str> },
+    /// An admin who pasted the address: the database's password has proved more than a cookie could.
+    Admin,
+}
+
 /// The query of a redirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -39,6 +48,9 @@ pub enum BadAnswer {
     Both,
     #[error("it is too long")]
     TooLong,
+    /// RFC 6749, appendix A.11: codes are of visible ASCII characters and spaces.
+    #[error("its code has characters that no code has")]
+    Unreadable,
     #[error("it is not the address that the provider led back to")]
     NotRedirect,
 }
@@ -66,6 +78,9 @@ impl Answer {
         }
         let said = match (code, error) {
             (Some(_), Some(_)) => return Err(BadAnswer::Both),
+            (Some(code), None) if !code.bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+                return Err(BadAnswer::Unreadable);
+            }
             (Some(code), None) => Said::Code(Secret::new(code)),
             (None, Some(word)) => known(&word),
             (None, None) => return Err(BadAnswer::Nothing),
@@ -128,6 +143,9 @@ mod tests {
         check("code=c&error=access_denied", Err(BadAnswer::Both));
         for query in ["code=a&code=b", "code=a&code=a", "state=&state=s&code=c", "code=c&x=1&x=2"] {
             check(query, Err(BadAnswer::Duplicate));
+        }
+        for code in ["%00", "a%0D%0Ab", "%c0%ae", "%ff", "%C3%BC", "a%7F"] {
+            check(&format!("code={code}&state=s"), Err(BadAnswer::Unreadable));
         }
         check(&format!("code={}", "a".repeat(VALUE_MAX + 1)), Err(BadAnswer::TooLong));
         let many: Vec<String> = (0..=PARAMETERS_MAX).map(|i| format!("p{i}=1")).collect();

@@ -9,8 +9,8 @@ use serde_json::json;
 use url::Url;
 use uuid::Uuid;
 
-use super::answer::{Answer, Said};
-use super::ticket::{self, NotOurs};
+use super::answer::{Answer, BroughtBy, Said};
+use super::ticket::{self, BegunBy, NotOurs};
 use super::{Auth, TokenClient, VERIFIER_COLUMN};
 use crate::config::ProviderSettings;
 use crate::db::authorizations::{self, Attempt, Authorization, NewAttempt, NewAuthorization};
@@ -36,6 +36,46 @@ pub struct Started {
     pub cookie: Secret,
     /// The cookie is of use on this path only.
     pub cookie_path: String,
+    pub provider: &'static str,
+}
+
+/// A start link of our making. Whether it is still of use is in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    hash: [u8; 32],
+}
+
+impl Ticket {
+    /// Tells it from others. Random.
+    pub fn known_by(&self) -> &[u8] {
+        &self.hash
+    }
+}
+
+/// An answer to a consent of our making. Whether it is still of use is in the database.
+pub struct Recognised {
+    pub(super) provider: &'static dyn Provider,
+    pub(super) said: Said,
+    pub(super) key: Key,
+}
+
+/// What an attempt is found by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Key {
+    /// The state; for an attempt that a browser began, with the attempt that the answering browser's cookie names.
+    State { hash: [u8; 32], browser: Option<Uuid> },
+    /// The cookie's attempt.
+    Cookie(Uuid),
+}
+
+impl Recognised {
+    /// Tells the consent from others. Random.
+    pub fn known_by(&self) -> &[u8] {
+        match &self.key {
+            Key::State { hash, .. } => hash,
+            Key::Cookie(attempt) => attempt.as_bytes(),
+        }
+    }
 }
 
 /// What the asker may read before the consent has ended.
@@ -67,6 +107,8 @@ pub enum Refusal {
     Expired,
     /// The answer was used before.
     Replayed,
+    /// The consent was begun in another browser than the one that brings the answer.
+    OtherBrowser,
     /// The start link has been replaced, or has led to a connection.
     Closed,
 }
@@ -86,6 +128,14 @@ pub(super) struct Redeemed {
     pub authorization: Authorization,
     pub connection: Connection,
     pub verifier: Option<Secret>,
+}
+
+/// The start link that an attempt is made for.
+struct Link<'a> {
+    connection: ConnectionId,
+    authorization: Uuid,
+    redirect_uri: &'a str,
+    expires_at: DateTime<Utc>,
 }
 
 /// A fresh attempt with what the browser needs.
@@ -122,14 +172,13 @@ impl Auth {
             redirect_uri: self.redirect_uri(&connection.provider),
             expires_at,
         };
-        let minted = self.mint(
-            provider,
-            settings,
-            connection.id,
-            authorization.id,
-            &authorization.redirect_uri,
+        let link = Link {
+            connection: connection.id,
+            authorization: authorization.id,
+            redirect_uri: &authorization.redirect_uri,
             expires_at,
-        )?;
+        };
+        let minted = self.mint(provider, settings, BegunBy::Asker, &link)?;
         let links = Links {
             start_url: self.start_url(&ticket)?,
             authorize_url: minted.started.authorize_url,
@@ -153,12 +202,39 @@ impl Auth {
         .await
     }
 
-    /// Starts a consent with the ticket of a start link.
-    pub async fn start(&self, ticket: &str) -> Result<Result<Started, Refusal>, Failure> {
-        let hash = match ticket::ticket_hash(&self.vault, ticket) {
-            Ok(hash) => hash,
-            Err(reason) => return Ok(Err(reason.into())),
+    /// Tells a start link of ours from anything else, without asking the database.
+    pub fn recognise_ticket(&self, ticket: &str) -> Result<Ticket, Refusal> {
+        Ok(Ticket { hash: ticket::ticket_hash(&self.vault, ticket)? })
+    }
+
+    /// Tells an answer to a consent of ours from anything else, without asking the database.
+    pub fn recognise(
+        &self,
+        provider: &str,
+        answer: Answer,
+        brought_by: BroughtBy<'_>,
+    ) -> Result<Recognised, Refusal> {
+        let described = crate::providers::provider(provider).ok_or(Refusal::Invalid)?;
+        let now = self.clock.now();
+        let (kept, is_admin) = match brought_by {
+            BroughtBy::Browser { cookie } => (cookie, false),
+            BroughtBy::Admin => (None, true),
         };
+        let kept = kept.and_then(|text| ticket::cookie_attempt(&self.vault, provider, text, now).ok());
+        let key = match &answer.state {
+            Some(state) => match ticket::state_hash(&self.vault, provider, state.expose(), now)? {
+                (hash, BegunBy::Browser) if !is_admin => {
+                    Key::State { hash, browser: Some(kept.ok_or(Refusal::OtherBrowser)?) }
+                }
+                (hash, _) => Key::State { hash, browser: None },
+            },
+            None => Key::Cookie(kept.ok_or(Refusal::Invalid)?),
+        };
+        Ok(Recognised { provider: described, said: answer.said, key })
+    }
+
+    /// Starts a consent with the ticket of a start link.
+    pub async fn start(&self, Ticket { hash }: Ticket) -> Result<Result<Started, Refusal>, Failure> {
         let now = self.clock.now();
         let found = self.db(move |conn| authorizations::by_ticket(conn, &hash, now)).await?;
         match found {
@@ -176,15 +252,13 @@ impl Auth {
         let id = authorization.connection();
         let connection = self.db(move |conn| connections::get(conn, id)).await?;
         let (provider, settings) = self.provider(&connection.provider)?;
-        let minted = self.mint(
-            provider,
-            settings,
-            id,
-            authorization.id,
-            &authorization.redirect_uri,
-            authorization.expires_at,
-        )?;
-        let Minted { attempt, started } = minted;
+        let link = Link {
+            connection: id,
+            authorization: authorization.id,
+            redirect_uri: &authorization.redirect_uri,
+            expires_at: authorization.expires_at,
+        };
+        let Minted { attempt, started } = self.mint(provider, settings, BegunBy::Browser, &link)?;
         self.db(move |conn| authorizations::create_attempt(conn, &attempt)).await?;
         Ok(Ok(started))
     }
@@ -213,34 +287,27 @@ impl Auth {
     }
 
     /// Uses up the attempt that an answer belongs to: by its state, or for an answer without one by the cookie.
-    pub(super) async fn redeem(
-        &self,
-        provider: &str,
-        answer: &Answer,
-        cookie: Option<Uuid>,
-    ) -> Result<Result<Redeemed, Refusal>, Failure> {
+    pub(super) async fn redeem(&self, recognised: &Recognised) -> Result<Result<Redeemed, Refusal>, Failure> {
         let now = self.clock.now();
-        let key = match (&answer.state, cookie) {
-            (Some(state), _) => match ticket::state_hash(&self.vault, provider, state.expose(), now) {
-                Ok(hash) => Key::State(hash),
-                Err(reason) => return Ok(Err(reason.into())),
-            },
-            (None, Some(attempt)) => Key::Attempt(attempt),
-            (None, None) => return Ok(Err(Refusal::Invalid)),
-        };
-        let provider = provider.to_owned();
-        let outcome = if answer.said == Said::Denied { "denied" } else { "answered" };
+        let (provider, key) = (recognised.provider.spec().name, recognised.key);
+        let outcome = if recognised.said == Said::Denied { "denied" } else { "answered" };
         let redeemed = self
             .transaction(move |conn| {
-                let attempt = match key {
-                    Key::State(hash) => authorizations::attempt_by_state(conn, &hash)?,
-                    Key::Attempt(id) => authorizations::attempt(conn, id)?,
+                let (attempt, browser) = match key {
+                    Key::State { hash, browser } => (authorizations::attempt_by_state(conn, &hash)?, browser),
+                    Key::Cookie(id) => (authorizations::attempt(conn, id)?, None),
                 };
                 let Some(attempt) = attempt.filter(|attempt| attempt.provider == provider) else {
                     return Ok(Err(Refusal::Invalid));
                 };
                 if attempt.used_at.is_some() {
                     return Ok(Err(Refusal::Replayed));
+                }
+                // Not used up by that: the right browser may still come.
+                if let Some(kept) = browser
+                    && authorizations::link_of_attempt(conn, kept)? != Some(attempt.authorization_id)
+                {
+                    return Ok(Err(Refusal::OtherBrowser));
                 }
                 let Some(authorization) = authorizations::get(conn, attempt.authorization_id, now)? else {
                     return Ok(Err(Refusal::Invalid));
@@ -285,15 +352,14 @@ impl Auth {
         &self,
         provider: &'static dyn Provider,
         settings: &ProviderSettings,
-        connection: ConnectionId,
-        authorization: Uuid,
-        redirect_uri: &str,
-        link_expires_at: DateTime<Utc>,
+        begun_by: BegunBy,
+        link: &Link<'_>,
     ) -> Result<Minted, Failure> {
+        let Link { connection, authorization, redirect_uri, expires_at: link_expires_at } = *link;
         let client = TokenClient::ours(provider, settings)?;
         let name = provider.spec().name;
         let expires_at = (self.clock.now() + ATTEMPT_LIFE).min(link_expires_at);
-        let (id, state) = (Uuid::new_v4(), ticket::new_state(&self.vault, name, expires_at));
+        let (id, state) = (Uuid::new_v4(), ticket::new_state(&self.vault, begun_by, name, expires_at));
         let verifier = settings.pkce.then(oauth::pkce_verifier);
         let own_scopes: Vec<String> = provider.spec().scopes.iter().map(ToString::to_string).collect();
         let authorize_url = oauth::authorize_url(&Consent {
@@ -319,14 +385,8 @@ impl Auth {
         let cookie = ticket::new_cookie(&self.vault, name, id, expires_at);
         let cookie_path =
             Url::parse(redirect_uri).map_or_else(|_| "/".to_owned(), |url| url.path().to_owned());
-        Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path } })
+        Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path, provider: name } })
     }
-}
-
-/// What an attempt is found by.
-enum Key {
-    State([u8; 32]),
-    Attempt(Uuid),
 }
 
 const SUPERSEDED: &str = "a later request for the same connection took its place";

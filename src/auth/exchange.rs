@@ -10,10 +10,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Ending;
-use super::answer::{Answer, Said};
-use super::authorize::{Redeemed, Refusal};
+use super::answer::Said;
+use super::authorize::{Key, Recognised, Redeemed};
 use super::renewal::{masked, terms};
-use super::ticket;
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::authorizations;
@@ -50,42 +49,31 @@ pub(super) struct Proven {
 }
 
 impl Auth {
-    /// Brings a consent to its end with what the provider sent back. `cookie` is what the browser kept.
-    pub async fn conclude(&self, provider: &str, answer: Answer, cookie: Option<&str>) -> Ending {
+    /// Brings a consent to its end with what the provider sent back.
+    pub async fn conclude(&self, recognised: Recognised) -> Ending {
         let auth = self.clone();
-        let (provider, cookie) = (provider.to_owned(), cookie.map(str::to_owned));
-        let done =
-            self.detached(async move { auth.conclude_here(&provider, answer, cookie.as_deref()).await });
+        let done = self.detached(async move { auth.conclude_here(recognised).await });
         done.await.unwrap_or_else(|failure| {
             warn!(failure.kind = failure.kind.label(), "A consent could not be concluded: {failure}");
             Ending::Failed(failure)
         })
     }
 
-    async fn conclude_here(
-        &self,
-        provider: &str,
-        answer: Answer,
-        cookie: Option<&str>,
-    ) -> Result<Ending, Failure> {
-        let Some(described) = crate::providers::provider(provider) else {
-            return Ok(Ending::Refused(Refusal::Invalid));
-        };
-        let now = self.clock.now();
-        let cookie = cookie.and_then(|text| ticket::cookie_attempt(&self.vault, provider, text, now).ok());
-        if let (None, Some(attempt), Said::Code(_)) = (&answer.state, cookie, &answer.said) {
+    async fn conclude_here(&self, recognised: Recognised) -> Result<Ending, Failure> {
+        if let (Key::Cookie(attempt), Said::Code(_)) = (recognised.key, &recognised.said) {
             return Ok(match self.restart(attempt).await? {
                 Ok(started) => Ending::Restart(Box::new(started)),
                 Err(refusal) => Ending::Refused(refusal),
             });
         }
-        let redeemed = match self.redeem(provider, &answer, cookie).await? {
+        let redeemed = match self.redeem(&recognised).await? {
             Ok(redeemed) => redeemed,
             Err(refusal) => return Ok(Ending::Refused(refusal)),
         };
-        let title = described.spec().title;
-        let ending = match answer.said {
-            Said::Code(code) => match self.connect_with(described, &redeemed, &code).await {
+        let Recognised { provider, said, .. } = recognised;
+        let title = provider.spec().title;
+        let ending = match said {
+            Said::Code(code) => match self.connect_with(provider, &redeemed, &code).await {
                 Ok(ending) => ending,
                 Err(failure) => Ending::Failed(failure),
             },

@@ -46,22 +46,45 @@ pub fn ticket_hash(vault: &Vault, ticket: &str) -> Result<[u8; 32], NotOurs> {
     Ok(hash(ticket))
 }
 
+/// Who a consent was begun for. The state says so itself, so that an answer from the wrong browser is refused before the
+/// database is asked anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BegunBy {
+    /// A browser that followed the start link and keeps our cookie: only it may bring the answer.
+    Browser,
+    /// Whoever asked for the connection, and was told the authorize URL itself: any browser may bring the answer.
+    Asker,
+}
+
+impl BegunBy {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Browser => "oauth-state-browser",
+            Self::Asker => "oauth-state",
+        }
+    }
+}
+
 /// A fresh `state` for a consent at `provider`.
-pub fn new_state(vault: &Vault, provider: &str, expires_at: DateTime<Utc>) -> Secret {
+pub fn new_state(vault: &Vault, by: BegunBy, provider: &str, expires_at: DateTime<Utc>) -> Secret {
     let (random, expiry) = (random(), expiry_bytes(expires_at));
-    let mac = vault.mac("oauth-state", &bound(&random, &expiry, provider));
+    let mac = vault.mac(by.label(), &bound(&random, &expiry, provider));
     encode(&[&random, &expiry, &mac])
 }
 
-/// The hash to look a state up by.
+/// The hash to look a state up by, and who may bring it.
 pub fn state_hash(
     vault: &Vault,
     provider: &str,
     state: &str,
     now: DateTime<Utc>,
-) -> Result<[u8; 32], NotOurs> {
-    opened(vault, "oauth-state", RANDOM_BYTES, provider, state, now)?;
-    Ok(hash(state))
+) -> Result<([u8; 32], BegunBy), NotOurs> {
+    let open = |by: BegunBy| opened(vault, by.label(), RANDOM_BYTES, provider, state, now).map(|_| by);
+    let by = match open(BegunBy::Browser) {
+        Err(NotOurs::Forged) => open(BegunBy::Asker)?,
+        opened => opened?,
+    };
+    Ok((hash(state), by))
 }
 
 /// A cookie that names `attempt` at `provider`.
@@ -154,18 +177,23 @@ mod tests {
     #[test]
     fn a_state_is_good_for_its_provider_and_its_time() {
         let vault = vault();
-        let state = new_state(&vault, "hubspot", now() + LIFE);
-        let state = state.expose();
-        assert_eq!(state_hash(&vault, "hubspot", state, now()), Ok(hash(state)));
-        assert_eq!(state_hash(&vault, "jobber", state, now()), Err(NotOurs::Forged));
-        assert_eq!(state_hash(&vault, "hubspot", state, now() + LIFE), Err(NotOurs::Expired));
-        assert_eq!(state_hash(&self::vault(), "hubspot", state, now()), Err(NotOurs::Forged), "another key");
+        for by in [BegunBy::Browser, BegunBy::Asker] {
+            let state = new_state(&vault, by, "hubspot", now() + LIFE);
+            let state = state.expose();
+            let check = |vault: &Vault, provider, now, expected| {
+                assert_eq!(state_hash(vault, provider, state, now), expected, "{by:?} {provider} {now}");
+            };
+            check(&vault, "hubspot", now(), Ok((hash(state), by)));
+            check(&vault, "jobber", now(), Err(NotOurs::Forged));
+            check(&vault, "hubspot", now() + LIFE, Err(NotOurs::Expired));
+            check(&self::vault(), "hubspot", now(), Err(NotOurs::Forged));
+        }
     }
 
     #[test]
     fn altered_texts_are_forged_at_every_byte() {
         let vault = vault();
-        let state = new_state(&vault, "hubspot", now() + LIFE);
+        let state = new_state(&vault, BegunBy::Browser, "hubspot", now() + LIFE);
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(state.expose()).expect("base64");
         for index in 0..bytes.len() {
             let mut altered = bytes.clone();
@@ -183,7 +211,7 @@ mod tests {
         for text in ["", "x", "%00", ticket.expose(), cookie.expose(), &"A".repeat(96), &"A".repeat(5000)] {
             assert_eq!(state_hash(&vault, "hubspot", text, now()), Err(NotOurs::Forged), "{text}");
         }
-        let state = new_state(&vault, "hubspot", now() + LIFE);
+        let state = new_state(&vault, BegunBy::Asker, "hubspot", now() + LIFE);
         for text in ["", cookie.expose(), state.expose(), &"A".repeat(86)] {
             assert_eq!(ticket_hash(&vault, text), Err(NotOurs::Forged), "{text}");
         }
@@ -204,6 +232,7 @@ mod tests {
     fn no_two_are_alike() {
         let vault = vault();
         assert_ne!(new_ticket(&vault), new_ticket(&vault));
-        assert_ne!(new_state(&vault, "hubspot", now()), new_state(&vault, "hubspot", now()));
+        let state = || new_state(&vault, BegunBy::Browser, "hubspot", now());
+        assert_ne!(state(), state());
     }
 }

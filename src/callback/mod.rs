@@ -2,6 +2,7 @@
 //!
 //! It parses, limits and shows; what an answer means is `auth`'s. Nothing of what a browser sends is echoed or logged.
 
+mod cookie;
 mod limits;
 pub mod pages;
 mod server;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
@@ -19,27 +21,24 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 use tracing::warn;
 
 pub use server::serve;
 
 use crate::auth::Auth;
 use crate::auth::Ending;
-use crate::auth::answer::Answer;
-use crate::auth::authorize::{ATTEMPT_LIFE, Refusal, Started};
-use limits::Rate;
+use crate::auth::answer::{Answer, BroughtBy};
+use crate::auth::authorize::{Recognised, Refusal, Started};
+use limits::{Busy, Limits};
 use pages::Page;
 
 /// Characters of a request's path and query.
 const URI_MAX: usize = 8 * 1024;
-/// Requests that are worked on at once, the slow exchanges included.
-const WORKED_ON_MAX: usize = 64;
 /// How long a page waits for an exchange, which goes on when the page is gone.
 const PAGE_WAIT_MAX: Duration = Duration::from_secs(50);
-/// Characters of all cookies that are looked at.
-const COOKIES_MAX: usize = 4096;
-const COOKIE: &str = "fieldmirror_attempt";
+/// How long an answer of `/readyz` is given again: it asks the database, and anybody may ask it.
+const READY_FOR: Duration = Duration::from_millis(500);
 
 /// What `/readyz` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +51,7 @@ pub struct Ready {
     pub workers: bool,
 }
 
-/// Asked at every `/readyz`; bounds its own time.
+/// Asked for `/readyz`; bounds its own time.
 pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Ready> + Send>> + Send + Sync>;
 
 /// What the endpoint works with.
@@ -60,33 +59,59 @@ pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Ready> + Send>
 pub struct Endpoint {
     auth: Auth,
     ready: ReadyCheck,
-    rate: Arc<Rate>,
-    worked_on: Arc<Semaphore>,
+    /// What `ready` said, and when. Held while it is asked, so that one asks for all.
+    ready_said: Arc<Mutex<Option<(Instant, Ready)>>>,
+    limits: Limits,
 }
 
 impl Endpoint {
     pub fn new(auth: Auth, ready: ReadyCheck) -> Self {
-        Self { auth, ready, rate: Arc::default(), worked_on: Arc::new(Semaphore::new(WORKED_ON_MAX)) }
+        Self { auth, ready, ready_said: Arc::default(), limits: Limits::default() }
+    }
+
+    /// As browsers see us.
+    fn is_https(&self) -> bool {
+        self.auth.settings.callback.public_url.scheme() == "https"
+    }
+
+    async fn ready(&self) -> Ready {
+        let mut said = self.ready_said.lock().await;
+        match *said {
+            Some((at, ready)) if at.elapsed() < READY_FOR => ready,
+            _ => {
+                let ready = (self.ready)().await;
+                *said = Some((Instant::now(), ready));
+                ready
+            }
+        }
     }
 }
 
 /// The routes, with their limits and headers.
 pub fn router(endpoint: Endpoint) -> Router {
-    let limited = Router::new()
+    Router::new()
         .route("/connect/{ticket}", get(connect))
         .route("/oauth/callback/{provider}", get(callback))
-        .layer(middleware::from_fn_with_state(endpoint.clone(), limit));
-    Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .merge(limited)
         .fallback(|| async { shown(pages::plain(404)) })
         .layer(middleware::from_fn(guard))
         .with_state(endpoint)
 }
 
-async fn connect(State(endpoint): State<Endpoint>, Path(ticket): Path<String>) -> Response {
-    match endpoint.auth.start(&ticket).await {
+/// A part of a path as its text; what is no text is nothing.
+type Part = Result<Path<String>, PathRejection>;
+
+async fn connect(State(endpoint): State<Endpoint>, ticket: Part) -> Response {
+    let ticket = match endpoint.auth.recognise_ticket(&text(ticket)) {
+        Ok(ticket) => ticket,
+        Err(reason) => return shown(pages::refused(reason)),
+    };
+    let _permit = match endpoint.limits.admit(ticket.known_by(), Instant::now()) {
+        Ok(permit) => permit,
+        Err(busy) => return wait(busy),
+    };
+    match endpoint.auth.start(ticket).await {
         Ok(Ok(started)) => redirect(&endpoint, &started),
         Ok(Err(reason)) => shown(pages::refused(reason)),
         Err(failure) => {
@@ -98,37 +123,49 @@ async fn connect(State(endpoint): State<Endpoint>, Path(ticket): Path<String>) -
 
 async fn callback(
     State(endpoint): State<Endpoint>,
-    Path(provider): Path<String>,
+    provider: Part,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let Ok(answer) = Answer::parse(query.as_deref().unwrap_or_default()) else {
-        return shown(pages::refused(Refusal::Invalid));
+    let recognised = match recognise(&endpoint, &text(provider), query.as_deref(), &headers) {
+        Ok(recognised) => recognised,
+        Err(reason) => return shown(pages::refused(reason)),
     };
-    let cookie = cookie(&headers);
-    let concluded = endpoint.auth.conclude(&provider, answer, cookie.as_deref());
-    match tokio::time::timeout(PAGE_WAIT_MAX, concluded).await {
+    let _permit = match endpoint.limits.admit(recognised.known_by(), Instant::now()) {
+        Ok(permit) => permit,
+        Err(busy) => return wait(busy),
+    };
+    match tokio::time::timeout(PAGE_WAIT_MAX, endpoint.auth.conclude(recognised)).await {
         Ok(Ending::Restart(started)) => redirect(&endpoint, &started),
         Ok(ending) => shown(pages::ending(&ending)),
         Err(_) => shown(pages::still_working()),
     }
 }
 
+fn recognise(
+    endpoint: &Endpoint,
+    provider: &str,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Recognised, Refusal> {
+    let answer = Answer::parse(query.unwrap_or_default()).map_err(|_| Refusal::Invalid)?;
+    let cookie = cookie::read(headers, &cookie::name(provider, endpoint.is_https()));
+    endpoint.auth.recognise(provider, answer, BroughtBy::Browser { cookie })
+}
+
+fn text(part: Part) -> String {
+    part.map(|Path(text)| text).unwrap_or_default()
+}
+
 async fn readyz(State(endpoint): State<Endpoint>) -> Response {
-    let Ready { database, key, workers } = (endpoint.ready)().await;
+    let Ready { database, key, workers } = endpoint.ready().await;
     let status = if database && key && workers { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({"database": database, "key": key, "workers": workers});
     (status, axum::Json(body)).into_response()
 }
 
 fn redirect(endpoint: &Endpoint, started: &Started) -> Response {
-    let secure = if endpoint.auth.settings.callback.public_url.scheme() == "https" { "; Secure" } else { "" };
-    let cookie = format!(
-        "{COOKIE}={}; Path={}; Max-Age={}; HttpOnly; SameSite=Lax{secure}",
-        started.cookie.expose(),
-        started.cookie_path,
-        ATTEMPT_LIFE.num_seconds()
-    );
+    let cookie = cookie::set(started, endpoint.is_https());
     let location = HeaderValue::try_from(started.authorize_url.as_str());
     let (Ok(location), Ok(mut cookie)) = (location, HeaderValue::try_from(cookie)) else {
         return shown(pages::plain(500));
@@ -142,17 +179,12 @@ fn shown(page: Page) -> Response {
     (status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], page.html).into_response()
 }
 
-/// Our cookie; none when it is sent twice.
-fn cookie(headers: &HeaderMap) -> Option<String> {
-    let mut ours = headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .filter(|value| value.len() <= COOKIES_MAX)
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='));
-    let first = ours.next()?;
-    ours.next().is_none().then(|| first.to_owned())
+fn wait(busy: Busy) -> Response {
+    let status = match busy {
+        Busy::TooOften => 429,
+        Busy::TooMany => 503,
+    };
+    ([(header::RETRY_AFTER, "5")], shown(pages::plain(status))).into_response()
 }
 
 /// For everything: only GET, no long addresses, and the headers that every answer carries.
@@ -178,39 +210,4 @@ async fn guard(request: Request, next: Next) -> Response {
     let policy = HeaderValue::try_from(pages::POLICY.as_str());
     headers.insert(header::CONTENT_SECURITY_POLICY, policy.expect("the policy is plain ASCII"));
     response
-}
-
-/// For what costs something: rate and number at once.
-async fn limit(State(endpoint): State<Endpoint>, request: Request, next: Next) -> Response {
-    if !endpoint.rate.take(Instant::now()) {
-        return ([(header::RETRY_AFTER, "5")], shown(pages::plain(429))).into_response();
-    }
-    match endpoint.worked_on.try_acquire() {
-        Ok(_permit) => next.run(request).await,
-        Err(_) => ([(header::RETRY_AFTER, "5")], shown(pages::plain(503))).into_response(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(lines: &[&str], expected: Option<&str>) {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(header::COOKIE, HeaderValue::from_str(line).expect("a header"));
-        }
-        assert_eq!(cookie(&headers).as_deref(), expected, "{lines:?}");
-    }
-
-    #[test]
-    fn cookies() {
-        check(&[], None);
-        check(&["a=b; fieldmirror_attempt=x-_1; c=d"], Some("x-_1"));
-        check(&["a=b", "fieldmirror_attempt=x"], Some("x"));
-        check(&["fieldmirror_attempts=x; xfieldmirror_attempt=y"], None);
-        check(&["fieldmirror_attempt=x; fieldmirror_attempt=y"], None);
-        check(&[&format!("fieldmirror_attempt=x; pad={}", "a".repeat(COOKIES_MAX))], None);
-    }
 }

@@ -104,8 +104,19 @@ pub fn ending(ending: &Ending) -> Page {
 
 /// Why a link or an answer leads nowhere.
 pub fn refused(reason: Refusal) -> Page {
+    if reason == Refusal::OtherBrowser {
+        return page(
+            400,
+            Tone::Plain,
+            "Another browser",
+            "This sign-in was begun in another browser, or this one keeps no cookies.",
+            "Open the link that you were sent once more, and stay in one browser until the end.",
+        );
+    }
     let (heading, text) = match reason {
-        Refusal::Invalid => ("This link does not work", "It is incomplete, or not one of ours."),
+        Refusal::Invalid | Refusal::OtherBrowser => {
+            ("This link does not work", "It is incomplete, or not one of ours.")
+        }
         Refusal::Expired => ("Too late", "This link, or the sign-in that was begun with it, has expired."),
         Refusal::Replayed => ("Used already", "This answer has been used before. It works only once."),
         Refusal::Closed => {
@@ -155,9 +166,8 @@ fn page(status: u16, tone: Tone, heading: &str, text: &str, hint: &str) -> Page 
 
 /// A text from outside: cut, and without characters that control how others are shown.
 fn shown(text: &str) -> String {
-    let direction =
-        |c: char| matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    let mut kept: String = text.chars().filter(|c| !c.is_control() && !direction(*c)).collect();
+    let invisible = |c: char| matches!(c, '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}');
+    let mut kept: String = text.chars().filter(|c| !c.is_control() && !invisible(*c)).collect();
     if let Some((end, _)) = kept.char_indices().nth(OUTSIDE_MAX) {
         kept.truncate(end);
         kept.push('…');
@@ -194,6 +204,7 @@ mod tests {
             ("\"><img src=x onerror=y>", "&quot;&gt;&lt;img src=x onerror=y&gt;"),
             ("safe\u{202E}evil", "safeevil"),
             ("two\nlines\u{0}", "twolines"),
+            ("in\u{2028}vi\u{200B}si\u{FEFF}ble\u{61C}", "invisible"),
         ] {
             let connected =
                 Ending::Connected { name: "acme".into(), title: "HubSpot", account: text.to_owned() };
@@ -220,6 +231,7 @@ mod tests {
             (Ending::Refused(Refusal::Expired), 400),
             (Ending::Refused(Refusal::Replayed), 400),
             (Ending::Refused(Refusal::Closed), 400),
+            (Ending::Refused(Refusal::OtherBrowser), 400),
             (Ending::WrongAccount { name: "a".into(), title: "HubSpot" }, 400),
             (Ending::AccountTaken { by: "a".into(), title: "HubSpot" }, 400),
             (Ending::Failed(Failure::transient("x")), 502),

@@ -198,6 +198,13 @@ pub fn attempt(conn: &mut PgConnection, id: Uuid) -> Result<Option<Attempt>, DbE
     Ok(query.bind::<SqlUuid, _>(id).get_result(conn).optional()?)
 }
 
+/// The start link that the attempt was made for.
+pub fn link_of_attempt(conn: &mut PgConnection, id: Uuid) -> Result<Option<Uuid>, DbError> {
+    let query =
+        sql_query("SELECT authorization_id AS value FROM fieldmirror.authorization_attempts WHERE id = $1");
+    rows::optional::<SqlUuid, Uuid, _>(conn, query.bind::<SqlUuid, _>(id))
+}
+
 /// Uses the attempt up. What was sealed in it goes: it is of no use any more.
 pub fn use_attempt(conn: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
     sql_query(

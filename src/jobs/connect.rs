@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use crate::auth::Auth;
-use crate::auth::answer::Answer;
+use crate::auth::answer::{Answer, BroughtBy};
+use crate::auth::{Auth, Ending};
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
 use crate::domain::failure::{Failure, FailureKind};
@@ -67,7 +67,10 @@ async fn pasted(auth: &Auth, id: ConnectionId) -> Result<(), Failure> {
     for request in open {
         let (outcome, message) = match read(auth, &request) {
             Ok((provider, answer)) => {
-                let ending = auth.conclude(&provider, answer, None).await;
+                let ending = match auth.recognise(&provider, answer, BroughtBy::Admin) {
+                    Ok(recognised) => auth.conclude(recognised).await,
+                    Err(refusal) => Ending::Refused(refusal),
+                };
                 (ending.outcome(), ending.message())
             }
             Err(message) => (RequestOutcome::Failed, message),

@@ -26,7 +26,7 @@ async fn a_consent_through_the_start_link_connects() {
     );
     let authorize_url = Url::parse(started.header("location").expect("a place to go to")).expect("a URL");
     assert!(authorize_url.query_pairs().any(|(name, _)| name == "code_challenge"));
-    let shown = rig.come_back(&authorize_url, "code=SECRET-CODE").await;
+    let shown = rig.come_back_with(&authorize_url, "code=SECRET-CODE", started.cookie()).await;
     assert_eq!(shown.status, 200, "{}", shown.body);
     assert!(shown.body.contains("hub-4711.example"), "{}", shown.body);
 
@@ -84,9 +84,8 @@ async fn a_denial_ends_the_request_and_the_link_stays_good() {
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Failed);
     assert_eq!(rig.fake.asked().len(), 0);
     // The person thinks again.
-    let started = rig.get(&asked.start_path(), None).await;
-    let authorize_url = Url::parse(started.header("location").expect("a place to go to")).expect("a URL");
-    assert_eq!(rig.come_back(&authorize_url, "code=C").await.status, 200);
+    let (authorize_url, cookie) = rig.follow(&asked).await;
+    assert_eq!(rig.come_back_with(&authorize_url, "code=C", Some(&cookie)).await.status, 200);
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
     rig.assert_no_secret_in_texts().await;
 }
@@ -112,6 +111,41 @@ async fn an_answer_without_state_is_matched_by_the_cookie() {
     assert_eq!(rig.request_row(asked.request).await.done_at, None, "another provider's denial");
     assert_eq!(rig.get("/oauth/callback/hubspot?error=access_denied", Some(&second)).await.status, 400);
     assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Denied));
+}
+
+#[tokio::test]
+async fn a_consent_is_brought_to_its_end_by_the_browser_that_began_it() {
+    let rig = Rig::new().await;
+    let (asked, evil) = (rig.ask("acme").await, rig.ask("evil").await);
+    let (authorize_url, cookie) = rig.follow(&asked).await;
+    let (_, other_links) = rig.follow(&evil).await;
+    for said in ["code=C", "error=access_denied"] {
+        for wrong in [None, Some("fieldmirror_attempt=forged"), Some(other_links.as_str())] {
+            let shown = rig.come_back_with(&authorize_url, said, wrong).await;
+            assert_eq!(shown.status, 400, "{said} {wrong:?}");
+            assert!(shown.body.contains("Another browser"), "{said} {wrong:?}: {}", shown.body);
+        }
+    }
+    assert_eq!(rig.fake.asked().len(), 0, "no code was redeemed");
+    assert_eq!(rig.request_row(asked.request).await.done_at, None);
+    // Two tabs of one browser: the second has taken the place of the first one's cookie.
+    let (_, second_tab) = rig.follow(&asked).await;
+    assert_ne!(second_tab, cookie);
+    let shown = rig.come_back_with(&authorize_url, "code=C", Some(&second_tab)).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    assert_eq!(rig.request_row(evil.request).await.done_at, None);
+}
+
+#[tokio::test]
+async fn a_pasted_answer_needs_no_browser() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let (authorize_url, _) = rig.follow(&asked).await;
+    let redirect = asked.links["redirect_uri"].as_str().expect("text");
+    let url = format!("{redirect}?code=C&state={}", state_of(&authorize_url));
+    let request = rig.request(asked.connection, RequestKind::Callback, json!({}), Some(url)).await;
+    jobs::connect::run(&rig.auth, asked.connection).await.expect("the job runs");
+    assert_eq!(rig.request_row(request).await.outcome, Some(RequestOutcome::Done));
 }
 
 #[tokio::test]

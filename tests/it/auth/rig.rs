@@ -169,10 +169,23 @@ impl Rig {
         asked.connection
     }
 
+    /// A browser follows the start link. Returns where it is sent, and the cookie that it keeps.
+    pub async fn follow(&self, asked: &Asked) -> (Url, String) {
+        let started = self.get(&asked.start_path(), None).await;
+        assert_eq!(started.status, 302, "{}", started.body);
+        let location = Url::parse(started.header("location").expect("a place to go to")).expect("a URL");
+        (location, started.cookie().expect("a cookie names the attempt").to_owned())
+    }
+
     /// The provider sends the browser back to a consent that began with `authorize_url`.
     pub async fn come_back(&self, authorize_url: &Url, said: &str) -> Shown {
+        self.come_back_with(authorize_url, said, None).await
+    }
+
+    /// The same, with the cookie that the browser kept.
+    pub async fn come_back_with(&self, authorize_url: &Url, said: &str, cookie: Option<&str>) -> Shown {
         let state = state_of(authorize_url);
-        self.get(&format!("/oauth/callback/hubspot?{said}&state={state}"), None).await
+        self.get(&format!("/oauth/callback/hubspot?{said}&state={state}"), cookie).await
     }
 
     pub async fn get(&self, path: &str, cookie: Option<&str>) -> Shown {
