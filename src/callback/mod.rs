@@ -2,6 +2,7 @@
 //!
 //! It parses, limits and shows; what an answer means is `auth`'s. Nothing of what a browser sends is echoed or logged.
 
+mod connections;
 mod cookie;
 mod limits;
 pub mod pages;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -11,42 +12,43 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
+
+use super::connections::{Connections, Standing};
 
 /// How long a client may take to send its request line and headers, also between two requests.
 const HEADER_READ_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a request line with its headers. Longer ones are answered 431 by hyper.
 const HEAD_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
-/// Connections open at once. Further ones wait in the system's own queue.
-const CONNECTIONS_MAX: usize = 256;
 /// How long one connection lives, whatever happens on it.
 const CONNECTION_MAX: Duration = Duration::from_mins(2);
+/// How long a request under way may take when the daemon stops. What it began goes on without its page.
+const FINISH_MAX: Duration = Duration::from_secs(20);
+/// The same for a connection on which nothing is being worked on.
+const IDLE_FINISH_MAX: Duration = Duration::from_secs(1);
 /// After a failed accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves `router` until `stop`; then lets requests under way end.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let (tasks, open) = (TaskTracker::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let (tasks, connections) = (TaskTracker::new(), Connections::default());
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&open).acquire_owned() => permit.expect("the semaphore is never closed"),
-            () = stop.cancelled() => break,
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
         match accepted {
             Ok((stream, _)) => {
+                // Without a place it is closed.
+                let Some(place) = connections.enter() else { continue };
                 let (router, stop) = (router.clone(), stop.clone());
                 tasks.spawn(async move {
-                    one(stream, router, stop).await;
-                    drop(permit);
+                    one(stream, router, stop, Arc::clone(&place.standing)).await;
+                    drop(place);
                 });
             }
             Err(error) => {
@@ -59,10 +61,16 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     tasks.wait().await;
 }
 
-async fn one(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn one(stream: TcpStream, router: Router, stop: CancellationToken, standing: Arc<Standing>) {
+    let seen = Arc::clone(&standing);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(answer(router, request).await) }
+        let (router, seen) = (router.clone(), Arc::clone(&seen));
+        async move {
+            seen.is_worked_on.store(true, Ordering::Relaxed);
+            let response = answer(router, request).await;
+            seen.is_worked_on.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -74,9 +82,12 @@ async fn one(stream: TcpStream, router: Router, stop: CancellationToken) {
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = tokio::time::sleep(CONNECTION_MAX) => return,
+        () = standing.shed.cancelled() => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(CONNECTION_MAX, connection).await.unwrap_or(Ok(()))
+            let is_worked_on = standing.is_worked_on.load(Ordering::Relaxed);
+            let finish_max = if is_worked_on { FINISH_MAX } else { IDLE_FINISH_MAX };
+            tokio::time::timeout(finish_max, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
