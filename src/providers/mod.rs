@@ -18,8 +18,8 @@ pub trait Provider: Send + Sync + 'static {
 
     /// The next step of a walk. `replies` answers the requests of the last [`Step::Send`], in their order, and is
     /// empty at the start of a walk, after a page, and when a walk is taken up again from a saved position.
-    /// Only replies that [`Provider::judge`] accepts arrive here.
-    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure>;
+    /// Only replies that [`Provider::judge`] accepts arrive here, and records are taken out of them, not copied.
+    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure>;
 
     /// What an API reply means.
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {

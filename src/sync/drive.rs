@@ -168,7 +168,7 @@ impl Drive<'_> {
         let mut met = Vec::new();
         let mut idle = 0;
         loop {
-            match self.sender.provider.step(&cx, &at, &replies).map_err(Halt::Failed)? {
+            match self.sender.provider.step(&cx, &at, std::mem::take(&mut replies)).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
                     idle = if requests.is_empty() { idle + 1 } else { 0 };
                     let sending =
@@ -181,8 +181,6 @@ impl Drive<'_> {
                     if open.walk.mode == Mode::Snapshot {
                         met.extend(page.records.iter().map(|record| record.id.clone()));
                     }
-                    // The replies are done with: what waits for the writer should be rows alone.
-                    replies.clear();
                     let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
                     if queue.send((ready, next.clone())).await.is_err() {

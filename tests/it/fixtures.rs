@@ -165,7 +165,7 @@ impl<'a> Conversation<'a> {
         let mut at = self.case.at.clone().unwrap_or_else(Position::start);
         let mut replies = Vec::new();
         for _ in 0..STEPS_MAX {
-            match self.provider.step(&cx, &at, &replies) {
+            match self.provider.step(&cx, &at, std::mem::take(&mut replies)) {
                 Ok(Step::Send { requests, at: next }) => {
                     at = next;
                     match self.answer(&requests) {
@@ -176,7 +176,6 @@ impl<'a> Conversation<'a> {
                 Ok(Step::Emit { page, at: next }) => {
                     self.note(json!({"emit": self.page(&page), "position": next.at}));
                     at = saved(&next);
-                    replies = Vec::new();
                 }
                 Ok(Step::Done) => {
                     self.note(json!("done"));

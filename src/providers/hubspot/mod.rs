@@ -80,7 +80,7 @@ impl Provider for HubSpot {
         &SPEC
     }
 
-    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
         match cx.stream.name {
             "properties" => properties::step(cx, at, replies),
             "pipeline_stages" => pipelines::step(cx, at, replies),
@@ -263,6 +263,14 @@ fn results<'a>(reply: &'a Reply, purpose: &str) -> Result<&'a Vec<Value>, Failur
     }
     body.and_then(|body| body.get("results")?.as_array())
         .ok_or_else(|| Failure::changed(format!("HubSpot's answer to `{purpose}` has no `results` list")))
+}
+
+/// The same list, taken out of the reply.
+fn take_results(reply: &mut Reply, purpose: &str) -> Result<Vec<Value>, Failure> {
+    results(reply, purpose)?;
+    let Body::Json(body) = &mut reply.body else { return Ok(Vec::new()) };
+    let list = body.get_mut("results").and_then(Value::as_array_mut);
+    Ok(list.map(std::mem::take).unwrap_or_default())
 }
 
 /// `OBJECT_NOT_FOUND`, or `crm.associations.NO_ASSOCIATIONS_FOUND` as subcategory. An error without a category says

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{StreamSpec, crm_path, get, id_text, next_after, results};
+use super::{StreamSpec, crm_path, get, id_text, next_after, take_results};
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Boolean, Text};
@@ -39,12 +39,12 @@ struct At {
     ended: bool,
 }
 
-pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
     let mut here: At = at.read();
     if here.ended {
         return Ok(Step::Done);
     }
-    let Some(reply) = replies.first() else {
+    let Some(mut reply) = replies.into_iter().next() else {
         let archived = if here.archived { "true" } else { "false" };
         let mut query = vec![("limit", PAGE_SIZE), ("archived", archived)];
         query.extend(here.after.as_deref().map(|after| ("after", after)));
@@ -52,14 +52,14 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<St
         return Ok(Step::Send { requests: vec![request], at: at.clone() });
     };
     let mut page = Page::default();
-    for owner in results(reply, "owners")? {
+    for owner in take_results(&mut reply, "owners")? {
         let id = owner
             .get("id")
             .and_then(id_text)
             .ok_or_else(|| Failure::changed("HubSpot lists an owner without an `id`"))?;
-        page.records.push(Record { id, raw: owner.clone(), sent_at: reply.sent_at, deleted: None });
+        page.records.push(Record { id, raw: owner, sent_at: reply.sent_at, deleted: None });
     }
-    let next = next_after(reply);
+    let next = next_after(&reply);
     if next.is_some() && next == here.after {
         return Err(Failure::changed("HubSpot's owner list repeats a page"));
     }

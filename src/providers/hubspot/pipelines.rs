@@ -31,7 +31,7 @@ pub const STREAM: StreamSpec = StreamSpec {
     merges: false,
 };
 
-pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
     if at.at == json!("read") {
         return Ok(Step::Done);
     }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{StreamSpec, crm_path, get, results};
+use super::{StreamSpec, crm_path, get, take_results};
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Boolean, Text, Timestamptz};
@@ -36,27 +36,22 @@ pub const STREAM: StreamSpec = StreamSpec {
     merges: false,
 };
 
-pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
     if at.at == json!("read") {
         return Ok(Step::Done);
     }
-    let Some(reply) = replies.first() else {
+    let Some(mut reply) = replies.into_iter().next() else {
         let request = get(crm_path(cx.api_version, "properties", "tickets"), "properties", &[]);
         return Ok(Step::Send { requests: vec![request], at: at.clone() });
     };
     let mut page = Page { progress: Some(1.0), ..Page::default() };
     let mut known = Vec::new();
-    for property in results(reply, "properties")? {
-        let Some(name) = property.get("name").and_then(Value::as_str) else {
+    for property in take_results(&mut reply, "properties")? {
+        let Some(name) = property.get("name").and_then(Value::as_str).map(str::to_owned) else {
             return Err(Failure::changed("HubSpot lists a ticket property without a `name`"));
         };
         known.push(json!([name, property.get("type").and_then(Value::as_str).unwrap_or("string")]));
-        page.records.push(Record {
-            id: name.to_owned(),
-            raw: property.clone(),
-            sent_at: reply.sent_at,
-            deleted: None,
-        });
+        page.records.push(Record { id: name, raw: property, sent_at: reply.sent_at, deleted: None });
     }
     if known.is_empty() {
         return Err(Failure::changed("HubSpot lists no ticket properties at all"));

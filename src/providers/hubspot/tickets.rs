@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     ASSOCIATIONS, SEARCH, StreamSpec, TEN_SECONDLY, crm_path, get, id_text, next_after, properties, results,
+    take_results,
 };
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record, Tombstone};
@@ -123,7 +124,7 @@ impl Draft {
     }
 }
 
-pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<Step, Failure> {
+pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
     let mut here: At = at.read();
     if replies.is_empty() {
         here.asked = Asked::Nothing;
@@ -135,7 +136,7 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Result<St
         Asked::Nothing => Ok(send_listing(cx, here)),
         Asked::Listing => listed(cx, &here, &replies[0]),
         Asked::Reading { batches } => read(cx, here, batches, replies),
-        Asked::Associations { kinds, round } => more_associations(cx, here, &kinds, round, replies),
+        Asked::Associations { kinds, round } => more_associations(cx, here, &kinds, round, &replies),
         Asked::Missing => missing_read(cx, here, replies),
     }
 }
@@ -199,7 +200,7 @@ fn post(
 fn listed(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<Step, Failure> {
     let (next, tombstones) = take_listing(cx, here, reply)?;
     if tombstones.is_empty() && !(next.ids.is_empty() && next.listed_all) {
-        return step(cx, &Position::of(&next), &[]);
+        return step(cx, &Position::of(&next), Vec::new());
     }
     Ok(Step::Emit { page: Page { tombstones, ..Page::default() }, at: Position::of(&next) })
 }
@@ -318,9 +319,14 @@ fn associations(cx: &StepContext<'_>, kind: &str, inputs: &[Value]) -> Request {
     post(cx, "associations", &rest, "associations", json!({"inputs": inputs}), &[ASSOCIATIONS])
 }
 
-fn read(cx: &StepContext<'_>, mut here: At, batches: usize, replies: &[Reply]) -> Result<Step, Failure> {
+fn read(
+    cx: &StepContext<'_>,
+    mut here: At,
+    batches: usize,
+    mut replies: Vec<Reply>,
+) -> Result<Step, Failure> {
     let mut draft = Draft::default();
-    for reply in &replies[..batches] {
+    for reply in &mut replies[..batches] {
         take_records(&mut draft, &here.ids, reply)?;
     }
     draft.missing = missing_ids(&here.ids, &draft.records);
@@ -341,16 +347,16 @@ fn read(cx: &StepContext<'_>, mut here: At, batches: usize, replies: &[Reply]) -
 
 /// Keeps the records that were asked for, each once. The id of a ticket that was merged away may be answered with its survivor:
 /// that one tells who went into it, and comes with its own associations when it is listed itself.
-fn take_records(draft: &mut Draft, asked: &[String], reply: &Reply) -> Result<(), Failure> {
+fn take_records(draft: &mut Draft, asked: &[String], reply: &mut Reply) -> Result<(), Failure> {
     let asked: BTreeSet<&str> = asked.iter().map(String::as_str).collect();
     let mut read: BTreeSet<String> =
         draft.records.iter().filter_map(|record| id_text(record.get("id")?)).collect();
-    for record in results(reply, "batch_read")? {
-        let id = record_id(record)?;
+    for record in take_results(reply, "batch_read")? {
+        let id = record_id(&record)?;
         if !asked.contains(id.as_str()) {
-            draft.tombstones.extend(merged_away(record, reply.sent_at));
+            draft.tombstones.extend(merged_away(&record, reply.sent_at));
         } else if read.insert(id) {
-            draft.records.push(record.clone());
+            draft.records.push(record);
         }
     }
     draft.sent_at = Some(draft.sent_at.map_or(reply.sent_at, |sent_at| sent_at.min(reply.sent_at)));
@@ -464,17 +470,17 @@ fn more_associations(
 }
 
 /// Sorts the missing into archived, live after all, merged and gone.
-fn missing_read(cx: &StepContext<'_>, mut here: At, replies: &[Reply]) -> Result<Step, Failure> {
+fn missing_read(cx: &StepContext<'_>, mut here: At, mut replies: Vec<Reply>) -> Result<Step, Failure> {
     let mut missing: BTreeSet<String> = here.draft.missing.drain(..).collect();
-    for reply in replies {
-        for entry in results(reply, "batch_read")? {
-            let id = record_id(entry)?;
+    for reply in &mut replies {
+        for entry in take_results(reply, "batch_read")? {
+            let id = record_id(&entry)?;
             if !missing.remove(&id) {
-                here.draft.tombstones.extend(merged_away(entry, reply.sent_at));
-            } else if is_archived(entry) {
-                here.draft.tombstones.push(archived_tombstone(&id, entry, reply));
+                here.draft.tombstones.extend(merged_away(&entry, reply.sent_at));
+            } else if is_archived(&entry) {
+                here.draft.tombstones.push(archived_tombstone(&id, &entry, reply));
             } else {
-                here.draft.records.push(entry.clone());
+                here.draft.records.push(entry);
             }
         }
     }

@@ -181,10 +181,9 @@ fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
     let mut replies = Vec::new();
     let mut sent = 0;
     for _ in 0..STEPS_MAX {
-        match hubspot.step(&cx, &at, &replies).expect("the model answers as documented") {
+        match hubspot.step(&cx, &at, std::mem::take(&mut replies)).expect("the model answers as documented") {
             Step::Send { requests, at: next } => {
                 assert!(!requests.is_empty(), "a step that sends nothing");
-                replies.clear();
                 for request in &requests {
                     while changes.last().is_some_and(|(before, ..)| *before <= sent) {
                         let (_, whom, change) = changes.pop().expect("it is there");
@@ -199,7 +198,6 @@ fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
                 take(&mut brought, &page, &world);
                 check_position(&next);
                 saved.push(next.clone());
-                replies.clear();
                 at = next;
                 if let Some(which) = plan.deaths.get(&(saved.len() - 2)).filter(|_| saved.len() < 20) {
                     at = which.get(&saved).clone();
