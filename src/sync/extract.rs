@@ -1,6 +1,7 @@
 //! From a record as sent to a row of its table. Pure.
 
 use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -50,7 +51,7 @@ pub fn microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
 /// JSON text that `jsonb` takes: U+0000 has no place there and is left out. Keys come in one order, so that the same
 /// record has the same text.
 fn storable_json(value: &Value) -> String {
-    let text = serde_json::to_string(value).expect("JSON is written as text without fail");
+    let text = serde_json::to_string(&Ordered(value)).expect("JSON is written as text without fail");
     if !text.contains("\\u0000") {
         return text;
     }
@@ -72,6 +73,23 @@ fn storable_json(value: &Value) -> String {
     kept
 }
 
+/// Keys in the order that `jsonb` keeps them in, shorter ones first: what comes in order Postgres need not sort.
+struct Ordered<'a>(&'a Value);
+
+impl Serialize for Ordered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                fields.sort_by_key(|(key, _)| key.len());
+                serializer.collect_map(fields.into_iter().map(|(key, value)| (key, Ordered(value))))
+            }
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Ordered)),
+            other => other.serialize(serializer),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -84,6 +102,12 @@ mod tests {
         let text = storable_json(&value);
         let back: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(back, json!({"a": "xy", "b": "\\u0000", "c": "\\", "d": "é\n"}));
+    }
+
+    #[test]
+    fn keys_stand_as_jsonb_keeps_them() {
+        let value = json!({"aa": {"ccc": 1, "d": [{"yy": 2, "x": 3}]}, "b": null, "a": "s"});
+        assert_eq!(storable_json(&value), r#"{"a":"s","b":null,"aa":{"d":[{"x":3,"yy":2}],"ccc":1}}"#);
     }
 
     #[test]
