@@ -29,6 +29,7 @@
 //! The control endpoint has no lock on it. The sandbox is for loopback.
 
 pub mod faults;
+pub mod housecallpro;
 pub mod hubspot;
 pub mod ledger;
 pub mod limits;
