@@ -2,7 +2,7 @@
 //!
 //! A fault is written `NAME`, `NAME=PART` or `NAME=PART,PART…`. The parts are, in any order:
 //!
-//! - for faults that carry a value (`slow`, `search_lag`, `date_skew`, `no_scope`, `malformed`) the value, first;
+//! - for faults that carry a value (such as `slow`, `no_scope` or `malformed`) the value, first;
 //! - a chance: a decimal between 0 and 1, for example `0.05` (without one: every time);
 //! - a count: `3x`, after which the fault is over;
 //! - a place: `on:PURPOSE`, `on:PROVIDER` or `on:PROVIDER.PURPOSE`, for example `on:search`.
@@ -55,6 +55,16 @@ pub enum FaultName {
     NumericIds,
     EmptyList,
     StuckCursor,
+    HiddenField,
+    UnknownField,
+    PartialData,
+    PointsMax,
+    OldVersion,
+    Unsorted,
+    Inactive,
+    Unavailable,
+    ExpiresAt,
+    OpaqueTokens,
 }
 
 /// What a fault takes after its `=`.
@@ -106,6 +116,16 @@ impl FaultName {
         (Self::NumericIds, "numeric_ids", Argument::Nothing, "associated ids are numbers on the dated paths too"),
         (Self::EmptyList, "empty_list", Argument::Nothing, "lists answer that there is nothing"),
         (Self::StuckCursor, "stuck_cursor", Argument::Nothing, "a list page points to itself as the next one"),
+        (Self::HiddenField, "hidden_field", Argument::Text, "Jobber hides this field, written Type.field, due to permissions"),
+        (Self::UnknownField, "unknown_field", Argument::Text, "Jobber's schema lacks this field, written Type.field, or filter, written jobs.filter.ids"),
+        (Self::PartialData, "partial_data", Argument::Nothing, "Jobber answers errors beside data, with a null where a value is"),
+        (Self::PointsMax, "points_max", Argument::Number, "Jobber's budget holds this many points"),
+        (Self::OldVersion, "old_version", Argument::Nothing, "Jobber serves another version than asked for, with a warning"),
+        (Self::Unsorted, "unsorted", Argument::Nothing, "lists ignore the order that they are asked for in"),
+        (Self::Inactive, "inactive", Argument::Nothing, "Jobber says that the account is not active"),
+        (Self::Unavailable, "unavailable", Argument::Nothing, "Jobber says that the service is unavailable, with 200"),
+        (Self::ExpiresAt, "expires_at", Argument::Nothing, "Jobber's token answers name the end of the token, as text and not in RFC 3339"),
+        (Self::OpaqueTokens, "opaque_tokens", Argument::Nothing, "Jobber's access tokens are no JWTs"),
     ];
 
     fn entry(self) -> &'static Entry {

@@ -31,6 +31,7 @@
 pub mod faults;
 pub mod housecallpro;
 pub mod hubspot;
+pub mod jobber;
 pub mod ledger;
 pub mod limits;
 pub mod oauth;
