@@ -83,6 +83,9 @@ impl Answer {
             }
             (Some(code), None) => Said::Code(Secret::new(code)),
             (None, Some(word)) => known(&word),
+            // Jobber leads a person who said no back without a word. What else comes without one is of no browser that
+            // began a consent: without a state only the cookie tells which consent it is.
+            (None, None) if state.is_none() => Said::Denied,
             (None, None) => return Err(BadAnswer::Nothing),
         };
         Ok(Self { state: state.map(Secret::new), said })
@@ -96,7 +99,9 @@ impl Answer {
         if (segments.next(), segments.next()) != (Some("callback"), Some("oauth")) {
             return Err(BadAnswer::NotRedirect);
         }
-        Ok((provider.to_owned(), Self::parse(url.query().unwrap_or_default())?))
+        // A pasted address has no cookie beside it that would tell whose silence this is.
+        let query = url.query().filter(|query| !query.is_empty()).ok_or(BadAnswer::Nothing)?;
+        Ok((provider.to_owned(), Self::parse(query)?))
     }
 }
 
@@ -137,7 +142,8 @@ mod tests {
         check("error=access_denied&state=s&error_description=<b>", Ok((Some("s"), Said::Denied)));
         check("error=server_error", Ok((None, Said::Error("server_error"))));
         check("error=<script>", Ok((None, Said::Error("error"))));
-        check("", Err(BadAnswer::Nothing));
+        check("", Ok((None, Said::Denied)));
+        check("state=", Ok((None, Said::Denied)));
         check("state=s", Err(BadAnswer::Nothing));
         check("code=&state=s", Err(BadAnswer::Nothing));
         check("code=c&error=access_denied", Err(BadAnswer::Both));

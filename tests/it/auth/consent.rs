@@ -90,6 +90,24 @@ async fn a_denial_ends_the_request_and_the_link_stays_good() {
     rig.assert_no_secret_in_texts().await;
 }
 
+/// Jobber leads back without a word when access is declined.
+#[tokio::test]
+async fn silence_is_a_denial_of_the_consent_that_the_browser_began() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let cookie = rig.get(&asked.start_path(), None).await.cookie().expect("a cookie").to_owned();
+    assert_eq!(rig.get("/oauth/callback/hubspot", None).await.status, 400);
+    assert_eq!(rig.get("/oauth/callback/hubspot?state=x", Some(&cookie)).await.status, 400);
+    assert_eq!(rig.get("/oauth/callback/jobber", Some(&cookie)).await.status, 400);
+    assert_eq!(rig.request_row(asked.request).await.done_at, None, "nobody's denial");
+    let shown = rig.get("/oauth/callback/hubspot", Some(&cookie)).await;
+    assert_eq!(shown.status, 400);
+    assert!(shown.body.contains("Access was declined"), "{}", shown.body);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Denied));
+    let (authorize_url, cookie) = rig.follow(&asked).await;
+    assert_eq!(rig.come_back_with(&authorize_url, "code=C", Some(&cookie)).await.status, 200);
+}
+
 #[tokio::test]
 async fn an_answer_without_state_is_matched_by_the_cookie() {
     let rig = Rig::new().await;
