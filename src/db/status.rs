@@ -1,6 +1,6 @@
 //! Everything that `status` shows, as of one moment: one read-only snapshot, so that no two parts of it contradict.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -44,6 +44,18 @@ pub struct ConnectionStatus {
     pub token: Option<TokenStatus>,
     /// Those that have a row, by name; a provider's other streams have not begun.
     pub streams: Vec<StreamStatus>,
+    /// What the provider wants people to know: a word to a sentence.
+    pub notices: BTreeMap<String, String>,
+}
+
+#[derive(QueryableByName)]
+struct Notice {
+    #[diesel(sql_type = BigInt)]
+    connection_id: i64,
+    #[diesel(sql_type = Text)]
+    code: String,
+    #[diesel(sql_type = Text)]
+    sentence: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
@@ -113,6 +125,15 @@ const TOKENS: &str = "
     SELECT connection_id, kind, generation, expires_at, refresh_due_at, last_refresh_at, failures, last_error, rejected_at
     FROM fieldmirror.tokens WHERE $1 IS NULL OR connection_id = $1";
 
+// Of the fact `notices`, and of those that streams keep beside it: `notices.jobs`.
+const NOTICES: &str = "
+    SELECT c.id AS connection_id, n.key AS code, n.value AS sentence
+    FROM fieldmirror.connections c
+    CROSS JOIN jsonb_each(c.facts) f
+    CROSS JOIN jsonb_each_text(CASE jsonb_typeof(f.value) WHEN 'object' THEN f.value ELSE '{}' END) n
+    WHERE ($1 IS NULL OR c.id = $1) AND (f.key = 'notices' OR f.key LIKE 'notices.%') AND n.value IS NOT NULL
+        AND c.state <> 'disconnected'";
+
 // A watermark that one partition lacks is not reached by the stream. The words of state are in the order of how much they
 // call for attention.
 const STREAMS: &str = "
@@ -159,7 +180,12 @@ pub fn read(
         for stream in sql_query(STREAMS).bind::<Nullable<BigInt>, _>(id).load::<StreamStatus>(conn)? {
             streams.entry(stream.connection_id).or_default().push(stream);
         }
+        let mut notices: HashMap<i64, BTreeMap<String, String>> = HashMap::new();
+        for notice in sql_query(NOTICES).bind::<Nullable<BigInt>, _>(id).load::<Notice>(conn)? {
+            notices.entry(notice.connection_id).or_default().insert(notice.code, notice.sentence);
+        }
         let connections = connections.into_iter().map(|connection| ConnectionStatus {
+            notices: notices.remove(&connection.id.0).unwrap_or_default(),
             token: tokens.remove(&connection.id.0),
             streams: streams.remove(&connection.id.0).unwrap_or_default(),
             connection,

@@ -59,6 +59,8 @@ fn table(status: &ConnectionStatus, stream: &StreamStatus) -> Option<String> {
 
 #[cfg(test)]
 mod samples {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -85,7 +87,7 @@ mod samples {
             params: json!({}),
             connected_at: None,
         };
-        ConnectionStatus { connection, token: None, streams: Vec::new() }
+        ConnectionStatus { connection, token: None, streams: Vec::new(), notices: BTreeMap::new() }
     }
 
     pub(super) fn stream(state: &str) -> StreamStatus {

@@ -35,6 +35,7 @@ fn connection(snapshot: &Snapshot, status: &ConnectionStatus) -> Value {
         "account_name": connection.account_name,
         "connected_at": connection.connected_at,
         "next_action": health::next_action(status),
+        "notices": status.notices,
         "token": token(snapshot, status),
         "streams": status.streams.iter().map(|one| stream(status, one)).collect::<Vec<_>>(),
     })
@@ -87,6 +88,7 @@ mod tests {
         status.token =
             Some(TokenStatus { expires_at: Some(samples::at("09:00:00")), ..TokenStatus::example("oauth") });
         status.streams = vec![samples::stream("idle")];
+        status.notices = [("api_version".to_owned(), "an older one is served".to_owned())].into();
         let expected = json!({
             "as_of": "2026-11-21T08:00:00Z", "healthy": true,
             "daemons": [{
@@ -96,7 +98,7 @@ mod tests {
             "connections": [{
                 "id": 7, "name": "acme", "provider": "hubspot", "grant": "authorization_code", "state": "connected",
                 "reason": null, "account_id": "1", "account_name": null, "connected_at": null, "next_action": null,
-                "token": {
+                "notices": {"api_version": "an older one is served"}, "token": {
                     "kind": "oauth", "state": "valid", "generation": 1, "expires_at": "2026-11-21T09:00:00Z",
                     "refresh_due_at": null, "last_refresh_at": null, "failures": 0, "last_error": null,
                 },

@@ -27,6 +27,7 @@ pub(super) fn of(snapshot: &Snapshot) -> String {
     let mut lines = vec![summary(snapshot, unwell)];
     lines.extend(daemon_complaint(snapshot));
     lines.extend(ill.iter().flat_map(|(status, ailments)| complaints(status, ailments)));
+    lines.extend(snapshot.connections.iter().flat_map(notices));
     lines.push(String::new());
     if ill.is_empty() {
         lines.push(
@@ -73,6 +74,13 @@ fn complaints(status: &ConnectionStatus, ailments: &[Ailment]) -> Vec<String> {
         format!("- {name} ({provider}) {reason}{}", next.unwrap_or_default())
     };
     ailments.iter().map(complaint).collect()
+}
+
+/// Nothing is ill about these.
+fn notices(status: &ConnectionStatus) -> impl Iterator<Item = String> {
+    let name = terminal::styled(&Style::new().bold(), &status.connection.name);
+    let provider = &status.connection.provider;
+    status.notices.values().map(move |sentence| format!("- {name} ({provider}) note: {sentence}"))
 }
 
 /// The connection, and its streams below it.
@@ -150,6 +158,7 @@ mod tests {
         ill.connection.name = "zenith".into();
         ill.connection.reason = Some("the grant was revoked".into());
         let mut well = samples::connection(ConnectionState::Connected);
+        well.notices = [("api_version".to_owned(), "an older one is served".to_owned())].into();
         well.streams = vec![StreamStatus {
             complete_to: Some(samples::at("07:57:00")),
             backfill_progress: Some(0.425),
@@ -164,6 +173,7 @@ mod tests {
             "ill: 2 connections (1 ill), 1 daemon (h 0.1.0)\n\
              - zenith (hubspot) needs a new authorization: the grant was revoked\n  \
                next: fieldmirror enqueue --reconnect zenith\n\
+             - acme (hubspot) note: an older one is served\n\
              \n\
              NAME              STATE            TOKEN   UP TO  ROWS  DELETED   NEXT\n\
              zenith (hubspot)  needs_reauth     none\n\
