@@ -1,7 +1,7 @@
 //! `fieldmirror demo`: a private Postgres, the sandbox and a daemon in one go, on invented records.
 //!
-//! Nothing is faked: the daemon is the one that `run` starts, the account is connected by the command that an admin would
-//! type, and the consent goes through the sandbox's page. What is shown at the end is asked of the database.
+//! Nothing is faked: the daemon is the one that `run` starts, the accounts are connected by the command that an admin
+//! would type, and consents go through the sandbox's pages. What is shown at the end is asked of the database.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,23 +20,22 @@ use crate::config::{self, Flag, Purpose, Settings, Sources};
 use crate::daemon::postgres::psql_line;
 use crate::daemon::{Daemon, Options};
 use crate::db::{Db, rows};
-use crate::sandbox::{CLIENT_ID, CLIENT_SECRET, Sandbox, SandboxOptions};
+use crate::sandbox::{Connect, Running, Sandbox, SandboxOptions};
 use crate::vault::generate_key;
 
 /// More take longer to make and to read than anybody watches.
 const RECORDS_MAX: u64 = 1_000_000;
 /// How often we look whether everything has been read.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long the first read may take for each thousand records, under HubSpot's own rate limits, and besides.
+/// How long the first read may take for each thousand records, under the providers' own rate limits, and besides.
 const WAIT_PER_THOUSAND: Duration = Duration::from_secs(30);
 const WAIT_BESIDES: Duration = Duration::from_mins(3);
 /// Bytes of an answer of the sandbox or the endpoint that are looked at.
 const ANSWER_MAX: u64 = 64 * 1024;
-const NAME: &str = "demo";
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Records in the invented account
+    /// Records in each invented account
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(0..=RECORDS_MAX))]
     records: u64,
     /// End when everything has been mirrored
@@ -49,7 +48,7 @@ pub async fn run(globals: &Globals, args: DemoArgs) -> Result<Exit, Error> {
     let sandbox = sandbox(args.records).await?;
     let base = sandbox.base_url();
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| Error::io("listening", &error))?;
-    let settings = settings(&folder.0, &base, &listener)?;
+    let settings = settings(&folder.0, sandbox.control().settings(&base), &listener)?;
     // What the daemon tells is of interest when asked for; what the demo shows is on stdout.
     log(
         &Globals { quiet: globals.quiet + u8::from(globals.verbose == 0), ..globals.clone() },
@@ -58,7 +57,7 @@ pub async fn run(globals: &Globals, args: DemoArgs) -> Result<Exit, Error> {
     let options = Options { listener: Some(listener), ..Options::default() };
     let daemon = Daemon::start(settings, options).await.map_err(not_started)?;
     let told = tokio::select! {
-        told = show(globals, &args, &daemon, &folder.0, &base) => told,
+        told = show(globals, &args, &daemon, &folder.0, &sandbox) => told,
         () = terminal::told_to_stop() => Ok(()),
     };
     daemon.stop().await;
@@ -72,15 +71,29 @@ async fn show(
     args: &DemoArgs,
     daemon: &Daemon,
     state_dir: &Path,
-    sandbox: &str,
+    sandbox: &Running,
 ) -> Result<(), Error> {
     let say = |text: &str| if globals.json { Ok(()) } else { terminal::line(text) };
-    say(&format!("A daemon serves on http://{}, an invented HubSpot on {sandbox}", daemon.callback_addr))?;
-    say(&format!("\n$ fieldmirror enqueue --connect hubspot --name {NAME}"))?;
-    let authorize_url = enqueue(daemon).await?;
-    let account = consent(&authorize_url).await?;
-    say(&format!("Consent given on the sandbox's page; {account}"))?;
-    wait_until_read(globals, daemon.db(), args.records).await?;
+    let base = sandbox.base_url();
+    let stand_ins = sandbox.control().stand_ins();
+    let titles: Vec<&str> = stand_ins.iter().map(|stand_in| stand_in.title()).collect();
+    say(&format!(
+        "A daemon serves on http://{}, invented accounts of {} on {base}\n",
+        daemon.callback_addr,
+        titles.join(", ")
+    ))?;
+    for stand_in in stand_ins {
+        let connect = stand_in.connects().into_iter().next().unwrap_or_default();
+        let words = words(stand_in.name(), &connect, state_dir)?;
+        say(&format!("$ fieldmirror {}", words.join(" ")))?;
+        match enqueue(daemon, &words).await? {
+            Some(authorize_url) => {
+                say(&format!("Consent given on the sandbox's page; {}", consent(&authorize_url).await?))?;
+            }
+            None => say("The daemon verifies the credentials by itself")?,
+        }
+    }
+    wait_until_read(globals, daemon.db(), args.records, stand_ins.len()).await?;
     let psql = psql_line(state_dir);
     let found = report(daemon.db()).await?;
     if globals.json {
@@ -97,7 +110,7 @@ async fn show(
     let (ticket, account) = some_ticket(daemon.db()).await?;
     say(&format!(
         "\nChange something, for example archive a ticket, and look again some seconds later:\n\n  \
-         curl -d '{{\"do\": \"archive\", \"id\": {ticket}}}' {sandbox}/control/hubspot/accounts/{account}\n\nCtrl-C ends it and removes everything.",
+         curl -d '{{\"do\": \"archive\", \"id\": {ticket}}}' {base}/control/hubspot/accounts/{account}\n\nCtrl-C ends it and removes everything.",
     ))?;
     std::future::pending().await
 }
@@ -124,7 +137,7 @@ impl Drop for Folder {
     }
 }
 
-async fn sandbox(records: u64) -> Result<crate::sandbox::Running, Error> {
+async fn sandbox(records: u64) -> Result<Running, Error> {
     let records = usize::try_from(records).unwrap_or(usize::MAX);
     let options = SandboxOptions { records, accounts: 1, ..SandboxOptions::default() };
     let made = tokio::task::spawn_blocking(|| Sandbox::new(options)).await;
@@ -133,9 +146,12 @@ async fn sandbox(records: u64) -> Result<crate::sandbox::Running, Error> {
 }
 
 /// Built-in settings but for the sandbox's addresses, a key of its own, and intervals that one can watch.
-fn settings(state_dir: &Path, sandbox: &str, listener: &TcpListener) -> Result<Settings, Error> {
+fn settings(
+    state_dir: &Path,
+    stand_ins: Vec<(&str, &str, String)>,
+    listener: &TcpListener,
+) -> Result<Settings, Error> {
     let address = listener.local_addr().map_err(|error| Error::io("asking for our own address", &error))?;
-    let hubspot = |path: &str| format!("{sandbox}/hubspot{path}");
     let flags = [
         ("daemon.state_dir", state_dir.display().to_string()),
         ("callback.public_url", format!("http://{address}")),
@@ -144,36 +160,49 @@ fn settings(state_dir: &Path, sandbox: &str, listener: &TcpListener) -> Result<S
         ("sync.archived_interval", "10s".to_owned()),
         ("sync.hold_back", "1s".to_owned()),
         ("sync.overlap", "10s".to_owned()),
-        ("providers.hubspot.client_id", CLIENT_ID.to_owned()),
-        ("providers.hubspot.client_secret", CLIENT_SECRET.to_owned()),
-        ("providers.hubspot.api_base", hubspot("")),
-        ("providers.hubspot.authorize_url", hubspot("/oauth/authorize")),
-        ("providers.hubspot.token_url", hubspot("/oauth/2026-03/token")),
-        ("providers.hubspot.revoke_url", hubspot("/oauth/2026-03/token/revoke")),
     ];
-    let flag = |(key, value): (&str, String)| Flag { name: "demo".to_owned(), key: key.to_owned(), value };
-    let sources =
-        Sources { purpose: Purpose::Daemon, flags: flags.into_iter().map(flag).collect(), ..Sources::none() };
+    let flag = |(key, value): (String, String)| Flag { name: "demo".to_owned(), key, value };
+    let own = flags.into_iter().map(|(key, value)| (key.to_owned(), value));
+    let stand_ins =
+        stand_ins.into_iter().map(|(name, key, value)| (format!("providers.{name}.{key}"), value));
+    let flags = own.chain(stand_ins).map(flag).collect();
+    let sources = Sources { purpose: Purpose::Daemon, flags, ..Sources::none() };
     Ok(config::load(&sources)?.settings)
 }
 
 // ---- connecting
 
-/// What an admin would type, typed. Returns the authorize URL that it prints.
-async fn enqueue(daemon: &Daemon) -> Result<Url, Error> {
+/// What an admin would type. Secrets are in files, as the command wants them.
+fn words(provider: &str, connect: &Connect, state_dir: &Path) -> Result<Vec<String>, Error> {
+    let mut words: Vec<String> = ["enqueue", "--connect", provider, "--name"].map(str::to_owned).into();
+    words.push(format!("demo-{provider}"));
+    for (name, value) in &connect.params {
+        words.extend(["--param".to_owned(), format!("{name}={value}")]);
+    }
+    for (name, secret) in &connect.secrets {
+        let file = state_dir.join(format!("{provider}.{name}"));
+        std::fs::write(&file, secret).map_err(|error| Error::io("writing a secret of the demo", &error))?;
+        words.extend(["--secret".to_owned(), format!("{name}=@{}", file.display())]);
+    }
+    Ok(words)
+}
+
+/// Types it. Returns the authorize URL that it prints, where the grant needs a consent.
+async fn enqueue(daemon: &Daemon, words: &[String]) -> Result<Option<Url>, Error> {
     let program = std::env::current_exe().map_err(|error| Error::io("finding this program", &error))?;
     let output = tokio::process::Command::new(program)
-        .args(["enqueue", "--connect", "hubspot", "--name", NAME, "--no-wait", "--json"])
+        .args(words)
+        .args(["--no-wait", "--json"])
         .env("FIELDMIRROR_DATABASE__URL", daemon.database_url.expose())
         .output()
         .await
         .map_err(|error| Error::io("running `fieldmirror enqueue`", &error))?;
     let object: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let url = object["authorize_url"].as_str().and_then(|url| Url::parse(url).ok());
-    url.ok_or_else(|| {
+    if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        Error::new(Kind::Failed, format!("`fieldmirror enqueue` made no link: {}", said.trim()))
-    })
+        return Err(Error::new(Kind::Failed, format!("`fieldmirror enqueue` failed: {}", said.trim())));
+    }
+    Ok(object["authorize_url"].as_str().and_then(|url| Url::parse(url).ok()))
 }
 
 /// Agrees on the sandbox's page and follows it back to the endpoint, as a browser would.
@@ -213,24 +242,25 @@ async fn get(url: &Url) -> Result<(u16, Option<String>), Error> {
 // ---- looking
 
 const PROGRESS: &str = "SELECT coalesce(bool_and(backfill_done AND state = 'idle'), false) AS done,
-    coalesce(sum(rows + deleted_rows) FILTER (WHERE stream = 'tickets'), 0) AS tickets,
+    count(DISTINCT connection_name) AS accounts,
+    coalesce(sum(rows + deleted_rows) FILTER (WHERE stream IN ('tickets', 'jobs', 'bookings')), 0) AS records,
     string_agg(stream || ' is ' || state || coalesce(': ' || stalled_reason, ''), '; ')
         FILTER (WHERE state IN ('stalled', 'forbidden')) AS ill
   FROM mirror.freshness";
 
-async fn wait_until_read(globals: &Globals, db: &Db, records: u64) -> Result<(), Error> {
+async fn wait_until_read(globals: &Globals, db: &Db, records: u64, accounts: usize) -> Result<(), Error> {
     let thousands = u32::try_from(records / 1000).unwrap_or(u32::MAX);
     let limit = WAIT_BESIDES + WAIT_PER_THOUSAND.saturating_mul(thousands);
-    let bar = globals.terminal().progress(records);
+    let bar = globals.terminal().progress(records.saturating_mul(accounts as u64));
     let reading = async {
         loop {
             let found = db.run(|connection| rows::objects(connection, PROGRESS)).await?;
             let found = found.first().cloned().unwrap_or_default();
-            bar.set_position(found["tickets"].as_u64().unwrap_or(0));
+            bar.set_position(found["records"].as_u64().unwrap_or(0));
             if let Some(ill) = found["ill"].as_str() {
                 return Err(Error::new(Kind::Failed, ill.to_owned()));
             }
-            if found["done"] == true {
+            if found["done"] == true && found["accounts"] == accounts {
                 return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -242,7 +272,7 @@ async fn wait_until_read(globals: &Globals, db: &Db, records: u64) -> Result<(),
 }
 
 /// Title, query and columns of what is shown.
-const SHOWN: [(&str, &str, &[&str]); 3] = [
+const SHOWN: [(&str, &str, &[&str]); 5] = [
     (
         "Tickets mirrored, from mirror.tickets:",
         "SELECT pipeline, provider_status, status, count(*) AS tickets,
@@ -257,10 +287,24 @@ const SHOWN: [(&str, &str, &[&str]); 3] = [
         &["id", "subject", "provider_status", "owner_name"],
     ),
     (
+        "Jobs mirrored, from mirror.jobs:",
+        "SELECT provider, status, count(*) AS jobs, count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted,
+                sum(total_amount) AS total_amount
+         FROM mirror.jobs GROUP BY 1, 2 ORDER BY 1, jobs DESC, 2",
+        &["provider", "status", "jobs", "deleted", "total_amount"],
+    ),
+    (
+        "Bookings mirrored, from mirror.bookings:",
+        "SELECT provider, status, count(*) AS bookings, count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted
+         FROM mirror.bookings GROUP BY 1, 2 ORDER BY 1, bookings DESC, 2",
+        &["provider", "status", "bookings", "deleted"],
+    ),
+    (
         "How far it can be relied upon, from mirror.freshness:",
-        "SELECT stream, state, rows, deleted_rows, to_char(complete_to, 'YYYY-MM-DD HH24:MI:SS') AS complete_to,
-                to_char(lag, 'HH24:MI:SS') AS lag FROM mirror.freshness ORDER BY stream",
-        &["stream", "state", "rows", "deleted_rows", "complete_to", "lag"],
+        "SELECT provider, stream, state, rows, deleted_rows,
+                to_char(complete_to, 'YYYY-MM-DD HH24:MI:SS') AS complete_to, to_char(lag, 'HH24:MI:SS') AS lag
+         FROM mirror.freshness ORDER BY provider, stream",
+        &["provider", "stream", "state", "rows", "deleted_rows", "complete_to", "lag"],
     ),
 ];
 

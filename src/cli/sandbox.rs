@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::report::{Error, Exit, Kind};
 use super::terminal::Terminal;
 use crate::sandbox::faults::{Fault, FaultName};
-use crate::sandbox::{CLIENT_ID, CLIENT_SECRET, Sandbox, SandboxOptions};
+use crate::sandbox::{Sandbox, SandboxOptions};
 
 /// More than that takes longer to make than anybody waits.
 const RECORDS_MAX: u64 = 10_000_000;
@@ -53,7 +53,8 @@ pub async fn run(terminal: Terminal, args: SandboxArgs) -> Result<Exit, Error> {
     // Heard before the address is told: whoever reads it may stop us at once.
     let mut interrupts =
         signal(SignalKind::interrupt()).map_err(|error| Error::io("listening for Ctrl-C", &error))?;
-    terminal.result(|| object(&base), || text(&base))?;
+    let settings = sandbox.settings(&base);
+    terminal.result(|| object(&base, &settings), || text(&base, &settings))?;
     let stop = async move {
         interrupts.recv().await;
     };
@@ -87,32 +88,30 @@ fn fault_list() -> String {
     )
 }
 
-/// The settings that lead to the sandbox.
-fn settings(base: &str) -> [(&'static str, String); 6] {
-    [
-        ("client_id", CLIENT_ID.to_owned()),
-        ("client_secret", CLIENT_SECRET.to_owned()),
-        ("api_base", format!("{base}/hubspot")),
-        ("authorize_url", format!("{base}/hubspot/oauth/authorize")),
-        ("token_url", format!("{base}/hubspot/oauth/2026-03/token")),
-        ("revoke_url", format!("{base}/hubspot/oauth/2026-03/token/revoke")),
-    ]
-}
+/// Settings of a provider's section: provider, key, value.
+type Setting = (&'static str, &'static str, String);
 
-fn object(base: &str) -> Value {
-    let hubspot: serde_json::Map<_, _> =
-        settings(base).into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-    json!({ "base_url": base, "control_url": format!("{base}/control"), "settings": { "providers": { "hubspot": hubspot } } })
+fn object(base: &str, settings: &[Setting]) -> Value {
+    let mut providers = json!({});
+    for (provider, key, value) in settings {
+        providers[provider][key] = value.as_str().into();
+    }
+    json!({ "base_url": base, "control_url": format!("{base}/control"), "settings": { "providers": providers } })
 }
 
 /// One line with the address, then what to put into a settings file.
-fn text(base: &str) -> String {
-    let mut lines = vec![
-        format!("Sandbox on {base} (accounts and control: GET {base}/); put this into a settings file:"),
-        String::new(),
-        "[providers.hubspot]".to_owned(),
-    ];
-    lines.extend(settings(base).into_iter().map(|(key, value)| format!("{key} = \"{value}\"")));
+fn text(base: &str, settings: &[Setting]) -> String {
+    let mut lines = vec![format!(
+        "Sandbox on {base} (accounts and control: GET {base}/); put this into a settings file:"
+    )];
+    let mut section = "";
+    for (provider, key, value) in settings {
+        if section != *provider {
+            section = provider;
+            lines.extend([String::new(), format!("[providers.{provider}]")]);
+        }
+        lines.push(format!("{key} = \"{value}\""));
+    }
     lines.join("\n")
 }
 
@@ -139,11 +138,17 @@ mod tests {
     fn the_settings_shown_are_settings() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sandbox.toml");
-        std::fs::write(&file, text("http://127.0.0.1:1").split_once("\n\n").unwrap().1).unwrap();
+        let options = SandboxOptions { records: 1, accounts: 1, ..SandboxOptions::default() };
+        let base = "http://127.0.0.1:1";
+        let shown = Sandbox::new(options).settings(base);
+        std::fs::write(&file, text(base, &shown).split_once("\n\n").unwrap().1).unwrap();
         let mut sources = crate::config::Sources::none();
         sources.files.push(file);
         let loaded = crate::config::load(&sources).expect("the settings are accepted");
         assert_eq!(loaded.settings.providers["hubspot"].api_base.as_str(), "http://127.0.0.1:1/hubspot");
-        assert_eq!(object("http://127.0.0.1:1")["base_url"], "http://127.0.0.1:1");
+        assert_eq!(
+            object(base, &shown)["settings"]["providers"]["hubspot"]["api_base"],
+            "http://127.0.0.1:1/hubspot"
+        );
     }
 }

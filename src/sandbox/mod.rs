@@ -131,11 +131,42 @@ impl Default for SandboxOptions {
     }
 }
 
-/// What a provider brings: its API under `/{name}`, its share of the control endpoint under `/control/{name}`.
+/// What a provider's stand-in serves: its API under `/{name}`, its share of the control endpoint under
+/// `/control/{name}`.
 pub struct Part {
-    pub name: &'static str,
     pub api: Router,
     pub control: Router,
+}
+
+/// A provider on loopback.
+pub trait StandIn: Send + Sync {
+    /// The provider's word in the settings.
+    fn name(&self) -> &'static str;
+
+    /// The product's own spelling.
+    fn title(&self) -> &'static str;
+
+    fn part(self: Arc<Self>) -> Part;
+
+    /// Settings of the provider's section that lead here: keys and what stands behind `http://HOST/{name}`.
+    fn addresses(&self) -> &'static [(&'static str, &'static str)];
+
+    /// How its first account is connected, one entry for each kind of grant, the usual one first.
+    fn connects(&self) -> Vec<Connect>;
+
+    /// The ids of its accounts, and where they are controlled.
+    fn accounts(&self) -> Value;
+
+    /// How often each refresh token was redeemed.
+    fn redemptions(&self) -> Value;
+}
+
+/// What `fieldmirror enqueue --connect` is given for an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Connect {
+    pub grant: &'static str,
+    pub params: Vec<(&'static str, String)>,
+    pub secrets: Vec<(&'static str, String)>,
 }
 
 /// The sandbox's state: what is behind the listener, for tests to look into and to change.
@@ -143,13 +174,33 @@ pub struct Part {
 pub struct Sandbox {
     shared: Arc<Shared>,
     hubspot: Arc<Hubspot>,
+    /// All of them.
+    stand_ins: Vec<Arc<dyn StandIn>>,
 }
 
 impl Sandbox {
     /// Makes the worlds. Takes a second or two and 270 MB per 100,000 records, in a release build.
     pub fn new(options: SandboxOptions) -> Self {
         let shared = Shared::new(options);
-        Self { hubspot: Hubspot::new(&shared), shared }
+        let hubspot = Hubspot::new(&shared);
+        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone()];
+        Self { shared, hubspot, stand_ins }
+    }
+
+    pub fn stand_ins(&self) -> &[Arc<dyn StandIn>] {
+        &self.stand_ins
+    }
+
+    /// The settings that lead to the stand-ins of a sandbox at `base`: provider, key, value.
+    pub fn settings(&self, base: &str) -> Vec<(&'static str, &'static str, String)> {
+        let of = |stand_in: &Arc<dyn StandIn>| {
+            let name = stand_in.name();
+            let client = [("client_id", CLIENT_ID.to_owned()), ("client_secret", CLIENT_SECRET.to_owned())];
+            let addresses =
+                stand_in.addresses().iter().map(move |(key, path)| (*key, format!("{base}/{name}{path}")));
+            client.into_iter().chain(addresses).map(move |(key, value)| (name, key, value))
+        };
+        self.stand_ins.iter().flat_map(of).collect()
     }
 
     pub fn hubspot(&self) -> &Arc<Hubspot> {
@@ -168,16 +219,13 @@ impl Sandbox {
 
     /// What `GET /control/counters` answers.
     pub fn counters(&self) -> Value {
-        let refresh_tokens = json!({hubspot::NAME: self.hubspot.auth().redemptions()});
+        let redeemed = |of: &Arc<dyn StandIn>| (of.name().to_owned(), of.redemptions());
+        let refresh_tokens: Value = self.stand_ins.iter().map(redeemed).collect();
         let ledger = &self.shared.ledger;
         json!({
             "answers": ledger.to_json(), "unauthorised": ledger.of_status(401), "throttled": ledger.of_status(429),
             "refresh_tokens": refresh_tokens,
         })
-    }
-
-    fn parts(&self) -> Vec<Part> {
-        vec![self.hubspot.part()]
     }
 
     /// Everything that the listener serves.
@@ -188,8 +236,8 @@ impl Sandbox {
             .route("/control/counters/reset", post(reset_counters))
             .route("/control/faults", get(list_faults).put(put_faults))
             .with_state(self.clone());
-        self.parts().into_iter().fold(control, |router, part| {
-            let name = part.name;
+        self.stand_ins.iter().fold(control, |router, stand_in| {
+            let (name, part) = (stand_in.name(), Arc::clone(stand_in).part());
             router.nest(&format!("/{name}"), part.api).nest(&format!("/control/{name}"), part.control)
         })
     }
@@ -265,13 +313,17 @@ impl Drop for Running {
 
 async fn index(State(sandbox): State<Sandbox>) -> Response {
     let apps: Vec<&str> = sandbox.shared.options.apps.iter().map(|app| app.client_id.as_str()).collect();
-    let hubspot = json!({
-        "api_base": "/hubspot", "authorize_url": "/hubspot/oauth/authorize",
-        "token_url": "/hubspot/oauth/2026-03/token", "revoke_url": "/hubspot/oauth/2026-03/token/revoke",
-        "accounts": sandbox.hubspot.hub_ids(), "control": "/control/hubspot/accounts",
-    });
+    let told = |of: &Arc<dyn StandIn>| {
+        let name = of.name();
+        let mut told = json!({"accounts": of.accounts(), "control": format!("/control/{name}/accounts")});
+        for (key, path) in of.addresses() {
+            told[key] = format!("/{name}{path}").into();
+        }
+        (name.to_owned(), told)
+    };
+    let providers: Value = sandbox.stand_ins.iter().map(told).collect();
     let control = ["/control/counters", "/control/faults"];
-    shared::json(200, &json!({"client_ids": apps, "providers": {"hubspot": hubspot}, "control": control}))
+    shared::json(200, &json!({"client_ids": apps, "providers": providers, "control": control}))
 }
 
 async fn counters(State(sandbox): State<Sandbox>) -> Response {

@@ -40,7 +40,7 @@ use super::faults::{FaultName, Spot};
 use super::limits::RollingWindow;
 use super::oauth::{AuthServer, BearerFault, Choice, TokenRules, consent_answer};
 use super::shared::{self, Shared};
-use super::{Part, world};
+use super::{Connect, Part, StandIn, world};
 use account::Account;
 use links::LinkManners;
 use objects::{BatchManners, Listing, Query};
@@ -84,6 +84,51 @@ struct Caller {
     scopes: Option<Arc<[String]>>,
 }
 
+impl StandIn for Hubspot {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn title(&self) -> &'static str {
+        "HubSpot"
+    }
+
+    fn part(self: Arc<Self>) -> Part {
+        let control = Router::new()
+            .route("/accounts", get(accounts))
+            .route("/accounts/{hub_id}", post(change_account))
+            .route("/accounts/{hub_id}/truth", get(truth))
+            .route("/accounts/{hub_id}/revoke", post(revoke_account))
+            .route("/expire-tokens", post(expire_tokens))
+            .with_state(self.clone());
+        Part { api: Router::new().fallback(serve).with_state(self), control }
+    }
+
+    fn addresses(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("api_base", ""),
+            ("authorize_url", "/oauth/authorize"),
+            ("token_url", "/oauth/2026-03/token"),
+            ("revoke_url", "/oauth/2026-03/token/revoke"),
+        ]
+    }
+
+    fn connects(&self) -> Vec<Connect> {
+        let token = Self::private_app_token(self.hub_ids()[0]);
+        let bearer =
+            Connect { grant: "bearer_token", secrets: vec![("bearer_token", token)], ..Connect::default() };
+        vec![Connect { grant: "authorization_code", ..Connect::default() }, bearer]
+    }
+
+    fn accounts(&self) -> Value {
+        self.hub_ids().into()
+    }
+
+    fn redemptions(&self) -> Value {
+        self.auth.redemptions()
+    }
+}
+
 impl Hubspot {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
         let options = &shared.options;
@@ -111,18 +156,6 @@ impl Hubspot {
             token_calls: RollingWindow::new(limits.token_ten_secondly, TEN_SECONDS_MS),
             shared: shared.clone(),
         })
-    }
-
-    /// Its routes, for the provider's prefix and for the control endpoint.
-    pub fn part(self: &Arc<Self>) -> Part {
-        let control = Router::new()
-            .route("/accounts", get(accounts))
-            .route("/accounts/{hub_id}", post(change_account))
-            .route("/accounts/{hub_id}/truth", get(truth))
-            .route("/accounts/{hub_id}/revoke", post(revoke_account))
-            .route("/expire-tokens", post(expire_tokens))
-            .with_state(self.clone());
-        Part { name: NAME, api: Router::new().fallback(serve).with_state(self.clone()), control }
     }
 
     pub fn auth(&self) -> &AuthServer {

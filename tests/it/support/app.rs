@@ -12,7 +12,7 @@ use fieldmirror::config::{self, Purpose, Sources};
 use fieldmirror::daemon::{Daemon, Options};
 use fieldmirror::db::{Db, rows};
 use fieldmirror::domain::secret::Secret;
-use fieldmirror::sandbox::{CLIENT_ID, CLIENT_SECRET, Running, Sandbox, SandboxOptions};
+use fieldmirror::sandbox::{Running, Sandbox, SandboxOptions};
 use fieldmirror::vault::generate_key;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -86,7 +86,6 @@ impl TestApp {
         let sandbox = sandbox.start().await.unwrap();
         let (folder, address) = (short_folder("e2e"), free_address());
         let endpoint = format!("http://{address}");
-        let hubspot = |path: &str| format!("{}/hubspot{path}", sandbox.base_url());
         let own = [
             ("database.url", url.expose().to_owned()),
             ("database.pool_size", "4".to_owned()),
@@ -99,15 +98,14 @@ impl TestApp {
             ("sync.archived_interval", "2s".to_owned()),
             ("sync.hold_back", "0s".to_owned()),
             ("sync.overlap", "1s".to_owned()),
-            ("providers.hubspot.client_id", CLIENT_ID.to_owned()),
-            ("providers.hubspot.client_secret", CLIENT_SECRET.to_owned()),
-            ("providers.hubspot.api_base", hubspot("")),
-            ("providers.hubspot.authorize_url", hubspot("/oauth/authorize")),
-            ("providers.hubspot.token_url", hubspot("/oauth/2026-03/token")),
-            ("providers.hubspot.revoke_url", hubspot("/oauth/2026-03/token/revoke")),
         ];
-        let given = settings.iter().map(|(key, value)| (*key, (*value).to_owned()));
-        let environment = own.into_iter().chain(given).map(|(key, value)| (variable(key), value)).collect();
+        let stand_ins = sandbox.control().settings(&sandbox.base_url()).into_iter();
+        let stand_ins =
+            stand_ins.map(|(provider, key, value)| (format!("providers.{provider}.{key}"), value));
+        let given = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+        let all = own.chain(stand_ins).chain(given);
+        let environment = all.map(|(key, value)| (variable(&key), value)).collect();
         Self { sandbox, db, environment, folder, endpoint, _database: database }
     }
 
