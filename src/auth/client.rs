@@ -4,22 +4,41 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use url::Url;
 
 use super::Auth;
 use crate::config::ProviderSettings;
+use crate::db::connections::Connection;
 use crate::db::rate_budget::{self, Lease};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
+use crate::domain::spec::ProviderSpec;
+use crate::domain::step::Params;
 use crate::domain::time::delta;
-use crate::http::oauth::{BodyStyle, TokenEndpoint};
-use crate::providers::Provider;
+use crate::http::oauth::TokenEndpoint;
+use crate::providers::{Provider, TokenContext, TokenStep};
 
 /// The longest wait for a permit of a token endpoint.
 pub(super) const PERMIT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 impl Auth {
+    /// What the token endpoint is asked for, as providers see it.
+    pub(super) fn token_client(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        connection: &Connection,
+        (step, secrets): (TokenStep, &BTreeMap<String, Secret>),
+    ) -> Result<TokenClient, Failure> {
+        let client = match step {
+            TokenStep::ClientCredentials => TokenClient::of_account(provider, &connection.params, secrets)?,
+            TokenStep::Code | TokenStep::Refresh => TokenClient::ours(provider, settings)?,
+        };
+        let redirect_uri = self.redirect_uri(provider.spec().name);
+        let (params, options) = (&connection.params, &settings.extra);
+        Ok(client.with_fields(provider, &TokenContext { step, redirect_uri: &redirect_uri, params, options }))
+    }
+
     /// Waits until the token endpoint of `provider` may be asked once more by this client.
     pub(super) async fn take_permit(
         &self,
@@ -49,6 +68,9 @@ pub(super) fn permit_scope(provider: &'static dyn Provider, client_id: &str) -> 
 pub(super) struct TokenClient {
     pub id: String,
     pub secret: Option<Secret>,
+    spec: &'static ProviderSpec,
+    /// What the endpoint wants besides.
+    fields: Vec<(&'static str, String)>,
 }
 
 impl TokenClient {
@@ -64,12 +86,17 @@ impl TokenClient {
                 format!("`providers.{name}.client_id` is not set"),
             ));
         }
-        Ok(Self { id: settings.client_id.clone(), secret: settings.client_secret.clone() })
+        let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
+        Ok(Self { id, secret, spec: provider.spec(), fields: Vec::new() })
     }
 
     /// The account's own, from what the admin gave at connect.
-    pub(super) fn of_account(params: &Value, secrets: &BTreeMap<String, Secret>) -> Result<Self, Failure> {
-        let id = params.get("client_id").and_then(Value::as_str).unwrap_or_default();
+    pub(super) fn of_account(
+        provider: &'static dyn Provider,
+        params: &Params,
+        secrets: &BTreeMap<String, Secret>,
+    ) -> Result<Self, Failure> {
+        let id = params.get("client_id").map_or("", String::as_str);
         let secret = secrets.get("client_secret");
         if id.is_empty() || secret.is_none() {
             return Err(Failure::new(
@@ -77,7 +104,13 @@ impl TokenClient {
                 "client credentials need `--param client_id=…` and `--secret client_secret=…`",
             ));
         }
-        Ok(Self { id: id.to_owned(), secret: secret.cloned() })
+        Ok(Self { id: id.to_owned(), secret: secret.cloned(), spec: provider.spec(), fields: Vec::new() })
+    }
+
+    /// The same, sending what the provider wants with this kind of request.
+    pub(super) fn with_fields(mut self, provider: &'static dyn Provider, of: &TokenContext<'_>) -> Self {
+        self.fields = provider.token_fields(of);
+        self
     }
 
     /// The endpoint at `url`, as this client calls it.
@@ -86,9 +119,9 @@ impl TokenClient {
             url,
             client_id: &self.id,
             client_secret: self.secret.as_ref(),
-            extra: &[],
-            body: BodyStyle::Form,
-            reads_jwt: false,
+            extra: &self.fields,
+            body: self.spec.token_body,
+            reads_jwt: self.spec.reads_jwt,
         }
     }
 }

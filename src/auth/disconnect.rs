@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::proof::account_context;
 use super::{Auth, REFRESH_COLUMN, Standing, TokenClient};
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, RequestKind, RequestOutcome};
@@ -52,10 +53,16 @@ impl Auth {
             streams::bump(conn, id)
         })
         .await?;
+        // Needs an access token that lives, so it comes before refreshes are shut out.
+        let by_request = self.revoke_by_request(id).await?;
         // A refresh that is under way may be about to bring another token: it is waited for.
-        let revoked = match self.shut_out(id).await? {
-            Some((Standing { connection, token: Some(token) }, _)) => self.revoke(&connection, &token).await,
-            _ => Revoked::NotPossible,
+        let held = self.shut_out(id).await?;
+        let revoked = match (by_request, held) {
+            (Some(revoked), _) => revoked,
+            (None, Some((Standing { connection, token: Some(token) }, _))) => {
+                self.revoke(&connection, &token).await
+            }
+            (None, _) => Revoked::NotPossible,
         };
         let connection = self.wipe(id, purge, revoked.clone()).await?;
         if let Revoked::Failed(why) = &revoked {
@@ -63,6 +70,22 @@ impl Auth {
         }
         info!(connection.id = %id, "Disconnected `{}`", connection.name);
         Ok(revoked)
+    }
+
+    /// Ends the grant by a request of the API, where that is the provider's way.
+    async fn revoke_by_request(&self, id: ConnectionId) -> Result<Option<Revoked>, Failure> {
+        let Standing { connection, token } = self.standing(id).await?;
+        let Ok((provider, settings)) = self.provider(&connection.provider) else { return Ok(None) };
+        let request = provider.revoke_request(&account_context(settings, &connection));
+        let (Some(request), Some(_)) = (request, token) else { return Ok(None) };
+        let asked = async {
+            let access = self.access_token(id).await?;
+            self.question(provider, settings, &access.credentials, &request).await
+        };
+        Ok(Some(match asked.await {
+            Ok(_) => Revoked::Yes,
+            Err(failure) => Revoked::Failed(failure.message),
+        }))
     }
 
     async fn revoke(&self, connection: &Connection, token: &Token) -> Revoked {

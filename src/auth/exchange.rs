@@ -4,6 +4,7 @@
 //! The endpoint and `callback URL` share [`Auth::conclude`]. It runs in a task of its own: a browser that is closed, a
 //! cancelled job or a shutdown does not stop it halfway.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::Ending;
 use super::answer::Said;
 use super::authorize::{Key, Recognised, Redeemed};
+use super::proof::Credential;
 use super::renewal::{masked, terms};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
@@ -29,7 +31,7 @@ use crate::domain::token::TokenVerdict;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted, TokenFailure};
 use crate::http::retry;
-use crate::providers::{Account, Provider};
+use crate::providers::{Account, Provider, TokenStep};
 
 /// How long the exchange of a code may take. Codes live for a minute or so.
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
@@ -99,10 +101,16 @@ impl Auth {
         let granted = self.exchange_code(provider, settings, redeemed, code).await?;
         let grant = GrantKind::AuthorizationCode;
         let access_token = &granted.tokens.access_token;
-        let account = self.prove(provider, settings, grant, access_token, Some(&granted)).await?;
-        let token = self.first_token(provider, &redeemed.connection, redeemed.attempt.id, &granted);
-        let request = redeemed.authorization.request_id;
-        let secrets = self.secrets_beside(&redeemed.connection, redeemed.attempt.id, request).await?;
+        let (connection, request) = (&redeemed.connection, redeemed.authorization.request_id);
+        let beside = self.secrets_beside(request).await?;
+        let kept = match &beside {
+            Some(_) => BTreeMap::new(),
+            None => self.open_secrets(connection.id).await?,
+        };
+        let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
+        let account = self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
+        let token = self.first_token(provider, connection, redeemed.attempt.id, &granted);
+        let secrets = beside.map(|beside| self.sealed(connection, redeemed.attempt.id, &beside));
         let proven = Proven { account, grant_id: redeemed.attempt.id, token, secrets };
         let name = redeemed.connection.name.clone();
         self.establish(provider, redeemed.connection.id, name, grant, proven, request).await
@@ -115,7 +123,8 @@ impl Auth {
         redeemed: &Redeemed,
         code: &Secret,
     ) -> Result<Granted, Failure> {
-        let client = TokenClient::ours(provider, settings)?;
+        let of = (TokenStep::Code, &BTreeMap::new());
+        let client = self.token_client(provider, settings, &redeemed.connection, of)?;
         self.take_permit(provider, &client.id).await?;
         let endpoint = client.endpoint(&settings.token_url);
         // A code is good for one exchange: a lost reply is not asked for again.

@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::Ending;
 use super::exchange::Proven;
 use super::policy::PROBE_EVERY;
-use super::{ACCESS_COLUMN, Auth, TokenClient, is_key, secret_column, text, unopened};
+use super::proof::Credential;
+use super::{ACCESS_COLUMN, Auth, is_key, secret_column, text, unopened};
 use crate::config::ProviderSettings;
 use crate::db::audit;
 use crate::db::connections::{self, Connection};
@@ -26,7 +27,7 @@ use crate::domain::spec::{GrantKind, GrantSpec};
 use crate::domain::time::delta;
 use crate::http::deadline::Deadline;
 use crate::http::oauth;
-use crate::providers::Provider;
+use crate::providers::{Provider, TokenStep};
 
 /// How long the token endpoint may take.
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
@@ -84,7 +85,8 @@ impl Auth {
     ) -> Result<Proven, Failure> {
         let name = spec.secrets.first().copied().unwrap_or_default();
         let key = secrets.get(name).ok_or_else(|| bad(format!("`--secret {name}=…` is missing")))?;
-        let account = self.prove(provider, settings, connection.grant, key, None).await?;
+        let credential = Credential { token: key, secrets };
+        let account = self.prove(provider, settings, connection, &credential, None).await?;
         let now = self.clock.now();
         let token = NewToken {
             connection: connection.id,
@@ -107,7 +109,8 @@ impl Auth {
         secrets: &BTreeMap<String, Secret>,
         grant_id: Uuid,
     ) -> Result<Proven, Failure> {
-        let client = TokenClient::of_account(&connection.params, secrets)?;
+        let of = (TokenStep::ClientCredentials, secrets);
+        let client = self.token_client(provider, settings, connection, of)?;
         self.take_permit(provider, &client.id).await?;
         let endpoint = client.endpoint(&settings.token_url);
         let asked = oauth::client_credentials(
@@ -121,8 +124,8 @@ impl Auth {
             Ok(granted) => granted,
             Err(failure) => return Err(self.no_tokens(provider, &client, failure, &[]).await?),
         };
-        let access_token = &granted.tokens.access_token;
-        let account = self.prove(provider, settings, connection.grant, access_token, Some(&granted)).await?;
+        let credential = Credential { token: &granted.tokens.access_token, secrets };
+        let account = self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
         let token = self.first_token(provider, connection, grant_id, &granted);
         Ok(Proven { account, grant_id, token, secrets: Some(self.sealed(connection, grant_id, secrets)) })
     }
@@ -154,18 +157,16 @@ impl Auth {
         Ok(secrets)
     }
 
-    /// Secrets that came with the request for a consent, sealed for the new grant.
+    /// Secrets that came with the request for a consent, if any did.
     pub(super) async fn secrets_beside(
         &self,
-        connection: &Connection,
-        grant_id: Uuid,
         request: Uuid,
-    ) -> Result<Option<Vec<SealedSecret>>, Failure> {
+    ) -> Result<Option<BTreeMap<String, Secret>>, Failure> {
         let request = self.db(move |conn| requests::get(conn, request)).await?;
         if request.sealed.is_none() {
             return Ok(None);
         }
-        Ok(Some(self.sealed(connection, grant_id, &self.handed_over(&request)?)))
+        self.handed_over(&request).map(Some)
     }
 
     /// Whether a request for a consent brings what the grant needs besides. A reconnect may rely on what is there.
@@ -183,7 +184,7 @@ impl Auth {
         }
     }
 
-    fn sealed(
+    pub(super) fn sealed(
         &self,
         connection: &Connection,
         grant_id: Uuid,
@@ -236,9 +237,7 @@ fn demand(
     connection: &Connection,
     secrets: &BTreeMap<String, Secret>,
 ) -> Result<(), Failure> {
-    let given = |name: &str| {
-        connection.params.get(name).and_then(serde_json::Value::as_str).is_some_and(|text| !text.is_empty())
-    };
+    let given = |name: &str| connection.params.get(name).is_some_and(|text| !text.is_empty());
     if let Some(missing) = spec.params.iter().find(|name| !given(name)) {
         return Err(bad(format!("`--param {missing}=…` is missing")));
     }

@@ -21,6 +21,7 @@ mod renewal;
 mod setback;
 pub mod ticket;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use crate::db::{Db, DbError};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
-use crate::domain::spec::{GrantKind, Placement};
+use crate::domain::spec::{GrantKind, GrantSpec, Placement};
 use crate::domain::time::Clock;
 use crate::http::Client;
 use crate::http::deadline::Deadline;
@@ -85,8 +86,8 @@ impl Deref for Auth {
 /// What a request to a provider carries.
 #[derive(Debug, Clone)]
 pub struct Access {
-    pub token: Secret,
-    pub placement: Placement,
+    /// The secrets that it carries, and where.
+    pub credentials: Vec<(Placement, Secret)>,
     /// Which token it is: for [`Auth::replace`].
     pub generation: i64,
     /// `None`: unknown, or it does not expire.
@@ -143,7 +144,7 @@ impl Auth {
             let Standing { connection, token } = self.standing(id).await?;
             let token = live(&connection, token)?;
             if self.is_good(&token, refused) {
-                return self.open_access(&connection, &token);
+                return self.open_access(&connection, &token).await;
             }
             // Others that need it see at once that it is due; the exchange itself is excluded against theirs.
             let now = self.clock.now();
@@ -173,10 +174,15 @@ impl Auth {
             && policy::is_usable(token.issued_at, token.expires_at, self.clock.now())
     }
 
-    fn open_access(&self, connection: &Connection, token: &Token) -> Result<Access, Failure> {
+    async fn open_access(&self, connection: &Connection, token: &Token) -> Result<Access, Failure> {
+        let spec = grant_spec(connection)?;
+        let secrets = match spec.headers {
+            [] => BTreeMap::new(),
+            _ => self.open_secrets(connection.id).await?,
+        };
+        let credential = self.open(connection.id, token.grant_id, ACCESS_COLUMN, &token.access_sealed)?;
         Ok(Access {
-            token: self.open(connection.id, token.grant_id, ACCESS_COLUMN, &token.access_sealed)?,
-            placement: placement(connection)?,
+            credentials: credentials(spec, credential, &secrets)?,
             generation: token.generation,
             expires_at: token.expires_at,
             issued_at: token.issued_at,
@@ -279,10 +285,28 @@ pub(crate) fn is_key(grant: GrantKind) -> bool {
     matches!(grant, GrantKind::ApiKey | GrantKind::BearerToken)
 }
 
-fn placement(connection: &Connection) -> Result<Placement, Failure> {
+/// The secrets that a request carries: the credential itself, and what its kind of grant adds.
+pub(crate) fn credentials(
+    spec: &GrantSpec,
+    credential: Secret,
+    secrets: &BTreeMap<String, Secret>,
+) -> Result<Vec<(Placement, Secret)>, Failure> {
+    let mut all = vec![(spec.placement, credential)];
+    for (header, name) in spec.headers {
+        let secret = secrets.get(*name).cloned().ok_or_else(|| {
+            Failure::new(
+                FailureKind::Misconfigured,
+                format!("the secret `{name}` of the connection is missing"),
+            )
+        })?;
+        all.push((Placement { header, prefix: "" }, secret));
+    }
+    Ok(all)
+}
+
+fn grant_spec(connection: &Connection) -> Result<&'static GrantSpec, Failure> {
     providers::provider(&connection.provider)
         .and_then(|provider| provider.spec().grant(connection.grant))
-        .map(|grant| grant.placement)
         .ok_or_else(|| {
             Failure::bug(format!(
                 "{} is not known to take the grant `{}`",

@@ -1,5 +1,6 @@
 //! Whose account a fresh credential belongs to: asked of the provider, which also proves that it works.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -7,17 +8,37 @@ use tracing::debug;
 
 use super::Auth;
 use crate::config::ProviderSettings;
+use crate::db::connections::Connection;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
-use crate::domain::spec::GrantKind;
+use crate::domain::spec::{GrantKind, Placement};
 use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::delta;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted};
 use crate::http::retry;
-use crate::providers::{Account, Clues, Provider};
+use crate::providers::{Account, AccountContext, Clues, Provider};
 
 use super::TokenClient;
+
+/// A fresh credential, and the secrets that were handed over with it.
+pub(super) struct Credential<'a> {
+    pub token: &'a Secret,
+    pub secrets: &'a BTreeMap<String, Secret>,
+}
+
+/// What providers are told of an account.
+pub(super) fn account_context<'a>(
+    settings: &'a ProviderSettings,
+    connection: &'a Connection,
+) -> AccountContext<'a> {
+    AccountContext {
+        grant: connection.grant,
+        api_version: &settings.api_version,
+        params: &connection.params,
+        options: &settings.extra,
+    }
+}
 
 /// How often one question is asked.
 const TRIES: u32 = 3;
@@ -36,24 +57,33 @@ impl Auth {
         &self,
         provider: &'static dyn Provider,
         settings: &ProviderSettings,
-        grant: GrantKind,
-        credential: &Secret,
+        connection: &Connection,
+        credential: &Credential<'_>,
         granted: Option<&Granted>,
     ) -> Result<Account, Failure> {
+        let grant = connection.grant;
         let introspected = match granted {
             Some(_) if grant == GrantKind::AuthorizationCode => {
-                self.introspect(provider, settings, credential).await
+                self.introspect(provider, settings, credential.token).await
             }
             _ => None,
         };
+        let spec = provider.spec().grant(grant).ok_or_else(|| {
+            Failure::bug(format!("{} does not know this kind of grant", provider.spec().name))
+        })?;
+        let credentials = super::credentials(spec, credential.token.clone(), credential.secrets)?;
+        let of = account_context(settings, connection);
         let mut replies = Vec::new();
-        for request in provider.identity_requests(&settings.api_version) {
-            replies.push(self.question(provider, settings, grant, credential, &request).await?);
+        for request in provider.identity_requests(&of) {
+            replies.push(self.question(provider, settings, &credentials, &request).await?);
         }
         provider.identity(&Clues {
             grant,
             granted: granted.map_or(&Value::Null, |granted| &granted.extra),
             introspected: introspected.as_ref(),
+            claims: granted.and_then(|granted| granted.claims.as_ref()),
+            params: of.params,
+            options: of.options,
             replies: &replies,
         })
     }
@@ -80,28 +110,19 @@ impl Auth {
             .ok()
     }
 
-    async fn question(
+    pub(super) async fn question(
         &self,
         provider: &'static dyn Provider,
         settings: &ProviderSettings,
-        grant: GrantKind,
-        credential: &Secret,
+        credentials: &[(Placement, Secret)],
         request: &Request,
     ) -> Result<Reply, Failure> {
-        let placement = provider.spec().grant(grant).map(|spec| spec.placement).ok_or_else(|| {
-            Failure::bug(format!("{} does not know this kind of grant", provider.spec().name))
-        })?;
         let mut tries = 0;
         loop {
             tries += 1;
             let sent = tokio::time::timeout(
                 QUESTION_MAX,
-                self.http.send(
-                    &settings.api_base,
-                    request,
-                    Some((placement, credential)),
-                    self.clock.as_ref(),
-                ),
+                self.http.send(&settings.api_base, request, credentials, self.clock.as_ref()),
             );
             let (failure, wait) = match sent.await {
                 Ok(Ok(reply)) => match provider.judge(request, &reply) {

@@ -206,9 +206,8 @@ fn last_failure(token: &Token, connection: &Connection) -> Failure {
 
 /// The client id that a connection's token requests count against.
 pub(super) fn client_of<'a>(connection: &'a Connection, ours: &'a str) -> &'a str {
-    let own = connection.params.get("client_id").and_then(serde_json::Value::as_str);
     match connection.grant {
-        GrantKind::ClientCredentials => own.unwrap_or_default(),
+        GrantKind::ClientCredentials => connection.params.get("client_id").map_or("", String::as_str),
         _ => ours,
     }
 }

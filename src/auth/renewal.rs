@@ -2,12 +2,14 @@
 //!
 //! What a failure does to the connection is written by [`super::setback`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::policy::{self, PROBE_EVERY};
+use super::proof::Credential;
 use super::refresh::Refreshed;
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, throttled};
 use crate::config::ProviderSettings;
@@ -23,7 +25,7 @@ use crate::domain::token::{TokenSet, TokenVerdict};
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted, TokenFailure};
 use crate::http::{redact, retry};
-use crate::providers::Provider;
+use crate::providers::{Provider, TokenStep};
 use chrono::{DateTime, Utc};
 
 /// A second try after a lost reply is made only with this much time left.
@@ -92,15 +94,19 @@ impl Work<'_> {
         let url = &self.settings.token_url;
         if self.connection.grant == GrantKind::ClientCredentials {
             let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
-            let client = TokenClient::of_account(&self.connection.params, &secrets).map_err(passing)?;
+            let client = self.client(TokenStep::ClientCredentials, &secrets).map_err(passing)?;
             let endpoint = client.endpoint(url);
             return Ok(
                 oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await
             );
         }
-        let client = TokenClient::ours(self.provider, self.settings).map_err(passing)?;
+        let client = self.client(TokenStep::Refresh, &BTreeMap::new()).map_err(passing)?;
         let refresh_token = self.refresh_token().map_err(passing)?;
         Ok(oauth::refresh(http, &client.endpoint(url), &refresh_token, deadline, clock).await)
+    }
+
+    fn client(&self, step: TokenStep, secrets: &BTreeMap<String, Secret>) -> Result<TokenClient, Failure> {
+        self.auth.token_client(self.provider, self.settings, &self.connection, (step, secrets))
     }
 
     fn refresh_token(&self) -> Result<Secret, Failure> {
@@ -210,7 +216,9 @@ impl Work<'_> {
             ACCESS_COLUMN,
             &self.token.access_sealed,
         )?;
-        let proven = self.auth.prove(self.provider, self.settings, self.connection.grant, &key, None).await;
+        let secrets = self.auth.open_secrets(self.connection.id).await?;
+        let credential = Credential { token: &key, secrets: &secrets };
+        let proven = self.auth.prove(self.provider, self.settings, &self.connection, &credential, None).await;
         let account = match proven {
             Ok(account) => account,
             Err(failure) if failure.kind == FailureKind::NeedsReauth => {

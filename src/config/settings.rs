@@ -247,6 +247,39 @@ impl ProviderSettings {
             page_size: reader.count(&key("page_size"), &PAGE_SIZE),
             extra: extra(reader, name),
         }
+        .in_environment(reader, name)
+    }
+
+    /// Replaces the built-in addresses by those of the provider's other environment, where `environment` names one: they
+    /// stand in the section as `{environment}_{key}`. An address that somebody set stays.
+    fn in_environment(mut self, reader: &mut Reader<'_>, name: &str) -> Self {
+        let Some(environment) = self.extra.get("environment").and_then(|word| word.as_str()) else {
+            return self;
+        };
+        let origin = format!("providers.{name}.environment = \"{environment}\"");
+        let environment = environment.to_owned();
+        let known = self.extra.keys().filter_map(|key| key.strip_suffix("_api_base"));
+        let known: Vec<&str> = ["production"].into_iter().chain(known).collect();
+        if !known.contains(&environment.as_str()) {
+            let key = format!("providers.{name}.environment");
+            let set_by = reader.layers.effective(&key).1;
+            let expected = format!("one of \"{}\"", known.join("\", \""));
+            reader.problem(&key, format!("\"{environment}\""), expected, &set_by, "choose one of these");
+        }
+        let addresses = [
+            ("authorize_url", &mut self.authorize_url),
+            ("token_url", &mut self.token_url),
+            ("api_base", &mut self.api_base),
+        ];
+        for (key, address) in addresses {
+            let own = self.extra.get(&format!("{environment}_{key}")).and_then(|url| url.as_str());
+            let full = format!("providers.{name}.{key}");
+            if let Some(url) = own.and_then(validate::url).filter(|_| reader.is_default(&full)) {
+                reader.resolve(&full, url.as_str().into(), origin.clone());
+                *address = url;
+            }
+        }
+        self
     }
 }
 

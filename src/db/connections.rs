@@ -14,6 +14,7 @@ use super::error::DbError;
 use super::rows;
 use crate::domain::ids::{ConnectionId, ConnectionName};
 use crate::domain::spec::GrantKind;
+use crate::domain::step::Params;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +72,8 @@ pub struct Connection {
     pub reason: Option<String>,
     pub account_id: Option<String>,
     pub account_name: Option<String>,
-    /// What the admin gave with `--param`: an object of texts.
-    pub params: Value,
+    /// What the admin gave with `--param`.
+    pub params: Params,
     pub connected_at: Option<DateTime<Utc>>,
 }
 
@@ -118,10 +119,16 @@ impl TryFrom<Row> for Connection {
             reason: row.reason,
             account_id: row.account_id,
             account_name: row.account_name,
-            params: row.params,
+            params: texts(&row.params),
             connected_at: row.connected_at,
         })
     }
+}
+
+/// The texts of an object.
+fn texts(value: &Value) -> Params {
+    let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+    value.as_object().into_iter().flatten().filter_map(text).collect()
 }
 
 const COLUMNS: &str = "SELECT id, name, provider, grant_kind, grant_id, state, reason, account_id, account_name, params, \

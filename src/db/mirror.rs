@@ -14,7 +14,7 @@ use super::error::DbError;
 use super::rows;
 use crate::domain::ids::ConnectionId;
 use crate::domain::record::Tombstone;
-use crate::domain::spec::{Column, ColumnType, StreamSpec};
+use crate::domain::spec::{Column, ColumnType, Mode, StreamSpec};
 
 /// What the mirror holds of a record, as far as deciding between versions goes.
 #[derive(Debug, Clone, PartialEq, QueryableByName)]
@@ -146,7 +146,7 @@ fn merge_sql(stream: &StreamSpec) -> String {
 
 fn cell_sql(column: &Column) -> String {
     match column.kind {
-        ColumnType::Text => column.name.to_owned(),
+        ColumnType::Text | ColumnType::Reference => column.name.to_owned(),
         kind => format!("{}::{}", column.name, kind.sql()),
     }
 }
@@ -221,21 +221,21 @@ pub fn living_unmet(
     connection: &mut PgConnection,
     stream: &StreamSpec,
     of: ConnectionId,
-    partition: &str,
+    mode: Mode,
     before: DateTime<Utc>,
 ) -> Result<Vec<String>, DbError> {
     let query = format!(
         "SELECT id AS value FROM mirror.{} row
          WHERE connection_id = $1 AND deleted_at IS NULL AND first_seen_at < $4
            AND NOT EXISTS (SELECT FROM walk_seen seen
-                           WHERE seen.connection_id = $1 AND seen.stream = $2 AND seen.partition = $3
-                             AND seen.mode = 'backfill' AND seen.record_id = row.id)",
+                           WHERE seen.connection_id = $1 AND seen.stream = $2 AND seen.partition = ''
+                             AND seen.mode = $3 AND seen.record_id = row.id)",
         stream.table
     );
     let query = diesel::sql_query(query)
         .bind::<BigInt, _>(of.0)
         .bind::<Text, _>(stream.name)
-        .bind::<Text, _>(partition)
+        .bind::<Text, _>(mode.as_str())
         .bind::<Timestamptz, _>(before);
     rows::values::<Text, String, _>(connection, query)
 }

@@ -108,7 +108,7 @@ mod tests {
     fn no_span_holds_more_than_the_limit() {
         for limit in [1, 2, 5, 9, 50, 250_000] {
             let per = Duration::from_secs(10);
-            let shape = shape(&BucketSpec { name: "b", limit, per });
+            let shape = shape(&BucketSpec::requests("b", limit, per));
             // At most what may go at once, and what is spread over the span.
             let most = (shape.ahead_s / shape.each_s).round() + 1.0 + (10.0 / shape.each_s).round();
             assert!(most <= f64::from(limit.max(2)), "{limit}: {most}");

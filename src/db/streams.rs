@@ -25,9 +25,6 @@ pub struct StreamKey {
     pub epoch: i64,
 }
 
-/// Streams that providers do not split have one partition, with this name.
-pub const WHOLE: &str = "";
-
 /// Whether the turn still owned the stream that it wrote to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -131,8 +128,13 @@ pub fn ensure(
         .iter()
         .flat_map(|stream| stream.modes.iter().map(|mode| (stream.name, mode.as_str())))
         .collect();
+    // There is nothing to sweep before the first read of everything is done: its end makes sweeps due.
     diesel::sql_query(
-        "INSERT INTO walks (connection_id, stream, mode) SELECT $1, unnest($2), unnest($3) ON CONFLICT DO NOTHING",
+        "INSERT INTO walks (connection_id, stream, mode, due_at)
+         SELECT $1, w.stream, w.mode, CASE WHEN w.mode <> 'sweep' OR s.backfill_done THEN now() END
+         FROM unnest($2, $3) AS w (stream, mode)
+         JOIN stream_state s ON (s.connection_id, s.stream, s.partition) = ($1, w.stream, '')
+         ON CONFLICT DO NOTHING",
     )
     .bind::<BigInt, _>(of.0)
     .bind::<Array<Text>, _>(walks.iter().map(|walk| walk.0).collect::<Vec<_>>())
@@ -302,6 +304,8 @@ pub struct Closing {
     pub reads_all: bool,
     /// When the walk is due again; `None`: not by itself.
     pub due_at: Option<DateTime<Utc>>,
+    /// When the first sweep is due, once everything has been read.
+    pub sweep_due_at: DateTime<Utc>,
     pub closed_at: DateTime<Utc>,
 }
 
@@ -329,6 +333,16 @@ pub fn close_walk(
     .bind::<Timestamptz, _>(closing.closed_at)
     .execute(connection)?;
     forget_met(connection, key, closing.mode)?;
+    if closing.reads_all {
+        diesel::sql_query(
+            "UPDATE walks SET due_at = $3
+             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'sweep' AND due_at IS NULL",
+        )
+        .bind::<BigInt, _>(key.connection.0)
+        .bind::<Text, _>(key.stream)
+        .bind::<Timestamptz, _>(closing.sweep_due_at)
+        .execute(connection)?;
+    }
     let owned = diesel::sql_query(
         "UPDATE stream_state state
          SET backfill_done = state.backfill_done OR $5,
@@ -348,6 +362,19 @@ pub fn close_walk(
     .bind::<Timestamptz, _>(closing.closed_at)
     .execute(connection)?;
     Ok(StreamWrite::of(owned))
+}
+
+/// Ends a walk that has not read all of what it had to. It moves no watermark.
+pub fn end_walk(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET started_at = NULL, from_time = NULL, position = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .execute(connection)?;
+    forget_met(connection, key, mode)
 }
 
 /// Throws a walk's place away, so that it starts again, and says why.

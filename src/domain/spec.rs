@@ -25,12 +25,18 @@ pub struct ProviderSpec {
     pub scopes: &'static [&'static str],
     /// Whether PKCE (S256) is sent at consent.
     pub pkce: bool,
+    /// How the fields of a token request are written.
+    pub token_body: BodyStyle,
+    /// Whether an access token may be read as a JWT when the answer does not tell its life.
+    pub reads_jwt: bool,
     /// Life of an access token when the answer does not tell.
     pub token_life_default: Duration,
     /// What limits our requests. A request that names no bucket is not paced.
     pub buckets: &'static [BucketSpec],
     /// What limits the token endpoint, for all accounts of one client together.
     pub token_bucket: BucketSpec,
+    /// Requests of one connection that are under way at once.
+    pub in_flight_max: usize,
     /// Records asked for in one page when the setting is 0.
     pub page_size: u32,
     pub streams: &'static [StreamSpec],
@@ -89,6 +95,8 @@ pub struct GrantSpec {
     pub secrets: &'static [&'static str],
     /// How an API request carries the credential.
     pub placement: Placement,
+    /// Secrets that every API request carries besides: header name and `--secret` name.
+    pub headers: &'static [(&'static str, &'static str)],
 }
 
 /// Where an API request carries its credential: header name and what stands before the value.
@@ -101,12 +109,59 @@ pub struct Placement {
 /// `Authorization: Bearer …`
 pub const BEARER: Placement = Placement { header: "authorization", prefix: "Bearer " };
 
-/// A limit on requests: at most `limit` in any span of `per`.
+/// How the fields of a token request are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BodyStyle {
+    /// As RFC 6749 has it.
+    #[default]
+    Form,
+    /// As Housecall Pro's integrators send it.
+    Json,
+}
+
+/// A limit on requests.
 #[derive(Debug, Clone, Copy)]
 pub struct BucketSpec {
     pub name: &'static str,
     pub limit: u32,
     pub per: Duration,
+    pub counts: Counts,
+    pub scope: Scope,
+}
+
+impl BucketSpec {
+    /// At most `limit` requests to one account in any span of `per`.
+    pub const fn requests(name: &'static str, limit: u32, per: Duration) -> Self {
+        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Account }
+    }
+
+    /// A budget of `limit` points for one account, which comes back evenly: all of it in `per`.
+    pub const fn points(name: &'static str, limit: u32, per: Duration) -> Self {
+        Self { name, limit, per, counts: Counts::Points, scope: Scope::Account }
+    }
+
+    /// At most `limit` requests from one address in any span of `per`, whichever account they are for.
+    pub const fn egress(name: &'static str, limit: u32, per: Duration) -> Self {
+        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Egress }
+    }
+}
+
+/// What a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    /// Each request as one.
+    Requests,
+    /// What a request costs: [`crate::domain::step::Request::points`].
+    Points,
+}
+
+/// Whose requests a limit counts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those to one account.
+    Account,
+    /// Those that leave from one address, of all daemons of an egress group.
+    Egress,
 }
 
 /// One stream of records of one provider: a table of the mirror.
@@ -126,6 +181,65 @@ pub struct StreamSpec {
     pub columns: &'static [Column],
     /// Whether its table has `merged_into`: records of this stream can be merged into one another.
     pub merges: bool,
+    /// JSON pointers to what is not kept of a record, `*` standing for every element of an array: links that let
+    /// whoever has them act, pay, places people live at.
+    pub omit: &'static [&'static str],
+    pub read: Read,
+}
+
+/// How a stream is read.
+#[derive(Debug)]
+pub enum Read {
+    /// By the provider's own `step`.
+    Own,
+    /// As `providers::interpret` reads every list of this description.
+    List(ListSpec),
+}
+
+/// A list that is read page by page with GET.
+#[derive(Debug)]
+pub struct ListSpec {
+    /// Path below the API base. `{name}` stands for the parameter of that name that the admin gave at connect.
+    pub path: &'static str,
+    /// Where a page has its records.
+    pub records: &'static str,
+    /// Sent with every request.
+    pub query: &'static [(&'static str, &'static str)],
+    pub paging: Paging,
+    /// The name of the parameter that says how many records a page is to have; empty where there is none.
+    pub size: &'static str,
+    pub changes: Changes,
+    pub buckets: &'static [&'static str],
+}
+
+/// How a list tells its next page.
+#[derive(Debug, Clone, Copy)]
+pub enum Paging {
+    /// It has one page.
+    Single,
+    /// Pages are numbered from 1. `more` points to a boolean, or to the number of pages there are; `total`, where it is
+    /// not empty, to the number of records.
+    Numbered { param: &'static str, more: &'static str, total: &'static str },
+    /// The next page begins after the id of this one's last record, as long as the flag at `more` is set or, without
+    /// such a flag, the `Link` header names a next page.
+    LastId { param: &'static str, more: &'static str },
+    /// A page carries the cursor of the next one.
+    Cursor { param: &'static str, next: &'static str },
+}
+
+/// How the changes since some time are found.
+#[derive(Debug, Clone, Copy)]
+pub enum Changes {
+    /// Not at all.
+    None,
+    /// By a window on the time of modification: `from` exclusive or inclusive, `to` where the list takes one.
+    Window { from: &'static str, to: Option<&'static str> },
+    /// By the order: asked with these fields the list shows the last modified first, with `full` it shows all in an
+    /// order that changes do not disturb.
+    NewestFirst {
+        newest: &'static [(&'static str, &'static str)],
+        full: &'static [(&'static str, &'static str)],
+    },
 }
 
 /// The kinds of walk. Each keeps its own position and interval.
@@ -139,10 +253,13 @@ pub enum Mode {
     Archived,
     /// The whole stream each time: small lists that show no change marker. A closed one proves what is gone.
     Snapshot,
+    /// Every id there is, resumable and rarely: a closed one proves what is gone.
+    Sweep,
 }
 
 impl Mode {
-    pub const ALL: [Self; 4] = [Self::Backfill, Self::Incremental, Self::Archived, Self::Snapshot];
+    pub const ALL: [Self; 5] =
+        [Self::Backfill, Self::Incremental, Self::Archived, Self::Snapshot, Self::Sweep];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -150,6 +267,7 @@ impl Mode {
             Self::Incremental => "incremental",
             Self::Archived => "archived",
             Self::Snapshot => "snapshot",
+            Self::Sweep => "sweep",
         }
     }
 
@@ -163,7 +281,7 @@ impl Mode {
 pub struct Column {
     pub name: &'static str,
     pub kind: ColumnType,
-    /// JSON pointer into `raw`.
+    /// JSON pointer into `raw`; in one of a `TextArray`, `*` stands for every element of an array.
     pub at: &'static str,
 }
 
@@ -175,16 +293,20 @@ pub enum ColumnType {
     Numeric,
     Bigint,
     Boolean,
-    /// `text[]`, from an array of strings or numbers.
+    /// `text[]`, from an array of strings or numbers, or from all that a pointer with `*` leads to.
     TextArray,
+    /// `numeric` in major units, from a whole number of hundredths.
+    Cents,
+    /// `text`: the id of another record, sent as it is or as an object with an `id`.
+    Reference,
 }
 
 impl ColumnType {
     pub fn sql(self) -> &'static str {
         match self {
-            Self::Text => "text",
+            Self::Text | Self::Reference => "text",
             Self::Timestamptz => "timestamp with time zone",
-            Self::Numeric => "numeric",
+            Self::Numeric | Self::Cents => "numeric",
             Self::Bigint => "bigint",
             Self::Boolean => "boolean",
             Self::TextArray => "text[]",

@@ -65,11 +65,22 @@ pub struct StepContext<'a> {
     /// What other streams of the connection have learned, by name.
     pub facts: &'a Facts,
     /// What the admin gave with `--param`.
-    pub params: &'a BTreeMap<String, String>,
+    pub params: &'a Params,
+    pub options: &'a Options,
 }
 
-/// What has been learned about an account: names to JSON.
+/// What has been learned about an account: names to JSON. It outlives walks, and is written with the page that brings
+/// it. The fact [`NOTICES`] is for people.
 pub type Facts = BTreeMap<String, Value>;
+
+/// What the provider wants people to know of the account: an object of words to sentences, shown by `status`.
+pub const NOTICES: &str = "notices";
+
+/// What an admin gave with `--param`: names to values.
+pub type Params = BTreeMap<String, String>;
+
+/// The settings that only this provider has, each of the type of its built-in value.
+pub type Options = BTreeMap<String, Value>;
 
 /// The next thing a walk wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,12 +91,17 @@ pub enum Step {
     Emit { page: Page, at: Position },
     /// The walk is closed: everything it had to cover has been emitted.
     Done,
+    /// The walk is at its end, and a part of what it had to cover cannot be read, such as a location that the account
+    /// may not see. No watermark moves and nothing counts as gone; the stream says why.
+    Partial { why: String },
 }
 
 /// What one `Emit` carries.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
     pub records: Vec<Record>,
+    /// Ids that a sweep has met without their records; those of `records` are met as well.
+    pub met: Vec<String>,
     pub tombstones: Vec<Tombstone>,
     pub facts: Facts,
     /// How much of the walk is behind us, 0 to 1, where the provider lets us know.
@@ -105,11 +121,37 @@ pub struct Request {
     /// Path below the API base, with a leading slash.
     pub path: String,
     pub query: Vec<(&'static str, String)>,
+    /// Further headers, none of them secret.
+    pub headers: Vec<(&'static str, String)>,
     pub body: Option<Value>,
     /// What the request is for: a word for logs, metrics and for telling replies apart, such as `search`.
     pub purpose: &'static str,
-    /// The buckets it takes one permit from.
+    /// The limits that it counts against.
     pub buckets: &'static [&'static str],
+    /// What it takes from those that count points.
+    pub points: u32,
+}
+
+impl Request {
+    pub fn get(path: String, purpose: &'static str, buckets: &'static [&'static str]) -> Self {
+        let (query, headers) = (Vec::new(), Vec::new());
+        Self { method: Method::Get, path, query, headers, body: None, purpose, buckets, points: 1 }
+    }
+
+    pub fn post(path: String, body: Value, purpose: &'static str, buckets: &'static [&'static str]) -> Self {
+        Self { method: Method::Post, body: Some(body), ..Self::get(path, purpose, buckets) }
+    }
+}
+
+/// What asking for a record by its id has shown, after a sweep that did not meet it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Presence {
+    /// It is there, with its newest version where that came along.
+    Here(Option<Box<Record>>),
+    /// It is gone, and why that is known: a sentence for `deleted_evidence`.
+    Gone { evidence: String },
+    /// Nothing is proven: the row stays as it is.
+    Unknown,
 }
 
 /// What came back.

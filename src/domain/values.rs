@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use super::spec::ColumnType;
 
+/// Characters of a number.
+const DIGITS_MAX: usize = 400;
+
 /// A value of a column, as text that Postgres reads without fail; or why it has none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell<'a> {
@@ -38,12 +41,59 @@ pub fn read(kind: ColumnType, value: Option<&Value>) -> Cell<'_> {
             None => Cell::Misfit,
         },
         ColumnType::TextArray => match value {
-            Value::Array(items) => match items.iter().map(text).collect() {
-                Some(items) => Cell::Array(items),
-                None => Cell::Misfit,
-            },
+            Value::Array(items) => array(items),
             _ => Cell::Misfit,
         },
+        ColumnType::Cents => cents(value).map_or(Cell::Misfit, |major| Cell::Text(major.into())),
+        ColumnType::Reference => match value {
+            Value::Object(fields) => read(ColumnType::Text, fields.get("id")),
+            plain => text(plain).map_or(Cell::Misfit, Cell::Text),
+        },
+    }
+}
+
+/// Reads the column at `pointer` of a record. `*` in the pointer of an array stands for every element.
+pub fn cell<'a>(kind: ColumnType, record: &'a Value, pointer: &str) -> Cell<'a> {
+    if kind != ColumnType::TextArray || !pointer.contains('*') {
+        return read(kind, at(record, pointer));
+    }
+    let found = all(record, pointer);
+    let set = found.into_iter().filter(|value| !matches!(value, Value::Null) && value.as_str() != Some(""));
+    match set.map(text).collect::<Option<Vec<_>>>() {
+        Some(items) if items.is_empty() => Cell::Null,
+        Some(items) => Cell::Array(items),
+        None => Cell::Misfit,
+    }
+}
+
+fn array(items: &[Value]) -> Cell<'_> {
+    items.iter().map(text).collect::<Option<Vec<_>>>().map_or(Cell::Misfit, Cell::Array)
+}
+
+/// All that a pointer with `*` leads to, in order.
+fn all<'a>(value: &'a Value, pointer: &str) -> Vec<&'a Value> {
+    let Some((before, after)) = pointer.split_once("/*") else {
+        return at(value, pointer).into_iter().collect();
+    };
+    let items = at(value, before).and_then(Value::as_array);
+    items.into_iter().flatten().flat_map(|item| all(item, after)).collect()
+}
+
+/// Takes what `pointer` leads to out of a record; `*` stands for every element of an array.
+pub fn omit(value: &mut Value, pointer: &str) {
+    let (parent, key) = match pointer.split_once("/*") {
+        Some((before, after)) => {
+            if let Some(Value::Array(items)) = value.pointer_mut(before) {
+                for item in items {
+                    omit(item, after);
+                }
+            }
+            return;
+        }
+        None => pointer.rsplit_once('/').unwrap_or(("", pointer)),
+    };
+    if let Some(Value::Object(fields)) = value.pointer_mut(parent) {
+        fields.remove(key);
     }
 }
 
@@ -89,8 +139,11 @@ fn timestamp_text(text: &str) -> Option<DateTime<Utc>> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return storable(time.with_timezone(&Utc));
     }
-    if let Ok(time) = NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S UTC") {
-        return storable(time.and_utc());
+    // Jobber's tokens; and times without a zone, which Housecall Pro and ServiceTitan send now and then and mean UTC.
+    for form in ["%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%dT%H:%M:%S%.f"] {
+        if let Ok(time) = NaiveDateTime::parse_from_str(text, form) {
+            return storable(time.and_utc());
+        }
     }
     if let Ok(date) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
         return storable(date.and_hms_opt(0, 0, 0)?.and_utc());
@@ -115,7 +168,6 @@ fn storable(time: DateTime<Utc>) -> Option<DateTime<Utc>> {
 
 /// Decimal digits with sign, fraction and exponent, kept as they were sent.
 pub fn number(value: &Value) -> Option<Cow<'_, str>> {
-    const DIGITS_MAX: usize = 400;
     let text: Cow<'_, str> = match value {
         Value::Number(number) => number.to_string().into(),
         Value::String(text) => text.trim().into(),
@@ -126,6 +178,22 @@ pub fn number(value: &Value) -> Option<Cow<'_, str>> {
         && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
         && text.parse::<f64>().is_ok_and(f64::is_finite);
     decimal.then_some(text)
+}
+
+/// A whole number of hundredths, in major units.
+fn cents(value: &Value) -> Option<String> {
+    let digits = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        _ => return None,
+    };
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
+    if digits.is_empty() || digits.len() > DIGITS_MAX || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let padded = format!("{digits:0>3}");
+    let (whole, hundredths) = padded.split_at(padded.len() - 2);
+    Some(format!("{sign}{whole}.{hundredths}"))
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -180,6 +248,8 @@ mod tests {
         check(t, json!("2026-01-05T09:00:01.123Z"), Some("2026-01-05T09:00:01.123Z"));
         check(t, json!("2026-01-05T09:00:01+02:00"), Some("2026-01-05T07:00:01Z"));
         check(t, json!("2026-01-05T09:00:01.1234567Z"), Some("2026-01-05T09:00:01.123456700Z"));
+        check(t, json!("2026-01-05T09:00:01"), Some("2026-01-05T09:00:01Z"));
+        check(t, json!("2026-01-05T09:00:01.25"), Some("2026-01-05T09:00:01.250Z"));
         check(t, json!("2026-01-05"), Some("2026-01-05T00:00:00Z"));
         check(t, json!("2024-04-09 21:04:31 UTC"), Some("2024-04-09T21:04:31Z"));
         check(t, json!("1767603600000"), Some("2026-01-05T09:00:00Z"));
@@ -205,6 +275,50 @@ mod tests {
             Some("9007199254740993"),
         );
         check(ColumnType::Bigint, json!("1.5"), None);
+    }
+
+    #[test]
+    fn cents_become_major_units() {
+        for (value, expected) in [
+            (json!(12345), Some("123.45")),
+            (json!(5), Some("0.05")),
+            (json!(0), Some("0.00")),
+            (json!(-250), Some("-2.50")),
+            (json!("1999"), Some("19.99")),
+            (serde_json::from_str("900719925474099312").unwrap(), Some("9007199254740993.12")),
+            (json!(1.5), None),
+            (json!("-"), None),
+            (json!([1]), None),
+        ] {
+            check(ColumnType::Cents, value, expected);
+        }
+    }
+
+    #[test]
+    fn references_come_as_ids_or_as_objects() {
+        check(ColumnType::Reference, json!("USR-1"), Some("USR-1"));
+        check(ColumnType::Reference, json!(7), Some("7"));
+        check(ColumnType::Reference, json!({"object": "user", "id": "USR-1"}), Some("USR-1"));
+        check(ColumnType::Reference, json!({"object": "user"}), None);
+        check(ColumnType::Reference, json!(["USR-1"]), None);
+    }
+
+    #[test]
+    fn stars_gather_and_omit() {
+        let mut record =
+            json!({"staff": [{"id": 1, "pay": 9}, {"id": "b"}, {"id": null}, {"pay": 1}], "url": "u"});
+        let texts = |cell: Cell<'_>| match cell {
+            Cell::Array(items) => Some(items.into_iter().map(Cow::into_owned).collect::<Vec<_>>()),
+            _ => None,
+        };
+        let kind = ColumnType::TextArray;
+        assert_eq!(texts(cell(kind, &record, "/staff/*/id")), Some(vec!["1".into(), "b".into()]));
+        assert_eq!(cell(kind, &record, "/none/*/id"), Cell::Null);
+        assert_eq!(cell(kind, &json!({"staff": [{"id": {}}]}), "/staff/*/id"), Cell::Misfit);
+        for pointer in ["/staff/*/pay", "/url", "/none/*/x", "/staff/0/none"] {
+            omit(&mut record, pointer);
+        }
+        assert_eq!(record, json!({"staff": [{"id": 1}, {"id": "b"}, {"id": null}, {}]}));
     }
 
     #[test]

@@ -39,7 +39,8 @@ const MESSAGE_MAX: usize = 500;
 pub struct HttpLimits {
     /// Name lookup, TCP and TLS.
     pub connect: Duration,
-    /// Silence within an exchange, longer than `connect`, or a slow connect could not be told from a slow answer. The slowest providers think for a minute before the first byte.
+    /// Silence within an exchange, longer than `connect`, or a slow connect could not be told from a slow
+    /// answer. ServiceTitan thinks for up to 100 s before the first byte.
     pub read: Duration,
     /// The whole exchange.
     pub total: Duration,
@@ -51,7 +52,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            read: Duration::from_secs(75),
+            read: Duration::from_secs(110),
             total: Duration::from_mins(3),
             body_max: 32 * 1024 * 1024,
         }
@@ -109,12 +110,13 @@ impl Client {
 
     /// Sends `request` below `api_base` and returns whatever was answered, error statuses and redirects included.
     ///
-    /// `auth` is the credential and where it goes. The reply's `sent_at` is `clock`'s time right before sending.
+    /// `credentials` are the secrets that it carries and where each goes. The reply's `sent_at` is `clock`'s time right
+    /// before sending.
     pub async fn send(
         &self,
         api_base: &Url,
         request: &Request,
-        auth: Option<(Placement, &Secret)>,
+        credentials: &[(Placement, Secret)],
         clock: &dyn Clock,
     ) -> Result<Reply, SendError> {
         let url = address::join(api_base, &request.path, &request.query)
@@ -124,8 +126,11 @@ impl Client {
             Method::Post => reqwest::Method::POST,
         };
         let mut outgoing = self.api.request(method, url);
-        if let Some((placement, secret)) = auth {
-            let (name, value) = credential(placement, secret)?;
+        for (name, value) in &request.headers {
+            outgoing = outgoing.header(*name, value);
+        }
+        for (placement, secret) in credentials {
+            let (name, value) = credential(*placement, secret)?;
             outgoing = outgoing.header(name, value);
         }
         if let Some(body) = &request.body {

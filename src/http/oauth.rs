@@ -26,6 +26,7 @@ use self::wire::Wire;
 use super::Client;
 use super::deadline::Deadline;
 use crate::domain::secret::Secret;
+use crate::domain::spec::BodyStyle;
 use crate::domain::step::Body;
 use crate::domain::time::Clock;
 use crate::domain::token::TokenSet;
@@ -64,20 +65,10 @@ pub struct TokenEndpoint<'a> {
     pub client_id: &'a str,
     pub client_secret: Option<&'a Secret>,
     /// Further fields, such as ServiceTitan's `tenant` or, for some, `redirect_uri` on refresh.
-    pub extra: &'a [(&'a str, &'a str)],
+    pub extra: &'a [(&'static str, String)],
     pub body: BodyStyle,
     /// Whether an access token may be read as a JWT when the answer does not tell its life (Jobber).
     pub reads_jwt: bool,
-}
-
-/// How the fields of a token request are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BodyStyle {
-    /// As RFC 6749 has it.
-    #[default]
-    Form,
-    /// As Housecall Pro's integrators send it.
-    Json,
 }
 
 /// An endpoint granted tokens.
@@ -86,6 +77,8 @@ pub struct Granted {
     pub tokens: TokenSet,
     /// The whole answer without the values of tokens: `hub_id`, `warning` and the like.
     pub extra: Value,
+    /// What the access token says of itself where it is a JWT, not verified: for diagnoses, never for trust.
+    pub claims: Option<Value>,
     /// When the request left; `tokens.expires_in` counts from here.
     pub sent_at: DateTime<Utc>,
 }
@@ -159,7 +152,7 @@ pub async fn exchange_code(
         request = request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned()));
     }
     for (name, value) in endpoint.extra {
-        request = request.add_extra_param(*name, *value);
+        request = request.add_extra_param(*name, value.as_str());
     }
     let wire = Wire::new(client, endpoint, deadline, clock);
     wire.granted(request.request_async(&wire)).await
@@ -177,7 +170,7 @@ pub async fn refresh(
     let refresh_token = RefreshToken::new(refresh_token.expose().to_owned());
     let mut request = builder.exchange_refresh_token(&refresh_token);
     for (name, value) in endpoint.extra {
-        request = request.add_extra_param(*name, *value);
+        request = request.add_extra_param(*name, value.as_str());
     }
     let wire = Wire::new(client, endpoint, deadline, clock);
     wire.granted(request.request_async(&wire)).await
@@ -195,7 +188,7 @@ pub async fn client_credentials(
     let mut request =
         builder.exchange_client_credentials().add_scopes(scopes.iter().cloned().map(Scope::new));
     for (name, value) in endpoint.extra {
-        request = request.add_extra_param(*name, *value);
+        request = request.add_extra_param(*name, value.as_str());
     }
     let wire = Wire::new(client, endpoint, deadline, clock);
     wire.granted(request.request_async(&wire)).await
@@ -217,7 +210,7 @@ pub async fn revoke(
         ("client_id", endpoint.client_id),
     ];
     fields.extend(endpoint.client_secret.map(|secret| ("client_secret", secret.expose())));
-    fields.extend(endpoint.extra);
+    fields.extend(endpoint.extra.iter().map(|(name, value)| (*name, value.as_str())));
     Wire::new(client, endpoint, deadline, clock).revoked(&fields).await
 }
 

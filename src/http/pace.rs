@@ -42,8 +42,11 @@ pub struct Observed {
     pub limit: Option<u32>,
     /// Requests left in it.
     pub remaining: Option<u32>,
-    /// The interval. When it is not the bucket's own, `limit` is of another policy and not looked at.
+    /// The interval. When it is not the bucket's own, `limit` is of another policy and not looked at; where points
+    /// count, how long all of them take to come back.
     pub per: Option<Duration>,
+    /// Points of this request that were taken and not charged.
+    pub unspent: u32,
 }
 
 impl Pacer {
@@ -57,20 +60,20 @@ impl Pacer {
     /// How long until one request that takes from `buckets` may leave; zero: now. The longest of the buckets decides.
     ///
     /// No buckets: it is not paced. A name that is none of the account's means the first bucket.
-    pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str]) -> Duration {
+    pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str], points: u32) -> Duration {
         let now = self.settle(now);
-        self.chosen(buckets).map(|bucket| bucket.ready_in(now)).max().unwrap_or_default()
+        self.chosen(buckets).map(|bucket| bucket.ready_in(now, points)).max().unwrap_or_default()
     }
 
-    /// Takes a permit from each of `buckets`, for one request that leaves now. When any is not ready none is touched,
-    /// and the error is how long to wait before asking again.
-    pub fn take(&mut self, now: DateTime<Utc>, buckets: &[&str]) -> Result<(), Duration> {
-        let wait = self.ready_in(now, buckets);
+    /// Takes a permit from each of `buckets`, for one request that leaves now, or `points` where a bucket counts those.
+    /// When any is not ready none is touched, and the error is how long to wait before asking again.
+    pub fn take(&mut self, now: DateTime<Utc>, buckets: &[&str], points: u32) -> Result<(), Duration> {
+        let wait = self.ready_in(now, buckets, points);
         if !wait.is_zero() {
             return Err(wait);
         }
         let now = self.seen;
-        self.chosen(buckets).for_each(|bucket| bucket.take(now));
+        self.chosen(buckets).for_each(|bucket| bucket.take(now, points));
         Ok(())
     }
 
@@ -152,6 +155,17 @@ impl Pacer {
             .filter(move |(index, bucket)| (with_first && *index == 0) || names.contains(&bucket.name()))
             .map(|(_, bucket)| bucket)
     }
+}
+
+/// A limit without the share that is left to others; one at the least.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "floats are cut at 0 and at u32::MAX"
+)]
+pub fn less_reserve(limit: u32, reserve: f64) -> u32 {
+    let share = 1.0 - reserve.clamp(0.0, 1.0);
+    ((f64::from(limit) * share).floor() as u32).max(1)
 }
 
 /// The longest pause of a bucket, whoever asks for it.

@@ -27,18 +27,11 @@ fn client() -> Client {
 }
 
 fn get(path: &str) -> Request {
-    Request {
-        method: Method::Get,
-        path: path.to_owned(),
-        query: vec![("token", SECRET.to_owned())],
-        body: None,
-        purpose: "list",
-        buckets: &[],
-    }
+    Request { query: vec![("token", SECRET.to_owned())], ..Request::get(path.to_owned(), "list", &[]) }
 }
 
 async fn send(base: &Url, request: &Request) -> Result<Reply, SendError> {
-    client().send(base, request, Some((BEARER, &Secret::new(SECRET))), &SystemClock).await
+    client().send(base, request, &[(BEARER, Secret::new(SECRET))], &SystemClock).await
 }
 
 /// The error of a request that was expected to fail, after a look for leaks.
@@ -84,10 +77,7 @@ async fn a_request_carries_what_it_should() {
 async fn a_bare_key_goes_into_its_own_header() {
     let server = Server::answering("200 OK", "", "{}").await;
     let placement = Placement { header: "API-Key", prefix: "" };
-    client()
-        .send(&server.url, &get("/x"), Some((placement, &Secret::new("k1"))), &SystemClock)
-        .await
-        .unwrap();
+    client().send(&server.url, &get("/x"), &[(placement, Secret::new("k1"))], &SystemClock).await.unwrap();
     assert!(server.heard()[0].contains("\r\napi-key: k1\r\n"));
 }
 
@@ -194,7 +184,7 @@ async fn a_request_that_is_wrong_in_itself_is_our_bug() {
     assert_eq!((error.sent, error.kind), (false, FailureKind::OurBug));
     let secret = Secret::new("line\nbreak");
     let error = client()
-        .send(&server.url, &get("/x"), Some((BEARER, &secret)), &SystemClock)
+        .send(&server.url, &get("/x"), &[(BEARER, secret.clone())], &SystemClock)
         .await
         .expect_err("no header");
     assert_eq!((error.sent, error.kind.clone()), (false, FailureKind::OurBug));

@@ -2,13 +2,18 @@
 //! plus pure functions where its API is odd. The engine alone sends, waits, retries and writes.
 
 pub mod hubspot;
+mod interpret;
 mod judge;
+
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::domain::failure::Failure;
-use crate::domain::spec::{GrantKind, ProviderSpec};
-use crate::domain::step::{Body, Facts, Position, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::spec::{BucketSpec, GrantKind, ProviderSpec, StreamSpec};
+use crate::domain::step::{
+    Body, Facts, Options, Params, Position, Presence, Reply, Request, Step, StepContext, Verdict,
+};
 use crate::domain::token::TokenVerdict;
 use crate::domain::view::AccountView;
 
@@ -19,7 +24,9 @@ pub trait Provider: Send + Sync + 'static {
     /// The next step of a walk. `replies` answers the requests of the last [`Step::Send`], in their order, and is
     /// empty at the start of a walk, after a page, and when a walk is taken up again from a saved position.
     /// Only replies that [`Provider::judge`] accepts arrive here, and records are taken out of them, not copied.
-    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure>;
+    fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
+        interpret::step(self.spec(), cx, at, replies)
+    }
 
     /// What an API reply means.
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
@@ -43,8 +50,47 @@ pub trait Provider: Send + Sync + 'static {
         None
     }
 
+    /// The limits of requests to one account, with settings of the provider's own.
+    fn buckets(&self, options: &Options) -> Vec<BucketSpec> {
+        let _ = options;
+        self.spec().buckets.to_vec()
+    }
+
+    /// How long a change may take to become visible to a walk over `stream`, where that is longer than the settings
+    /// hold back anyway.
+    fn visibility_lag(&self, stream: &StreamSpec, options: &Options) -> Duration {
+        let _ = (stream, options);
+        Duration::ZERO
+    }
+
+    /// After a sweep that has not met `ids`: a request that asks for as many of them as one can, and how many these
+    /// are. `None`: absence from a closed sweep is proof enough.
+    fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
+        let _ = (cx, ids);
+        None
+    }
+
+    /// What the reply to a [`Provider::probe`] for `ids` shows of each of them, in their order. Replies that
+    /// [`Provider::judge`] accepts arrive here; a 404 that is an answer has to be accepted.
+    fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
+        let _ = (cx, reply);
+        Ok(vec![Presence::Unknown; ids.len()])
+    }
+
+    /// Fields that the token endpoint wants besides those of RFC 6749.
+    fn token_fields(&self, of: &TokenContext<'_>) -> Vec<(&'static str, String)> {
+        let _ = of;
+        Vec::new()
+    }
+
+    /// The request that ends a grant, where that is done through the API and not at a revocation endpoint.
+    fn revoke_request(&self, of: &AccountContext<'_>) -> Option<Request> {
+        let _ = of;
+        None
+    }
+
     /// Requests whose replies tell which account a fresh credential belongs to. They also prove that it works.
-    fn identity_requests(&self, api_version: &str) -> Vec<Request>;
+    fn identity_requests(&self, of: &AccountContext<'_>) -> Vec<Request>;
 
     /// Which account a credential belongs to.
     fn identity(&self, clues: &Clues<'_>) -> Result<Account, Failure>;
@@ -58,8 +104,37 @@ pub struct Clues<'a> {
     pub granted: &'a Value,
     /// The answer of token introspection, where the provider has it and it answered.
     pub introspected: Option<&'a Value>,
+    /// What the access token says of itself where it is a JWT: not verified, for diagnoses only.
+    pub claims: Option<&'a Value>,
+    pub params: &'a Params,
+    pub options: &'a Options,
     /// Replies to [`Provider::identity_requests`], accepted ones.
     pub replies: &'a [Reply],
+}
+
+/// What requests about an account as a whole are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct AccountContext<'a> {
+    pub grant: GrantKind,
+    pub api_version: &'a str,
+    pub params: &'a Params,
+    pub options: &'a Options,
+}
+
+/// What a request to the token endpoint is for.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenContext<'a> {
+    pub step: TokenStep,
+    pub redirect_uri: &'a str,
+    pub params: &'a Params,
+    pub options: &'a Options,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenStep {
+    Code,
+    Refresh,
+    ClientCredentials,
 }
 
 /// A company account at a provider.
@@ -76,6 +151,8 @@ pub struct Limit {
     pub max: Option<u32>,
     pub remaining: Option<u32>,
     pub per_ms: Option<u64>,
+    /// What the request was charged, where that may be less than what it had to have in hand.
+    pub charged: Option<u32>,
 }
 
 /// Every provider there is; one line each.

@@ -26,6 +26,7 @@ pub struct Source {
 #[derive(Debug, Default)]
 pub struct Ready {
     rows: Vec<(mirror::Row, Option<Deletion>)>,
+    met: Vec<String>,
     tombstones: Vec<Tombstone>,
     facts: Facts,
     progress: Option<f32>,
@@ -33,12 +34,14 @@ pub struct Ready {
 
 impl Ready {
     pub fn of(spec: &StreamSpec, page: Page) -> Self {
-        let row = |record: Record| {
+        let row = |mut record: Record| {
+            extract::trim(spec, &mut record.raw);
             let (row, _misfits) = extract::row(spec, &record);
             (row, record.deleted)
         };
         Self {
             rows: page.records.into_iter().map(row).collect(),
+            met: page.met,
             tombstones: page.tombstones,
             facts: page.facts,
             progress: page.progress,
@@ -67,13 +70,11 @@ pub fn pages(
     let mut all = Ready::default();
     for (page, _) in pages {
         all.rows.extend(page.rows);
+        all.met.extend(page.met);
         all.tombstones.extend(page.tombstones);
         all.facts.extend(page.facts);
     }
-    if source.sweeping {
-        let met: Vec<&str> = all.rows.iter().map(|(row, _)| row.id.as_str()).collect();
-        streams::meet(connection, source.key, source.mode, &met)?;
-    }
+    meet(connection, source, &all)?;
     if !all.facts.is_empty() {
         turns::learn(connection, source.key.connection, &all.facts)?;
     }
@@ -82,6 +83,35 @@ pub fn pages(
     let owned = streams::save_page(connection, source.key, source.mode, &position, effect)?;
     sync_runs::count(connection, source.run, counts)?;
     Ok(owned)
+}
+
+/// Writes what probes have shown, beside the walk's pages: its position stays.
+///
+/// Call it inside a transaction. Nothing is written when the turn has lost the stream.
+pub fn aside(
+    connection: &mut PgConnection,
+    source: &Source,
+    shown: Ready,
+    counts: &mut Counts,
+) -> Result<StreamWrite, DbError> {
+    if streams::lock(connection, source.key)? == StreamWrite::Lost {
+        return Ok(StreamWrite::Lost);
+    }
+    meet(connection, source, &shown)?;
+    let balance = write(connection, source, shown, counts)?;
+    streams::adjust(connection, source.key, balance.living, balance.deleted)?;
+    sync_runs::count(connection, source.run, counts)?;
+    Ok(StreamWrite::Done)
+}
+
+/// Notes what a sweeping walk has met.
+fn meet(connection: &mut PgConnection, source: &Source, ready: &Ready) -> Result<(), DbError> {
+    if !source.sweeping {
+        return Ok(());
+    }
+    let ids = ready.rows.iter().map(|(row, _)| row.id.as_str());
+    let met: Vec<&str> = ids.chain(ready.met.iter().map(String::as_str)).collect();
+    streams::meet(connection, source.key, source.mode, &met)
 }
 
 /// Marks rows as gone because a closed walk has proven it.

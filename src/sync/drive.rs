@@ -4,7 +4,6 @@
 //! them stands a short queue, so that memory does not grow with the account; what has gathered in it is written in one
 //! transaction.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Facts, Position, Step, StepContext, Walk};
+use crate::domain::step::{Facts, Options, Page, Params, Position, Presence, Step, StepContext, Walk};
 use crate::domain::time::delta;
 
 /// Pages that wait to be written, and pages that go into one transaction.
@@ -38,6 +37,9 @@ const RESTARTS_MAX: i32 = 3;
 /// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
 const SNAPSHOT_PATIENCE: u32 = 10;
 
+/// How long a first read that could not read everything waits before it begins again.
+const PARTIAL_BACKFILL_PAUSE: Duration = Duration::from_hours(24);
+
 /// What a walk needs of its turn.
 pub struct Drive<'a> {
     pub db: &'a Db,
@@ -46,9 +48,19 @@ pub struct Drive<'a> {
     pub poll_interval: Duration,
     pub api_version: &'a str,
     pub page_size: u32,
-    pub params: &'a BTreeMap<String, String>,
+    pub params: &'a Params,
+    pub options: &'a Options,
     pub facts: &'a Facts,
     pub began: Instant,
+}
+
+/// What a walk has fetched besides its pages.
+#[derive(Default)]
+struct Fetched {
+    /// The ids that a snapshot has met.
+    met: Vec<String>,
+    /// Why not all of what it had to cover could be read.
+    lost: Option<String>,
 }
 
 /// A walk that is open.
@@ -95,7 +107,7 @@ impl Drive<'_> {
             None => row.covered_to.map(|covered_to| watermark::from(covered_to, self.settings.overlap)),
         };
         let from = from.filter(|_| matches!(mode, Mode::Incremental | Mode::Archived));
-        let hold_back = delta(self.settings.hold_back);
+        let hold_back = delta(self.hold_back(spec));
         let state = if mode == Mode::Backfill { "backfilling" } else { "syncing" };
         let opened = self
             .db
@@ -119,7 +131,7 @@ impl Drive<'_> {
             saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
         let limit = self.settings.turn_limit * if mode == Mode::Snapshot { SNAPSHOT_PATIENCE } else { 1 };
         Ok(Open {
-            source: Source { key, spec, mode, run, sweeping: row.sweeping && mode == Mode::Backfill },
+            source: Source { key, spec, mode, run, sweeping: is_sweeping(row, mode) },
             walk: Walk { mode, started_at, from },
             start,
             mass_delete_allowed: row.mass_delete_allowed,
@@ -135,7 +147,11 @@ impl Drive<'_> {
         let (fetched, written) = tokio::join!(fetching, writing);
         written?;
         match fetched {
-            Ok(met) => self.close(open, &met, tally, counts).await,
+            Ok(Fetched { lost: Some(why), .. }) => self.close_partly(open, why).await,
+            Ok(Fetched { met, lost: None }) => {
+                self.confirm(open, tally, counts).await?;
+                self.close(open, &met, tally, counts).await
+            }
             Err(Halt::Restart(why)) => {
                 self.restart(&open.source, &why).await?;
                 if open.restarts >= RESTARTS_MAX {
@@ -148,24 +164,17 @@ impl Drive<'_> {
         }
     }
 
-    /// Steps through the state machine to its end. Returns the ids that a snapshot has met.
+    /// Steps through the state machine to its end.
     async fn fetch(
         &self,
         open: &Open,
         tally: &Tally,
         queue: mpsc::Sender<(Ready, Position)>,
-    ) -> Result<Vec<String>, Halt> {
-        let cx = StepContext {
-            stream: open.source.spec,
-            walk: &open.walk,
-            api_version: self.api_version,
-            page_size: self.page_size,
-            facts: self.facts,
-            params: self.params,
-        };
+    ) -> Result<Fetched, Halt> {
+        let cx = self.context(open);
         let mut at = open.start.clone();
         let mut replies = Vec::new();
-        let mut met = Vec::new();
+        let mut fetched = Fetched::default();
         let mut idle = 0;
         loop {
             match self.sender.provider.step(&cx, &at, std::mem::take(&mut replies)).map_err(Halt::Failed)? {
@@ -179,22 +188,40 @@ impl Drive<'_> {
                 Step::Emit { page, at: next } => {
                     idle = if next == at { idle + 1 } else { 0 };
                     if open.walk.mode == Mode::Snapshot {
-                        met.extend(page.records.iter().map(|record| record.id.clone()));
+                        fetched.met.extend(page.records.iter().map(|record| record.id.clone()));
                     }
                     let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
                     if queue.send((ready, next.clone())).await.is_err() {
-                        return Ok(met);
+                        return Ok(fetched);
                     }
                     at = next;
                 }
-                Step::Done => return Ok(met),
+                Step::Done => return Ok(fetched),
+                Step::Partial { why } => return Ok(Fetched { lost: Some(why), ..fetched }),
             }
             if idle > IDLE_STEPS_MAX {
                 let message = format!("the walk over `{}` does not advance", open.source.spec.name);
                 return Err(Halt::Failed(Failure::changed(message)));
             }
         }
+    }
+
+    fn context<'a>(&'a self, open: &'a Open) -> StepContext<'a> {
+        StepContext {
+            stream: open.source.spec,
+            walk: &open.walk,
+            api_version: self.api_version,
+            page_size: self.page_size,
+            facts: self.facts,
+            params: self.params,
+            options: self.options,
+        }
+    }
+
+    /// How long a change may take to become visible.
+    fn hold_back(&self, spec: &StreamSpec) -> Duration {
+        self.settings.hold_back.max(self.sender.provider.visibility_lag(spec, self.options))
     }
 
     /// Writes what has gathered, one transaction at a time, until the other side is done.
@@ -223,6 +250,56 @@ impl Drive<'_> {
         }
     }
 
+    /// Asks for each record that a sweep has not met by its id, where the provider can be asked: a list that moves while
+    /// it is read may have hidden it.
+    async fn confirm(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+        let source = open.source;
+        let cx = self.context(open);
+        if !source.sweeping || self.sender.provider.probe(&cx, &[String::new()]).is_none() {
+            return Ok(());
+        }
+        let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
+        let unmet = self.db.run(move |connection| unmet(connection, &source, &[], started_at, allowed)).await;
+        let unmet = unmet.map_err(halt)??;
+        let mut rest = unmet.as_slice();
+        while !rest.is_empty() {
+            let Some((request, taken)) = self.sender.provider.probe(&cx, rest) else { return Ok(()) };
+            let (ids, others) = rest.split_at(taken.clamp(1, rest.len()));
+            let reply = self.sender.send(&request, open.deadline, tally).await?;
+            let shown = self.sender.provider.probed(&cx, ids, &reply).map_err(Halt::Failed)?;
+            let ready = Ready::of(source.spec, shown_page(ids, shown, reply.sent_at));
+            let mut so_far = with_requests(*counts, tally);
+            let written = self.db.transaction(move |connection| {
+                let owned = commit::aside(connection, &source, ready, &mut so_far)?;
+                Ok((owned, so_far))
+            });
+            let (owned, so_far) = written.await.map_err(halt)?;
+            if owned == StreamWrite::Lost {
+                return Err(Halt::Lost);
+            }
+            *counts = so_far;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Ends a walk that could not read all of what it had to: it starts again when it is due, and moves nothing.
+    async fn close_partly(&self, open: &Open, why: String) -> Result<(), Halt> {
+        let (key, mode) = (open.source.key, open.source.mode);
+        let ended = self.db.transaction(move |connection| {
+            let owned = streams::lock(connection, key)?;
+            if owned == StreamWrite::Done {
+                streams::end_walk(connection, key, mode)?;
+            }
+            Ok(owned)
+        });
+        if ended.await.map_err(halt)? == StreamWrite::Lost {
+            return Err(Halt::Lost);
+        }
+        let pause = self.interval(mode).unwrap_or(PARTIAL_BACKFILL_PAUSE);
+        Err(Halt::Partial { why, due_at: self.now() + delta(pause) })
+    }
+
     /// Closes the walk: what it proves to be gone is marked, and the watermarks move.
     async fn close(
         &self,
@@ -241,23 +318,10 @@ impl Drive<'_> {
             if streams::lock(connection, source.key)? == StreamWrite::Lost {
                 return Ok(Err(Halt::Lost));
             }
-            let gone = match source.mode {
-                Mode::Snapshot => {
-                    mirror::living_but(connection, source.spec, source.key.connection, &met, started_at)?
-                }
-                Mode::Backfill if source.sweeping => mirror::living_unmet(
-                    connection,
-                    source.spec,
-                    source.key.connection,
-                    streams::WHOLE,
-                    started_at,
-                )?,
-                _ => Vec::new(),
+            let gone = match unmet(connection, &source, &met, started_at, allowed)? {
+                Ok(gone) => gone,
+                Err(halt) => return Ok(Err(halt)),
             };
-            let living = mirror_size(connection, &source, gone.len())?;
-            if !(allowed || watermark::brake_lets_pass(gone.len(), living)) {
-                return Ok(Err(Halt::Failed(brake_holds(&source, gone.len(), living))));
-            }
             let proven = gone.into_iter().map(|id| absent(id, started_at)).collect();
             commit::bury(connection, &source, proven, &mut so_far)?;
             let owned = streams::close_walk(connection, source.key, &closing)?;
@@ -272,24 +336,30 @@ impl Drive<'_> {
         let started_at = open.walk.started_at;
         let covered = match mode {
             // What a provider lists by itself needs no index to have caught up.
-            Mode::Snapshot => started_at,
+            Mode::Snapshot | Mode::Sweep => started_at,
             Mode::Archived => watermark::covered(started_at, tally.ahead(), Duration::ZERO),
             Mode::Incremental | Mode::Backfill => {
-                watermark::covered(started_at, tally.ahead(), self.settings.hold_back)
+                watermark::covered(started_at, tally.ahead(), self.hold_back(open.source.spec))
             }
-        };
-        let interval = match mode {
-            Mode::Backfill => None,
-            Mode::Archived => Some(self.settings.archived_interval),
-            Mode::Incremental | Mode::Snapshot => Some(self.poll_interval),
         };
         Closing {
             mode,
             covered_to: covered,
-            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill).then_some(started_at),
+            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep).then_some(started_at),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
-            due_at: interval.map(|interval| (started_at + delta(interval)).max(now)),
+            due_at: self.interval(mode).map(|interval| (started_at + delta(interval)).max(now)),
+            sweep_due_at: now + delta(self.settings.sweep_interval),
             closed_at: now,
+        }
+    }
+
+    /// How often a walk of this kind begins; `None`: not by itself.
+    fn interval(&self, mode: Mode) -> Option<Duration> {
+        match mode {
+            Mode::Backfill => None,
+            Mode::Archived => Some(self.settings.archived_interval),
+            Mode::Incremental | Mode::Snapshot => Some(self.poll_interval),
+            Mode::Sweep => Some(self.settings.sweep_interval),
         }
     }
 
@@ -310,6 +380,7 @@ impl Drive<'_> {
             Ok(()) => ("closed", None),
             Err(Halt::TurnOver { .. } | Halt::Stopped | Halt::Restart(_)) => ("yielded", None),
             Err(Halt::Lost) => ("lost", None),
+            Err(Halt::Partial { why, .. }) => ("failed", Some(why.clone())),
             Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
         };
         let counts = with_requests(counts, tally);
@@ -346,6 +417,53 @@ async fn gather(pages: &mut mpsc::Receiver<(Ready, Position)>) -> Vec<(Ready, Po
         }
     }
     batch
+}
+
+/// A walk that notes what it meets, and proves by its end what is gone.
+fn is_sweeping(row: &WalkRow, mode: Mode) -> bool {
+    mode == Mode::Sweep || (row.sweeping && mode == Mode::Backfill)
+}
+
+/// Rows that a walk which reads everything has not met, unless the brake holds.
+fn unmet(
+    connection: &mut PgConnection,
+    source: &Source,
+    met: &[String],
+    started_at: DateTime<Utc>,
+    allowed: bool,
+) -> Result<Result<Vec<String>, Halt>, DbError> {
+    let (spec, of) = (source.spec, source.key.connection);
+    let gone = match source.mode {
+        Mode::Snapshot => mirror::living_but(connection, spec, of, met, started_at)?,
+        mode if source.sweeping => mirror::living_unmet(connection, spec, of, mode, started_at)?,
+        _ => Vec::new(),
+    };
+    let living = mirror_size(connection, source, gone.len())?;
+    if allowed || watermark::brake_lets_pass(gone.len(), living) {
+        return Ok(Ok(gone));
+    }
+    Ok(Err(Halt::Failed(brake_holds(source, gone.len(), living))))
+}
+
+/// What probes have shown, as a page.
+fn shown_page(ids: &[String], shown: Vec<Presence>, sent_at: DateTime<Utc>) -> Page {
+    let mut page = Page::default();
+    for (id, presence) in ids.iter().zip(shown) {
+        match presence {
+            Presence::Gone { evidence } => page.tombstones.push(Tombstone {
+                id: id.clone(),
+                deletion: Deletion { at: sent_at, evidence },
+                merged_into: None,
+                sent_at,
+            }),
+            Presence::Here(record) => {
+                page.met.push(id.clone());
+                page.records.extend(record.map(|record| *record));
+            }
+            Presence::Unknown => page.met.push(id.clone()),
+        }
+    }
+    page
 }
 
 fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {

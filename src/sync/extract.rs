@@ -10,13 +10,18 @@ use crate::domain::record::Record;
 use crate::domain::spec::StreamSpec;
 use crate::domain::values::{self, Cell};
 
+/// Takes out of a record what its stream does not keep.
+pub fn trim(stream: &StreamSpec, raw: &mut Value) {
+    stream.omit.iter().for_each(|pointer| values::omit(raw, pointer));
+}
+
 /// A row, and how many of its values did not fit their columns; those are null there and stay in `raw`.
 pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
     let mut misfits = 0;
     let cells = stream
         .columns
         .iter()
-        .map(|column| match values::read(column.kind, values::at(&record.raw, column.at)) {
+        .map(|column| match values::cell(column.kind, &record.raw, column.at) {
             Cell::Null => None,
             Cell::Text(text) => Some(text.into_owned()),
             Cell::Array(items) => Some(array_literal(items.iter().map(|item| Some(item.as_ref())))),

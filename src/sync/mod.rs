@@ -13,12 +13,12 @@ pub mod send;
 mod setback;
 pub mod watermark;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -30,15 +30,15 @@ use crate::db::streams::{StreamKey, StreamRow, WalkRow};
 use crate::db::{Db, DbError, PgConnection, connections, streams, sync_runs, tokens, turns, views};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
-use crate::domain::spec::{Mode, ProviderSpec};
-use crate::domain::step::Facts;
+use crate::domain::spec::{BucketSpec, Mode, Scope};
+use crate::domain::step::{Facts, Params};
 use crate::domain::time::Clock;
 use crate::http::Client;
-use crate::http::pace::Pacer;
+use crate::http::pace::{Pacer, less_reserve};
 use crate::providers::{self, Provider};
 use drive::Drive;
 use plan::{StreamPlan, WalkState, Wave};
-use send::{Halt, Sender};
+use send::{Egress, Halt, Sender};
 
 /// What turns are made of.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ struct Turn {
     epoch: i64,
     pacer: Pacer,
     facts: Facts,
-    params: BTreeMap<String, String>,
+    params: Params,
     streams: Vec<StreamRow>,
     walks: Vec<WalkRow>,
 }
@@ -88,6 +88,8 @@ impl Engine {
             connection: of,
             api_base: &turn.provider_settings.api_base.clone(),
             pacer: Mutex::new(turn.pacer.clone()),
+            egress: self.egress(&turn),
+            in_flight: Semaphore::new(turn.provider.spec().in_flight_max),
             stop: stop.clone(),
             began: (self.clock.now(), began),
         };
@@ -135,10 +137,11 @@ impl Engine {
                 sync_runs::end_abandoned(connection, of, now)?;
                 requests::apply(connection, of, spec, now)?;
                 let saved = turns::take_pacing(connection, of)?;
-                let pacer = pacer(spec, settings.sync.quota_reserve, saved, now);
+                let buckets = provider.buckets(&provider_settings.extra);
+                let pacer = pacer(&buckets, settings.sync.quota_reserve, saved, now);
                 let turn = Turn {
                     facts: turns::facts(connection, of)?,
-                    params: params_of(&row.params),
+                    params: row.params.clone(),
                     streams: streams::streams(connection, of)?,
                     walks: streams::walks(connection, of)?,
                     connection: row,
@@ -152,6 +155,20 @@ impl Engine {
             .await
     }
 
+    /// The limits that the connection shares with all others which leave from the same address.
+    fn egress(&self, turn: &Turn) -> Egress<'_> {
+        let left = |bucket: BucketSpec| BucketSpec {
+            limit: less_reserve(bucket.limit, self.settings.sync.quota_reserve),
+            ..bucket
+        };
+        let buckets = turn.provider.buckets(&turn.provider_settings.extra).into_iter();
+        Egress {
+            db: &self.db,
+            scope: format!("{}/egress/{}", turn.connection.provider, self.settings.daemon.egress_group),
+            buckets: buckets.filter(|bucket| bucket.scope == Scope::Egress).map(left).collect(),
+        }
+    }
+
     /// Streams of a wave side by side, the walks of a stream one after the other.
     async fn wave(&self, turn: &Turn, sender: &Sender<'_>, wave: Wave, began: Instant) {
         let poll_interval = turn.provider_settings.poll_interval.unwrap_or(self.settings.sync.poll_interval);
@@ -163,6 +180,7 @@ impl Engine {
             api_version: &turn.provider_settings.api_version,
             page_size: turn.page_size(),
             params: &turn.params,
+            options: &turn.provider_settings.extra,
             facts: &turn.facts,
             began,
         };
@@ -179,8 +197,13 @@ impl Engine {
             let Some(row) = turn.walk(stream, mode) else { continue };
             last = Some(mode);
             result = drive.walk(key, spec, row, mode).await;
-            if result.is_err() {
-                break;
+            match &result {
+                Ok(()) => {}
+                // What could be read has been: the other walks go on.
+                Err(Halt::Partial { .. }) => {
+                    self.record(turn, key, last, std::mem::replace(&mut result, Ok(()))).await;
+                }
+                Err(_) => break,
             }
         }
         self.record(turn, key, last, result).await;
@@ -273,12 +296,14 @@ fn is_readable(session: &mut PgConnection, row: &Connection, now: DateTime<Utc>)
 }
 
 /// What is left of the rate limits.
-fn pacer(spec: &ProviderSpec, reserve: f64, saved: Option<Value>, now: DateTime<Utc>) -> Pacer {
-    let mut full = Pacer::new(spec.buckets, reserve);
+fn pacer(buckets: &[BucketSpec], reserve: f64, saved: Option<Value>, now: DateTime<Utc>) -> Pacer {
+    let of_account: Vec<BucketSpec> =
+        buckets.iter().filter(|bucket| bucket.scope == Scope::Account).copied().collect();
+    let mut full = Pacer::new(&of_account, reserve);
     match saved {
         // Nothing was ever asked of this account.
         Some(saved) if saved.as_object().is_some_and(serde_json::Map::is_empty) => full,
-        Some(saved) => Pacer::from_saved(spec.buckets, reserve, &saved, now),
+        Some(saved) => Pacer::from_saved(&of_account, reserve, &saved, now),
         // The last turn did not come to its end: nothing counts as left.
         None => {
             full.assume_spent(now);
@@ -315,9 +340,4 @@ impl Turn {
 
 fn walk_state(row: &WalkRow) -> Option<WalkState> {
     Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
-}
-
-fn params_of(value: &Value) -> BTreeMap<String, String> {
-    let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
-    value.as_object().into_iter().flatten().filter_map(text).collect()
 }

@@ -27,7 +27,8 @@ pub struct StreamPlan {
 pub type Wave = BTreeMap<&'static str, Vec<Mode>>;
 
 /// The walks that are due, in two waves: the second needs facts that the first learns.
-/// Within a stream changes come first, for freshness, then the first read of everything, then archived records.
+/// Within a stream changes come first, for freshness, then the first read of everything, then archived records, then
+/// sweeps.
 pub fn plan(streams: &[StreamPlan], facts: &Facts, now: DateTime<Utc>) -> [Wave; 2] {
     let mut waves = [Wave::new(), Wave::new()];
     for stream in streams {
@@ -47,7 +48,7 @@ pub fn plan(streams: &[StreamPlan], facts: &Facts, now: DateTime<Utc>) -> [Wave;
     waves
 }
 
-const ORDER: [Mode; 4] = [Mode::Snapshot, Mode::Incremental, Mode::Backfill, Mode::Archived];
+const ORDER: [Mode; 5] = [Mode::Snapshot, Mode::Incremental, Mode::Backfill, Mode::Archived, Mode::Sweep];
 
 /// Changes have no lower bound before the first read of everything has begun; until then there is nothing to walk.
 fn is_due(walk: &WalkState, now: DateTime<Utc>) -> bool {

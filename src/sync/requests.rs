@@ -115,7 +115,7 @@ fn standing(
             && match Mode::parse(&walk.mode) {
                 Some(Mode::Backfill | Mode::Archived) => full,
                 Some(Mode::Incremental | Mode::Snapshot) => true,
-                None => false,
+                Some(Mode::Sweep) | None => false,
             }
     };
     // A first backfill that was under way when the request came has begun before it, and is not due again by itself:

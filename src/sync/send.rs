@@ -5,13 +5,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::auth::{Access, Auth};
+use crate::db::Db;
+use crate::db::rate_budget::{self, Lease};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
+use crate::domain::spec::BucketSpec;
 use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
 use crate::http::pace::{Observed, Pacer};
@@ -41,6 +45,11 @@ pub enum Halt {
     Lost,
     /// The provider refused the walk's place: it starts again.
     Restart(String),
+    /// The walk is at its end and has not read all of what it had to; it is due again at `due_at`.
+    Partial {
+        why: String,
+        due_at: DateTime<Utc>,
+    },
     Failed(Failure),
 }
 
@@ -53,6 +62,14 @@ pub struct Tally {
     pub ahead_ms: AtomicI64,
 }
 
+/// What limits requests by the address that they leave from. All daemons that leave from it count together, so it is
+/// kept in the database.
+pub struct Egress<'a> {
+    pub db: &'a Db,
+    pub scope: String,
+    pub buckets: Vec<BucketSpec>,
+}
+
 /// Sends for one connection.
 pub struct Sender<'a> {
     pub client: &'a Client,
@@ -62,6 +79,10 @@ pub struct Sender<'a> {
     pub connection: ConnectionId,
     pub api_base: &'a Url,
     pub pacer: Mutex<Pacer>,
+    /// Limits of the address that requests leave from, and whose they are in the database.
+    pub egress: Egress<'a>,
+    /// Requests under way.
+    pub in_flight: Semaphore,
     /// The token in use. It is asked for again before it runs out, and now and then in any case.
     pub access: Mutex<Option<(Access, Instant)>>,
     pub stop: CancellationToken,
@@ -75,11 +96,15 @@ impl Sender<'_> {
         let mut refreshed = false;
         let mut tries = 0;
         loop {
-            self.wait_for_permits(request, deadline).await?;
+            // Permits come last: a request that leaves later than its permits say meets those of the next span. The
+            // semaphore is never closed.
+            let slot = self.in_flight.acquire().await;
             let access = self.access().await?;
+            self.wait_for_permits(request, deadline).await?;
+            let access = if access.is_usable(self.clock.now()) { access } else { self.access().await? };
             tally.requests.fetch_add(1, Ordering::Relaxed);
-            let auth = Some((access.placement, &access.token));
-            let sent = self.client.send(self.api_base, request, auth, self.clock).await;
+            let sent = self.client.send(self.api_base, request, &access.credentials, self.clock).await;
+            drop(slot);
             tries += 1;
             let (why, wait) = match sent {
                 Err(error) => (trouble(request, &error)?, None),
@@ -91,7 +116,7 @@ impl Sender<'_> {
                         Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
                         Verdict::Throttled { bucket, wait_ms } => {
                             tally.throttled.fetch_add(1, Ordering::Relaxed);
-                            let wait = self.refused(bucket, wait_ms, &reply);
+                            let wait = self.refused(bucket, wait_ms, &reply).await?;
                             if tries >= TRIES_MAX {
                                 return Err(Halt::Failed(self.throttled(request, wait)));
                             }
@@ -145,9 +170,33 @@ impl Sender<'_> {
             if Instant::now() >= deadline {
                 return Err(Halt::TurnOver { until: None });
             }
-            let Err(wait) = self.lock_pacer().take(self.pacing_now(), request.buckets) else { return Ok(()) };
-            self.sleep(wait, deadline).await?;
+            let taken = self.lock_pacer().take(self.pacing_now(), request.buckets, request.points);
+            match taken {
+                Ok(()) => return self.lease(request, deadline).await,
+                Err(wait) => self.sleep(wait, deadline).await?,
+            }
         }
+    }
+
+    /// Waits for the limits of the address.
+    async fn lease(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
+        for bucket in self.egress.buckets.iter().filter(|bucket| request.buckets.contains(&bucket.name)) {
+            let (scope, bucket) = (self.egress.scope.clone(), *bucket);
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let lease = self
+                .egress
+                .db
+                .run(move |connection| rate_budget::lease(connection, &scope, &bucket, 1, patience))
+                .await
+                .map_err(|error| Halt::Failed(Failure::from(&error)))?;
+            match lease {
+                Lease::Granted { wait } => self.sleep(wait, deadline).await?,
+                Lease::Full { wait } => {
+                    return Err(Halt::TurnOver { until: Some(self.clock.now() + delta(wait)) });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits, unless that would outlast the turn.
@@ -169,11 +218,10 @@ impl Sender<'_> {
             pacer.succeeded(now, request.buckets);
             if let Some(limit) = self.provider.limits(request, reply) {
                 let per = limit.per_ms.map(Duration::from_millis);
-                pacer.observe(
-                    now,
-                    limit.bucket,
-                    Observed { limit: limit.max, remaining: limit.remaining, per },
-                );
+                // What was not charged after all comes back first: what the provider says is left counts it already.
+                let unspent = limit.charged.map_or(0, |charged| request.points.saturating_sub(charged));
+                let observed = Observed { limit: limit.max, remaining: limit.remaining, per, unspent };
+                pacer.observe(now, limit.bucket, observed);
             }
         }
         if let Some(date) = reply.header("date").and_then(http_date) {
@@ -182,11 +230,22 @@ impl Sender<'_> {
         }
     }
 
-    fn refused(&self, bucket: &'static str, wait_ms: Option<u64>, reply: &Reply) -> DateTime<Utc> {
-        let wait = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
+    async fn refused(
+        &self,
+        bucket: &'static str,
+        wait_ms: Option<u64>,
+        reply: &Reply,
+    ) -> Result<DateTime<Utc>, Halt> {
+        let asked = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
         let now = self.pacing_now();
-        let mut pacer = self.lock_pacer();
-        now + delta(pacer.refused(now, bucket, wait))
+        let wait = self.lock_pacer().refused(now, bucket, asked);
+        if let Some(bucket) = self.egress.buckets.iter().find(|of| of.name == bucket).copied() {
+            let scope = self.egress.scope.clone();
+            let paused =
+                self.egress.db.run(move |conn| rate_budget::refused(conn, &scope, &bucket, wait)).await;
+            paused.map_err(|error| Halt::Failed(Failure::from(&error)))?;
+        }
+        Ok(now + delta(wait))
     }
 
     fn asked_wait(&self, reply: &Reply) -> Option<Duration> {

@@ -41,6 +41,9 @@ pub fn record(
         }
         // Nothing is wrong: the walk goes on in the next turn, or in the turn that has taken over.
         Err(Halt::TurnOver { until: None } | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
+        Err(Halt::Partial { why, due_at }) => {
+            streams::set_back(connection, key, mode, &partial(why, *due_at))?
+        }
         Err(Halt::Failed(failure)) => {
             let failures = u32::try_from(failures).unwrap_or(0);
             streams::set_back(connection, key, mode, &setback(failure, mode, failures, now))?
@@ -49,10 +52,21 @@ pub fn record(
     Ok(())
 }
 
+/// A walk that has read what it could: what is missing is said until a walk of its kind has read everything.
+fn partial(why: &str, due_at: DateTime<Utc>) -> Setback {
+    Setback {
+        state: "stalled",
+        stalled_reason: Some(why.to_owned()),
+        last_error: Some(why.to_owned()),
+        not_before: Some(due_at),
+        whole_stream: false,
+    }
+}
+
 /// What a failure means for its stream.
 fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<Utc>) -> Setback {
     // Changes are what keeps a mirror fresh: they go on while a walk of another mode fails.
-    let whole_stream = !matches!(mode, Some(Mode::Backfill | Mode::Archived))
+    let whole_stream = !matches!(mode, Some(Mode::Backfill | Mode::Archived | Mode::Sweep))
         || matches!(failure.kind, FailureKind::Forbidden { .. } | FailureKind::NeedsReauth);
     let attempt = failures.min(16) + 1;
     // Half of the pause at the least: full jitter alone could mean at once, again and again.

@@ -14,7 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use fieldmirror::domain::record::Record;
 use fieldmirror::domain::spec::{Mode, StreamSpec};
 use fieldmirror::domain::step::{
-    Body, Facts, Method, Page, Position, Reply, Request, Step, StepContext, Verdict, Walk,
+    Body, Facts, Method, Options, Page, Params, Position, Reply, Request, Step, StepContext, Verdict, Walk,
 };
 use fieldmirror::providers::{Provider, REGISTRY};
 use fieldmirror::sync::extract;
@@ -46,7 +46,10 @@ struct Case {
     #[serde(default)]
     facts: Facts,
     #[serde(default)]
-    params: BTreeMap<String, String>,
+    params: Params,
+    /// Settings that only this provider has; absent ones are not set.
+    #[serde(default)]
+    options: Options,
     /// The saved position that the walk is taken up from; absent: its start.
     #[serde(default)]
     at: Option<Position>,
@@ -161,6 +164,7 @@ impl<'a> Conversation<'a> {
             page_size: self.case.page_size.unwrap_or(spec.page_size),
             facts: &self.case.facts,
             params: &self.case.params,
+            options: &self.case.options,
         };
         let mut at = self.case.at.clone().unwrap_or_else(Position::start);
         let mut replies = Vec::new();
@@ -179,6 +183,10 @@ impl<'a> Conversation<'a> {
                 }
                 Ok(Step::Done) => {
                     self.note(json!("done"));
+                    return self.end();
+                }
+                Ok(Step::Partial { why }) => {
+                    self.note(json!({"partial": why}));
                     return self.end();
                 }
                 Err(failure) => {
@@ -252,8 +260,15 @@ impl<'a> Conversation<'a> {
         let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
         let mut shown = json!({"line": format!("{method} {}{query}", request.path), "for": request.purpose,
             "buckets": request.buckets});
+        if !request.headers.is_empty() {
+            let line = |(name, value): &(&str, String)| format!("{name}: {value}");
+            shown["headers"] = request.headers.iter().map(line).collect();
+        }
         if let Some(body) = &request.body {
             shown["body"] = body.clone();
+        }
+        if request.points != 1 {
+            shown["points"] = request.points.into();
         }
         shown
     }
@@ -261,6 +276,9 @@ impl<'a> Conversation<'a> {
     fn page(&self, page: &Page) -> Value {
         let mut shown =
             json!({"rows": page.records.iter().map(|record| self.row(record)).collect::<Vec<_>>()});
+        if !page.met.is_empty() {
+            shown["met"] = json!(page.met);
+        }
         if !page.tombstones.is_empty() {
             shown["tombstones"] = serde_json::to_value(&page.tombstones).expect("tombstones are plain");
         }
@@ -275,7 +293,9 @@ impl<'a> Conversation<'a> {
 
     /// The row as it is written; columns that are null are left out.
     fn row(&self, record: &Record) -> Value {
-        let (row, misfits) = extract::row(self.stream, record);
+        let mut record = record.clone();
+        extract::trim(self.stream, &mut record.raw);
+        let (row, misfits) = extract::row(self.stream, &record);
         let cells: BTreeMap<&str, String> = self
             .stream
             .columns

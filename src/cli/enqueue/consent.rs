@@ -146,6 +146,7 @@ mod tests {
     use crate::db::connections::ConnectionState;
     use crate::domain::ids::ConnectionId;
     use crate::domain::spec::GrantKind;
+    use crate::domain::step::Params;
     use crate::vault::seal_to;
 
     fn connection(grant: GrantKind) -> Connection {
@@ -159,7 +160,7 @@ mod tests {
             reason: None,
             account_id: None,
             account_name: None,
-            params: json!({}),
+            params: Params::new(),
             connected_at: None,
         }
     }

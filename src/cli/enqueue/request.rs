@@ -269,6 +269,7 @@ mod tests {
     use super::*;
     use crate::db::queue::JobId;
     use crate::domain::spec::GrantKind;
+    use crate::domain::step::Params;
 
     fn connection(id: i64, state: ConnectionState) -> Connection {
         Connection {
@@ -281,7 +282,7 @@ mod tests {
             reason: None,
             account_id: None,
             account_name: None,
-            params: json!({}),
+            params: Params::new(),
             connected_at: None,
         }
     }

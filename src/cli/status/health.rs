@@ -96,8 +96,7 @@ fn anew(connection: &Connection) -> String {
         if spec.and_then(|spec| spec.grants.first()).is_none_or(|default| default.kind != *grant) {
             words.push(format!("--grant {}", grant.as_str()));
         }
-        let params = connection.params.as_object().into_iter().flatten();
-        let params = params.filter_map(|(param, value)| Some((param, value.as_str()?)));
+        let params = connection.params.iter();
         words.extend(params.map(|(param, value)| format!("--param {param}={}", shell_word(value))));
     } else {
         words.push(format!("--reconnect {name}"));
@@ -230,7 +229,8 @@ mod tests {
         let mut status = connection(ConnectionState::Failed);
         status.connection.id = ConnectionId(1);
         status.connection.account_id = None;
-        status.connection.params = serde_json::json!({"tenant_id": "7", "odd": "a b'c"});
+        status.connection.params =
+            [("tenant_id", "7"), ("odd", "a b'c")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let next = next_action(&status).unwrap();
         assert!(next.contains("--param tenant_id=7") && next.contains(r"--param odd='a b'\''c'"), "{next}");
     }

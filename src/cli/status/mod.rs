@@ -61,13 +61,12 @@ fn table(status: &ConnectionStatus, stream: &StreamStatus) -> Option<String> {
 mod samples {
     use std::collections::BTreeMap;
 
-    use serde_json::json;
-
     use super::*;
     use crate::db::connections::{Connection, ConnectionState};
     use crate::db::status::DaemonStatus;
     use crate::domain::ids::ConnectionId;
     use crate::domain::spec::GrantKind;
+    use crate::domain::step::Params;
 
     pub(super) fn at(text: &str) -> chrono::DateTime<chrono::Utc> {
         format!("2026-11-21T{text}Z").parse().unwrap()
@@ -84,7 +83,7 @@ mod samples {
             reason: None,
             account_id: Some("1".into()),
             account_name: None,
-            params: json!({}),
+            params: Params::new(),
             connected_at: None,
         };
         ConnectionStatus { connection, token: None, streams: Vec::new(), notices: BTreeMap::new() }

@@ -118,7 +118,7 @@ fn filled<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
 fn life(fields: &Map<String, Value>, now: DateTime<Utc>, reads_jwt: bool) -> Option<Duration> {
     let told = fields.get("expires_in").and_then(seconds);
     let dated = || Some(until(moment(fields.get("expires_at")?)?, now));
-    let claimed = || Some(until(moment(&jwt_expiry(filled(fields, "access_token")?)?)?, now));
+    let claimed = || Some(until(moment(claims(filled(fields, "access_token")?)?.get("exp")?)?, now));
     told.and_then(believable)
         .or_else(|| dated().and_then(believable))
         .or_else(|| if reads_jwt { claimed().and_then(believable) } else { None })
@@ -149,11 +149,11 @@ fn float(value: &Value) -> Option<f64> {
     }
 }
 
-/// The `exp` claim, read without verifying: it only times our own refresh.
-fn jwt_expiry(token: &str) -> Option<Value> {
+/// The claims of a JWT, read without verifying. Anything else has none.
+pub(super) fn claims(token: &str) -> Option<Value> {
     let claims = token.split('.').nth(1)?;
     let decoded = BASE64_URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
-    serde_json::from_slice::<Value>(&decoded).ok()?.get("exp").cloned()
+    serde_json::from_slice::<Value>(&decoded).ok().filter(Value::is_object)
 }
 
 /// HubSpot sends an array `scopes`, the RFC says a text `scope` with blanks, some put commas.

@@ -22,6 +22,6 @@ pub async fn introspect(
         ("client_id", endpoint.client_id),
     ];
     fields.extend(endpoint.client_secret.map(|secret| ("client_secret", secret.expose())));
-    fields.extend(endpoint.extra);
+    fields.extend(endpoint.extra.iter().map(|(name, value)| (*name, value.as_str())));
     Wire::new(client, endpoint, deadline, clock).introspected(&fields).await
 }

@@ -30,7 +30,7 @@ async fn refresh_at(url: &Url, change: impl FnOnce(&mut TokenEndpoint<'_>)) -> R
         url,
         client_id: "cid",
         client_secret: Some(&secret),
-        extra: &[("tenant", "7")],
+        extra: &[("tenant", "7".to_owned())],
         body: BodyStyle::Form,
         reads_jwt: true,
     };

@@ -13,8 +13,9 @@ use serde_json::Value;
 use url::form_urlencoded;
 
 use super::answer::{self, Plain};
-use super::{BodyStyle, Client, Deadline, Granted, TokenEndpoint, TokenFailure};
+use super::{Client, Deadline, Granted, TokenEndpoint, TokenFailure};
 use crate::domain::secret::Secret;
+use crate::domain::spec::BodyStyle;
 use crate::domain::time::Clock;
 use crate::domain::token::TokenSet;
 use crate::http::{answer::Answer, describe, exchange};
@@ -69,7 +70,9 @@ impl<'a> Wire<'a> {
         })?;
         let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (extra, sent_at) = aside.ok_or_else(|| unavailable(false, "no token request was sent"))?;
-        Ok(Granted { tokens: tokens(&response), extra, sent_at })
+        let tokens = tokens(&response);
+        let claims = answer::claims(tokens.access_token.expose());
+        Ok(Granted { tokens, extra, claims, sent_at })
     }
 
     /// Posts `fields` to an endpoint whose success has no content worth reading.

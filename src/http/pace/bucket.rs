@@ -1,13 +1,14 @@
-//! One limit: an exact log of what was sent within its span. An exact log, unlike a refilling bucket, can neither
-//! burst over a rolling window nor over a fixed one, wherever the provider's begins.
+//! One limit. Where requests count, an exact log of what was sent within its span: it can, unlike a refilling bucket,
+//! neither burst over a rolling window nor over a fixed one, wherever the provider's begins. Where points count, the
+//! provider's own leaky bucket, followed from here: what is spent flows back evenly.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Observed, PAUSE_MAX};
-use crate::domain::spec::BucketSpec;
+use super::{Observed, PAUSE_MAX, less_reserve};
+use crate::domain::spec::{BucketSpec, Counts};
 use crate::domain::time::{delta, until};
 
 /// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
@@ -33,11 +34,18 @@ pub(super) struct Bucket {
     pub(super) paused_until: Option<DateTime<Utc>>,
     /// Refusals in a row.
     pub(super) refusals: u32,
+    /// Points spent as of `spent_at`, where the limit counts points.
+    pub(super) spent: f64,
+    pub(super) spent_at: DateTime<Utc>,
+    /// How long the whole budget takes to come back, as the provider told.
+    per_told: Option<Duration>,
 }
 
 impl Bucket {
     pub(super) fn new(spec: BucketSpec, reserve: f64) -> Self {
-        Self { spec, reserve, told: None, sent: VecDeque::new(), paused_until: None, refusals: 0 }
+        let (sent, spent_at) = (VecDeque::new(), DateTime::<Utc>::MIN_UTC);
+        let (told, paused_until, per_told) = (None, None, None);
+        Self { spec, reserve, told, sent, paused_until, refusals: 0, spent: 0.0, spent_at, per_told }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -45,15 +53,8 @@ impl Bucket {
     }
 
     /// The most requests within one window.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "floats are cut at 0 and at u32::MAX"
-    )]
     pub(super) fn allowed(&self) -> usize {
-        let limit = self.told.unwrap_or(self.spec.limit);
-        let share = 1.0 - self.reserve.clamp(0.0, 1.0);
-        ((f64::from(limit) * share).floor() as u32).max(1) as usize
+        less_reserve(self.told.unwrap_or(self.spec.limit), self.reserve) as usize
     }
 
     /// The most requests that the log ever holds.
@@ -67,17 +68,41 @@ impl Bucket {
         self.spec.per.saturating_add(margin)
     }
 
-    pub(super) fn ready_in(&mut self, now: DateTime<Utc>) -> Duration {
+    /// How long until a request of so many points may leave.
+    pub(super) fn ready_in(&mut self, now: DateTime<Utc>, points: u32) -> Duration {
         self.forget(now);
         let paused = self.paused_until.map_or(Duration::ZERO, |then| until(then, now));
+        if self.spec.counts == Counts::Points {
+            return paused.max(self.points_in(points));
+        }
         // With `allowed` or more in the log, the one to wait for is that many from the end.
         let in_the_way = self.sent.len().checked_sub(self.allowed()).and_then(|index| self.sent.get(index));
         let full = in_the_way.map_or(Duration::ZERO, |sent| until(*sent + delta(self.window()), now));
         paused.max(full)
     }
 
-    pub(super) fn take(&mut self, now: DateTime<Utc>) {
-        self.sent.push_back(now);
+    /// How long until so many points are there. A request dearer than the whole budget leaves when all of it is there:
+    /// the provider's answer says more than our waiting.
+    #[expect(clippy::cast_precision_loss, reason = "budgets are small numbers")]
+    fn points_in(&self, points: u32) -> Duration {
+        let budget = self.allowed() as f64;
+        let missing = self.spent + f64::from(points).min(budget) - budget;
+        // A hair of a point is rounding.
+        if missing <= 0.001 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.per_second()) }
+    }
+
+    /// Points that come back in a second, less the reserve.
+    #[expect(clippy::cast_precision_loss, reason = "budgets are small numbers")]
+    fn per_second(&self) -> f64 {
+        let per = self.per_told.unwrap_or(self.spec.per).max(Duration::from_millis(1));
+        self.allowed() as f64 / per.as_secs_f64()
+    }
+
+    pub(super) fn take(&mut self, now: DateTime<Utc>, points: u32) {
+        match self.spec.counts {
+            Counts::Requests => self.sent.push_back(now),
+            Counts::Points => self.spent += f64::from(points),
+        }
     }
 
     pub(super) fn refused(&mut self, now: DateTime<Utc>, wait: Option<Duration>) -> Duration {
@@ -103,7 +128,10 @@ impl Bucket {
     }
 
     pub(super) fn observe(&mut self, now: DateTime<Utc>, observed: Observed) {
-        let Observed { limit, remaining, per } = observed;
+        if self.spec.counts == Counts::Points {
+            return self.observe_points(observed);
+        }
+        let Observed { limit, remaining, per, .. } = observed;
         let per = per.unwrap_or(self.spec.per);
         if let Some(limit) = limit.filter(|_| per == self.spec.per) {
             self.told = Some(limit);
@@ -113,10 +141,22 @@ impl Bucket {
         }
     }
 
+    /// What was not charged comes back; what others have spent counts as spent.
+    fn observe_points(&mut self, observed: Observed) {
+        self.told = observed.limit.or(self.told);
+        self.per_told = observed.per.or(self.per_told);
+        self.spent = (self.spent - f64::from(observed.unspent)).max(0.0);
+        let told = self.told.unwrap_or(self.spec.limit);
+        if let Some(remaining) = observed.remaining {
+            self.spent = self.spent.max(f64::from(told.saturating_sub(remaining)));
+        }
+    }
+
     pub(super) fn move_back(&mut self, by: chrono::TimeDelta) {
         let moved = |time: DateTime<Utc>| time.checked_sub_signed(by).unwrap_or(DateTime::<Utc>::MIN_UTC);
         self.sent.iter_mut().for_each(|time| *time = moved(*time));
         self.paused_until = self.paused_until.map(moved);
+        self.spent_at = moved(self.spent_at);
     }
 
     /// Drops what no longer counts.
@@ -126,6 +166,11 @@ impl Bucket {
             self.sent.pop_front();
         }
         self.paused_until = self.paused_until.filter(|then| *then > now);
+        if self.spec.counts == Counts::Points {
+            let passed = until(now, self.spent_at).as_secs_f64();
+            self.spent = (self.spent - passed * self.per_second()).max(0.0);
+            self.spent_at = self.spent_at.max(now);
+        }
     }
 
     fn paused(&self, now: DateTime<Utc>) -> bool {

@@ -1,5 +1,5 @@
 //! A pacer's memory as JSON: `{"v":1,"at":EPOCH_MS,"buckets":{"NAME":{"sent":[AGE_MS…],"paused":MS,"refusals":N,
-//! "told":N}}}`. Times are milliseconds before (`sent`) or after (`paused`) `at`, rounded so that nothing seems older
+//! "told":N,"spent":N}}}`. Times are milliseconds before (`sent`) or after (`paused`) `at`, rounded so that nothing seems older
 //! than it is. Absent keys mean nothing to tell.
 
 use std::collections::BTreeMap;
@@ -33,11 +33,23 @@ struct SavedBucket {
     refusals: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     told: Option<u32>,
+    /// Points, rounded up.
+    #[serde(skip_serializing_if = "is_zero")]
+    spent: u32,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "never negative, and cut at u32::MAX"
+)]
+fn points(spent: f64) -> u32 {
+    spent.ceil() as u32
 }
 
 pub(super) fn write(buckets: &mut [Bucket], now: DateTime<Utc>) -> Value {
@@ -49,6 +61,7 @@ pub(super) fn write(buckets: &mut [Bucket], now: DateTime<Utc>) -> Value {
             paused: bucket.paused_until.map(|then| whole_ms(then - now) + 1),
             refusals: bucket.refusals,
             told: bucket.told,
+            spent: points(bucket.spent),
         };
         (bucket.name().to_owned(), saved)
     });
@@ -64,7 +77,8 @@ pub(super) fn read(buckets: &mut [Bucket], value: &Value) -> Option<DateTime<Utc
     let plausible = saved.v == VERSION && (0..=YEAR_9999_MS).contains(&saved.at);
     let at = DateTime::from_timestamp_millis(saved.at).filter(|_| plausible)?;
     for bucket in buckets {
-        let Some(SavedBucket { sent, paused, refusals, told }) = saved.buckets.remove(bucket.name()) else {
+        let Some(SavedBucket { sent, paused, refusals, told, spent }) = saved.buckets.remove(bucket.name())
+        else {
             continue;
         };
         bucket.told = told;
@@ -78,6 +92,7 @@ pub(super) fn read(buckets: &mut [Bucket], value: &Value) -> Option<DateTime<Utc
         let paused = paused.map(std::time::Duration::from_millis);
         bucket.paused_until = paused.map(|wait| at + delta(wait.min(PAUSE_MAX)));
         bucket.refusals = refusals;
+        (bucket.spent, bucket.spent_at) = (f64::from(spent), at);
     }
     Some(at)
 }

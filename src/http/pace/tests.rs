@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::*;
 
-const TEN: BucketSpec = BucketSpec { name: "ten_secondly", limit: 110, per: Duration::from_secs(10) };
-const ONE: BucketSpec = BucketSpec { name: "secondly", limit: 5, per: Duration::from_secs(1) };
+const TEN: BucketSpec = BucketSpec::requests("ten_secondly", 110, Duration::from_secs(10));
+const ONE: BucketSpec = BucketSpec::requests("secondly", 5, Duration::from_secs(1));
 const RESERVE: f64 = 0.1;
 
 fn at(ms: i64) -> DateTime<Utc> {
@@ -19,7 +19,7 @@ fn ms(ms: u64) -> Duration {
 
 /// Takes as many permits as there are at one moment.
 fn burst(pacer: &mut Pacer, now: DateTime<Utc>, buckets: &[&str]) -> usize {
-    (0..10_000).take_while(|_| pacer.take(now, buckets).is_ok()).count()
+    (0..10_000).take_while(|_| pacer.take(now, buckets, 1).is_ok()).count()
 }
 
 #[test]
@@ -43,9 +43,9 @@ fn a_burst_ends_at_the_limit_less_the_reserve() {
 fn a_full_bucket_waits_for_its_span_and_the_margin() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
-    assert_eq!(pacer.ready_in(at(0), &["secondly"]), ms(1100));
-    assert_eq!(pacer.take(at(600), &["secondly"]), Err(ms(500)));
-    assert_eq!(pacer.ready_in(at(1100), &["secondly"]), ms(0));
+    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1100));
+    assert_eq!(pacer.take(at(600), &["secondly"], 1), Err(ms(500)));
+    assert_eq!(pacer.ready_in(at(1100), &["secondly"], 1), ms(0));
     assert_eq!(burst(&mut pacer, at(1100), &["secondly"]), 4);
 }
 
@@ -53,19 +53,19 @@ fn a_full_bucket_waits_for_its_span_and_the_margin() {
 fn several_buckets_are_taken_together_or_not_at_all() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
-    assert!(pacer.take(at(0), &["ten_secondly", "secondly"]).is_err());
+    assert!(pacer.take(at(0), &["ten_secondly", "secondly"], 1).is_err());
     assert_eq!(burst(&mut pacer, at(0), &["ten_secondly"]), 99, "the refused one took nothing");
 }
 
 #[test]
 fn unknown_buckets_are_the_first() {
     let mut pacer = Pacer::new(&[ONE, TEN], RESERVE);
-    assert!(pacer.take(at(0), &["ten_secondly"]).is_ok());
-    assert!(pacer.take(at(0), &["no such"]).is_ok());
-    assert!(pacer.take(at(0), &["no such", "secondly"]).is_ok(), "taken from once");
+    assert!(pacer.take(at(0), &["ten_secondly"], 1).is_ok());
+    assert!(pacer.take(at(0), &["no such"], 1).is_ok());
+    assert!(pacer.take(at(0), &["no such", "secondly"], 1).is_ok(), "taken from once");
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 2);
     assert_eq!(burst(&mut pacer, at(0), &[]), 10_000, "what names no bucket is not paced");
-    assert_eq!(Pacer::new(&[], RESERVE).take(at(0), &["any"]), Ok(()), "no limits are none");
+    assert_eq!(Pacer::new(&[], RESERVE).take(at(0), &["any"], 1), Ok(()), "no limits are none");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn refusals_pause_longer_each_time() {
         );
         now += i64::try_from(expected_s).unwrap() * 1000 + 50;
     }
-    assert_eq!(pacer.ready_in(at(now), &["secondly"]), ms(0), "the other bucket is free");
+    assert_eq!(pacer.ready_in(at(now), &["secondly"], 1), ms(0), "the other bucket is free");
     assert_eq!(pacer.refused(at(now), "secondly", None), Duration::from_secs(1));
     for _ in 0..200 {
         now += 3_600_000;
@@ -109,13 +109,13 @@ fn a_told_wait_is_kept_within_bounds() {
     ] {
         let mut pacer = Pacer::new(&[TEN], RESERVE);
         assert_eq!(pacer.refused(at(0), "ten_secondly", Some(told)), kept);
-        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"]), kept);
+        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), kept);
     }
 }
 
 #[test]
 fn headers_say_what_the_account_allows() {
-    let told = |limit| Observed { limit: Some(limit), per: Some(TEN.per), remaining: Some(3) };
+    let told = |limit| Observed { limit: Some(limit), per: Some(TEN.per), remaining: Some(3), unspent: 0 };
     for (limit, expected) in [(50, 45), (0, 1), (190, 171)] {
         let mut pacer = Pacer::new(&[TEN], RESERVE);
         pacer.observe(at(0), "ten_secondly", told(20));
@@ -130,26 +130,30 @@ fn headers_say_what_the_account_allows() {
         "a limit of another interval says nothing about this one"
     );
     pacer.observe(at(0), "ten_secondly", told(50));
-    assert_eq!(pacer.ready_in(at(9000), &["ten_secondly"]), ms(1500), "lowered under a full log");
+    assert_eq!(pacer.ready_in(at(9000), &["ten_secondly"], 1), ms(1500), "lowered under a full log");
 }
 
 #[test]
 fn nothing_remaining_waits_for_the_interval() {
     let mut pacer = Pacer::new(&[TEN], RESERVE);
-    pacer.observe(at(0), "ten_secondly", Observed { remaining: Some(0), per: Some(ms(4000)), limit: None });
-    assert_eq!(pacer.ready_in(at(1000), &["ten_secondly"]), ms(3000));
+    pacer.observe(
+        at(0),
+        "ten_secondly",
+        Observed { remaining: Some(0), per: Some(ms(4000)), limit: None, unspent: 0 },
+    );
+    assert_eq!(pacer.ready_in(at(1000), &["ten_secondly"], 1), ms(3000));
     pacer.observe(at(5000), "ten_secondly", Observed { remaining: Some(0), ..Observed::default() });
-    assert_eq!(pacer.ready_in(at(5000), &["ten_secondly"]), TEN.per);
+    assert_eq!(pacer.ready_in(at(5000), &["ten_secondly"], 1), TEN.per);
 }
 
 #[test]
 fn after_a_crash_nothing_is_left() {
-    let daily = BucketSpec { name: "daily", limit: 250_000, per: Duration::from_hours(24) };
+    let daily = BucketSpec::requests("daily", 250_000, Duration::from_hours(24));
     let mut pacer = Pacer::new(&[TEN, ONE, daily], RESERVE);
     pacer.assume_spent(at(0));
-    assert_eq!(pacer.ready_in(at(0), &["secondly"]), ms(1100));
-    assert_eq!(pacer.ready_in(at(0), &["ten_secondly", "secondly"]), ms(10_500));
-    assert_eq!(pacer.ready_in(at(0), &["daily"]), Duration::from_mins(5));
+    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1100));
+    assert_eq!(pacer.ready_in(at(0), &["ten_secondly", "secondly"], 1), ms(10_500));
+    assert_eq!(pacer.ready_in(at(0), &["daily"], 1), Duration::from_mins(5));
     assert_eq!(burst(&mut pacer, at(10_500), &["ten_secondly"]), 99);
 }
 
@@ -157,7 +161,7 @@ fn after_a_crash_nothing_is_left() {
 fn what_is_saved_comes_back() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     for sent in [0, 5000, 5001] {
-        pacer.take(at(sent), &["ten_secondly"]).unwrap();
+        pacer.take(at(sent), &["ten_secondly"], 1).unwrap();
     }
     pacer.observe(at(9000), "ten_secondly", Observed { limit: Some(50), ..Observed::default() });
     pacer.refused(at(9000), "secondly", None);
@@ -172,7 +176,7 @@ fn what_is_saved_comes_back() {
     assert_eq!(back.refused(at(11_000), "secondly", None), Duration::from_secs(2));
     let paused = back.to_saved(at(11_000));
     let mut back = Pacer::from_saved(&[ONE], RESERVE, &paused, at(11_500));
-    assert!(back.ready_in(at(11_500), &["ten_secondly"]) >= ms(1500));
+    assert!(back.ready_in(at(11_500), &["ten_secondly"], 1) >= ms(1500));
 }
 
 #[test]
@@ -188,7 +192,7 @@ fn what_cannot_be_read_counts_as_spent() {
         json!({"v": 1, "at": 0, "buckets": {"secondly": {"sent": [-1]}}}),
     ] {
         let mut pacer = Pacer::from_saved(&[ONE], RESERVE, &saved, at(0));
-        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"]), ms(1100), "{saved}");
+        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), ms(1100), "{saved}");
     }
 }
 
@@ -197,14 +201,14 @@ fn a_clock_set_back_neither_waits_for_ever_nor_bursts() {
     let mut pacer = Pacer::new(&[TEN], RESERVE);
     assert_eq!(burst(&mut pacer, at(0), &["ten_secondly"]), 99);
     let hour = 3_600_000;
-    assert_eq!(pacer.ready_in(at(1000 - hour), &["ten_secondly"]), ms(10_500), "as if no time had passed");
+    assert_eq!(pacer.ready_in(at(1000 - hour), &["ten_secondly"], 1), ms(10_500), "as if no time had passed");
     assert_eq!(burst(&mut pacer, at(11_500 - hour), &["ten_secondly"]), 99);
     pacer.refused(at(12_000 - hour), "ten_secondly", Some(ms(60_000)));
-    assert_eq!(pacer.ready_in(at(-2 * hour), &["ten_secondly"]), ms(60_000), "pauses move as well");
+    assert_eq!(pacer.ready_in(at(-2 * hour), &["ten_secondly"], 1), ms(60_000), "pauses move as well");
 
     let saved = Pacer::new(&[TEN], RESERVE).to_saved(at(hour));
     let mut pacer = Pacer::from_saved(&[TEN], RESERVE, &saved, at(0));
-    assert_eq!(pacer.ready_in(at(0), &["ten_secondly"]), ms(0));
+    assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), ms(0));
 }
 
 /// The provider's side: it counts arrivals over a rolling span, and over fixed windows of any phase.
@@ -219,7 +223,7 @@ fn accepts(arrivals: &[i64], spec: &BucketSpec, limit: usize) -> bool {
 #[test]
 fn a_strict_provider_never_refuses_and_the_budget_is_used() {
     const RUN_MS: i64 = 120_000;
-    let five_minutely = BucketSpec { name: "five_minutely", limit: 250, per: Duration::from_secs(30) };
+    let five_minutely = BucketSpec::requests("five_minutely", 250, Duration::from_secs(30));
     for (spec, reserve, jitter_ms) in [
         (TEN, RESERVE, 500),
         (TEN, 0.0, 500),
@@ -232,7 +236,7 @@ fn a_strict_provider_never_refuses_and_the_budget_is_used() {
         let allowed = pacer.buckets[0].allowed();
         let (mut now, mut arrivals) = (0, Vec::new());
         while now < RUN_MS {
-            match pacer.take(at(now), &["ten_secondly"]) {
+            match pacer.take(at(now), &["ten_secondly"], 1) {
                 Ok(()) => arrivals.push(now + random.random_range(0..=jitter_ms)),
                 Err(wait) => now += i64::try_from(wait.as_millis()).unwrap().max(1),
             }
@@ -254,7 +258,7 @@ proptest! {
         reserve in 0.0..0.9,
         steps in prop::collection::vec((0_i64..3000, 0_usize..6, prop::option::weighted(0.1, 1_i64..100_000)), 1..150),
     ) {
-        let spec = BucketSpec { name: "b", limit, per: ms(per_ms) };
+        let spec = BucketSpec::requests("b", limit, ms(per_ms));
         let mut pacer = Pacer::new(&[spec], reserve);
         let (allowed, window) = (pacer.buckets[0].allowed(), pacer.buckets[0].window());
         let (mut real, mut offset, mut sent) = (0, 0, Vec::new());
@@ -262,9 +266,9 @@ proptest! {
             real += advance;
             offset -= back.unwrap_or(0);
             for _ in 0..tries {
-                let wait = pacer.ready_in(at(real + offset), &["b"]);
+                let wait = pacer.ready_in(at(real + offset), &["b"], 1);
                 prop_assert!(wait <= window, "{wait:?}");
-                match pacer.take(at(real + offset), &["b"]) {
+                match pacer.take(at(real + offset), &["b"], 1) {
                     Ok(()) => { prop_assert!(wait.is_zero()); sent.push(real) }
                     Err(told) => prop_assert_eq!(told, wait),
                 }
@@ -280,13 +284,13 @@ proptest! {
     /// Waiting as long as one is told to is enough, when the clock runs as it should.
     #[test]
     fn a_wait_that_was_told_is_enough(limit in 1_u32..15, per_ms in 1_u64..8000, gaps in prop::collection::vec(0_i64..500, 1..60)) {
-        let mut pacer = Pacer::new(&[BucketSpec { name: "b", limit, per: ms(per_ms) }], 0.0);
+        let mut pacer = Pacer::new(&[BucketSpec::requests("b", limit, ms(per_ms))], 0.0);
         let mut now = at(0);
         for gap in gaps {
             now += TimeDelta::milliseconds(gap);
-            if let Err(wait) = pacer.take(now, &["ten_secondly"]) {
+            if let Err(wait) = pacer.take(now, &["ten_secondly"], 1) {
                 now += crate::domain::time::delta(wait);
-                prop_assert_eq!(pacer.take(now, &["ten_secondly"]), Ok(()));
+                prop_assert_eq!(pacer.take(now, &["ten_secondly"], 1), Ok(()));
             }
         }
     }

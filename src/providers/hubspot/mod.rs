@@ -18,10 +18,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc, words};
-use super::{Account, Clues, Limit, Provider};
+use super::{Account, AccountContext, Clues, Limit, Provider};
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::spec::{BEARER, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
-use crate::domain::step::{Body, Facts, Method, Position, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::spec::{BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
+use crate::domain::step::{Body, Facts, Position, Presence, Reply, Request, Step, StepContext, Verdict};
 use crate::domain::token::TokenVerdict;
 use crate::domain::view::AccountView;
 
@@ -39,12 +39,19 @@ static SPEC: ProviderSpec = ProviderSpec {
     name: "hubspot",
     title: "HubSpot",
     grants: &[
-        GrantSpec { kind: GrantKind::AuthorizationCode, params: &[], secrets: &[], placement: BEARER },
+        GrantSpec {
+            kind: GrantKind::AuthorizationCode,
+            params: &[],
+            secrets: &[],
+            placement: BEARER,
+            headers: &[],
+        },
         GrantSpec {
             kind: GrantKind::BearerToken,
             params: &[],
             secrets: &["bearer_token"],
             placement: BEARER,
+            headers: &[],
         },
     ],
     authorize_url: "https://app.hubspot.com/oauth/authorize",
@@ -61,16 +68,19 @@ static SPEC: ProviderSpec = ProviderSpec {
         "crm.objects.companies.read",
     ],
     pkce: true,
+    token_body: BodyStyle::Form,
+    reads_jwt: false,
     token_life_default: Duration::from_mins(30),
     buckets: &[
         // 110 for public apps since 2024; newer material still says 100 in places.
-        BucketSpec { name: TEN_SECONDLY, limit: 100, per: Duration::from_secs(10) },
-        BucketSpec { name: SEARCH, limit: 5, per: Duration::from_secs(1) },
+        BucketSpec::requests(TEN_SECONDLY, 100, Duration::from_secs(10)),
+        BucketSpec::requests(SEARCH, 5, Duration::from_secs(1)),
         // No figure is published. Two go out beside each batch read, which paces them; this only bounds them.
-        BucketSpec { name: ASSOCIATIONS, limit: 10_000, per: Duration::from_secs(10) },
+        BucketSpec::requests(ASSOCIATIONS, 10_000, Duration::from_secs(10)),
     ],
     // The token endpoint is limited too; no figure is published.
-    token_bucket: BucketSpec { name: "token", limit: 50, per: Duration::from_secs(10) },
+    token_bucket: BucketSpec::requests("token", 50, Duration::from_secs(10)),
+    in_flight_max: 16,
     page_size: 200,
     streams: &[properties::STREAM, pipelines::STREAM, owners::STREAM, tickets::STREAM],
 };
@@ -88,6 +98,14 @@ impl Provider for HubSpot {
             "tickets" => tickets::step(cx, at, replies),
             other => Err(Failure::bug(format!("hubspot has no stream `{other}`"))),
         }
+    }
+
+    fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
+        (cx.stream.name == "tickets").then(|| tickets::probe(cx, ids))
+    }
+
+    fn probed(&self, _cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
+        tickets::probed(ids, reply)
     }
 
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
@@ -140,6 +158,7 @@ impl Provider for HubSpot {
             max: Some(max),
             remaining: small("x-hubspot-ratelimit-remaining"),
             per_ms: number("x-hubspot-ratelimit-interval-milliseconds"),
+            charged: None,
         })
     }
 
@@ -147,8 +166,8 @@ impl Provider for HubSpot {
         properties::view(facts)
     }
 
-    fn identity_requests(&self, api_version: &str) -> Vec<Request> {
-        let path = match api_version {
+    fn identity_requests(&self, of: &AccountContext<'_>) -> Vec<Request> {
+        let path = match of.api_version {
             "v3" => "/account-info/v3/details".to_owned(),
             dated => format!("/account-info/{dated}/details"),
         };
@@ -238,7 +257,7 @@ fn crm_path(api_version: &str, area: &str, rest: &str) -> String {
 
 fn get(path: String, purpose: &'static str, query: &[(&'static str, &str)]) -> Request {
     let query = query.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Request { method: Method::Get, path, query, body: None, purpose, buckets: &[TEN_SECONDLY] }
+    Request { query, ..Request::get(path, purpose, &[TEN_SECONDLY]) }
 }
 
 /// Ids are decimal strings in lists and numbers in some older answers.

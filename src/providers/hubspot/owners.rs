@@ -7,7 +7,7 @@ use super::{StreamSpec, crm_path, get, id_text, next_after, take_results};
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Boolean, Text};
-use crate::domain::spec::{Mode, col};
+use crate::domain::spec::{Mode, Read, col};
 use crate::domain::step::{Page, Position, Reply, Step, StepContext};
 
 pub const STREAM: StreamSpec = StreamSpec {
@@ -27,6 +27,8 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("archived", Boolean, "/archived"),
     ],
     merges: false,
+    omit: &[],
+    read: Read::Own,
 };
 
 /// Owners in a page (the API's maximum is 500; the documents' examples use 100).

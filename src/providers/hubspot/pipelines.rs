@@ -7,7 +7,7 @@ use super::{StreamSpec, crm_path, get, id_text, results};
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Bigint, Boolean, Text};
-use crate::domain::spec::{Mode, col};
+use crate::domain::spec::{Mode, Read, col};
 use crate::domain::step::{Page, Position, Reply, Step, StepContext};
 
 pub const STREAM: StreamSpec = StreamSpec {
@@ -29,6 +29,8 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("archived", Boolean, "/archived"),
     ],
     merges: false,
+    omit: &[],
+    read: Read::Own,
 };
 
 pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {

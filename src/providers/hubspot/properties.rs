@@ -7,7 +7,7 @@ use super::{StreamSpec, crm_path, get, take_results};
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
 use crate::domain::spec::ColumnType::{Boolean, Text, Timestamptz};
-use crate::domain::spec::{Mode, col};
+use crate::domain::spec::{Mode, Read, col};
 use crate::domain::step::{Facts, Page, Position, Reply, Step, StepContext};
 use crate::domain::view::{AccountView, ViewColumn, ViewType};
 
@@ -34,6 +34,8 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("archived_at", Timestamptz, "/archivedAt"),
     ],
     merges: false,
+    omit: &[],
+    read: Read::Own,
 };
 
 pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {

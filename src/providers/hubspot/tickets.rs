@@ -23,14 +23,14 @@ use super::{
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record, Tombstone};
 use crate::domain::spec::ColumnType::{Text, TextArray, Timestamptz};
-use crate::domain::spec::{Mode, col};
-use crate::domain::step::{Method, Page, Position, Reply, Request, Step, StepContext};
+use crate::domain::spec::{Mode, Read, col};
+use crate::domain::step::{Page, Position, Presence, Reply, Request, Step, StepContext};
 use crate::domain::values;
 
 pub const STREAM: StreamSpec = StreamSpec {
     name: "tickets",
     table: "hubspot_tickets",
-    modes: &[Mode::Incremental, Mode::Backfill, Mode::Archived],
+    modes: &[Mode::Incremental, Mode::Backfill, Mode::Archived, Mode::Sweep],
     needs_facts: &[properties::TICKET_PROPERTIES],
     id: "/id",
     created_at: "/createdAt",
@@ -50,6 +50,8 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("url", Text, "/url"),
     ],
     merges: true,
+    omit: &[],
+    read: Read::Own,
 };
 
 /// Ids in one `batch/read`, and in a page of the list.
@@ -192,13 +194,18 @@ fn post(
     buckets: &'static [&'static str],
 ) -> Request {
     let path = crm_path(cx.api_version, area, rest);
-    Request { method: Method::Post, path, query: vec![], body: Some(body), purpose, buckets }
+    Request::post(path, body, purpose, buckets)
 }
 
 /// The walk after a listing alone. An archived ticket that went before this walk's bound is known from the walk
 /// before, so its tombstone is enough and nothing is read.
 fn listed(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<Step, Failure> {
-    let (next, tombstones) = take_listing(cx, here, reply)?;
+    let (mut next, tombstones) = take_listing(cx, here, reply)?;
+    if cx.walk.mode == Mode::Sweep {
+        // That they are listed is all that is asked.
+        let met = std::mem::take(&mut next.ids);
+        return Ok(Step::Emit { page: Page { met, ..Page::default() }, at: Position::of(&next) });
+    }
     if tombstones.is_empty() && !(next.ids.is_empty() && next.listed_all) {
         return step(cx, &Position::of(&next), Vec::new());
     }
@@ -293,6 +300,29 @@ fn send_reading(cx: &StepContext<'_>, here: At) -> Step {
         requests.push(listing(cx, &here));
     }
     Step::Send { requests, at: Position::of(&At { asked, ..here }) }
+}
+
+/// Asks for tickets that a sweep has not met.
+pub fn probe(cx: &StepContext<'_>, ids: &[String]) -> (Request, usize) {
+    let ids = &ids[..ids.len().min(BATCH_MAX)];
+    let inputs: Vec<Value> = ids.iter().map(|id| json!({"id": id})).collect();
+    let body = json!({"properties": [MERGED_IDS], "inputs": inputs});
+    let mut request = post(cx, "objects", "tickets/batch/read", "probe", body, &[TEN_SECONDLY]);
+    request.query.push(("archived", "false".to_owned()));
+    (request, ids.len())
+}
+
+/// A ticket that is returned is there, whatever the list said; one that was archived or merged is gone all the same.
+pub fn probed(ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
+    let living: BTreeSet<String> =
+        results(reply, "probe")?.iter().map(record_id).collect::<Result<_, _>>()?;
+    let presence = |id: &String| {
+        if living.contains(id) {
+            return Presence::Here(None);
+        }
+        Presence::Gone { evidence: "not listed, and not returned when asked for by id".to_owned() }
+    };
+    Ok(ids.iter().map(presence).collect())
 }
 
 fn batch_read(cx: &StepContext<'_>, ids: &[String], archived: bool) -> Request {

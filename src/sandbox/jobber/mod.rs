@@ -113,7 +113,7 @@ impl Jobber {
             .route("/accounts/{account}/revoke", post(revoke_account))
             .route("/expire-tokens", post(expire_tokens))
             .with_state(self.clone());
-        Part { name: NAME, api: Router::new().fallback(serve).with_state(self.clone()), control }
+        Part { api: Router::new().fallback(serve).with_state(self.clone()), control }
     }
 
     pub fn auth(&self) -> &AuthServer {

@@ -40,7 +40,7 @@ async fn a_consent_through_the_start_link_connects() {
     assert_eq!(form["redirect_uri"], asked.links["redirect_uri"].as_str().expect("text"));
     assert!(form["code_verifier"].len() >= 43);
     let access = rig.auth.access_token(asked.connection).await.expect("a token");
-    assert_eq!(access.token.expose(), "SECRET-AT-1");
+    assert_eq!(access.credentials[0].1.expose(), "SECRET-AT-1");
     assert_eq!(access.generation, 1);
     // The link has done its work.
     assert_eq!(rig.get(&asked.start_path(), None).await.status, 400);
@@ -266,7 +266,7 @@ async fn a_reconnect_with_the_same_account_replaces_the_grant() {
     let after = rig.token(id).await;
     assert_ne!(after.grant_id, before.grant_id);
     assert_eq!(rig.connection(id).await.grant_id, Some(after.grant_id));
-    assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-2");
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ async fn a_purge_removes_rows_and_forgets_the_account() {
 #[tokio::test]
 async fn a_budget_is_shared_by_all_who_ask() {
     let rig = Rig::new().await;
-    let bucket = BucketSpec { name: "token", limit: 10, per: Duration::from_secs(9) };
+    let bucket = BucketSpec::requests("token", 10, Duration::from_secs(9));
     let mut waits = Vec::new();
     for _ in 0..4 {
         let lease = rig

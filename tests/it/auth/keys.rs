@@ -33,7 +33,7 @@ async fn a_key_counts_once_it_is_verified() {
     );
     rig.clock.shift(TimeDelta::days(400));
     let access = rig.auth.access_token(id).await.expect("keys do not expire");
-    assert_eq!((access.token.expose(), access.expires_at), ("SECRET-KEY", None));
+    assert_eq!((access.credentials[0].1.expose(), access.expires_at), ("SECRET-KEY", None));
     assert_eq!(rig.fake.asked().len(), 0, "no token endpoint");
     rig.assert_no_secret_in_texts().await;
 }

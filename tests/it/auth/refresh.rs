@@ -35,7 +35,7 @@ async fn a_token_is_renewed_when_its_time_has_come() {
     let token = rig.token(id).await;
     assert_eq!((token.generation, token.failures), (2, 0));
     assert_eq!(rig.fake.asked()[1]["refresh_token"], "SECRET-RT-1");
-    assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-2");
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
     assert_eq!(open_attempts(&rig).await, 0);
     assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10)).await, []);
 }
@@ -59,7 +59,7 @@ async fn two_daemons_make_one_exchange() {
     let (one, other) = (rig.auth.clone(), rig.another_daemon());
     let (a, b, c) = tokio::join!(one.access_token(id), other.access_token(id), other.access_token(id));
     for access in [a, b, c] {
-        assert_eq!(access.expect("a token").token.expose(), "SECRET-AT-2");
+        assert_eq!(access.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
     }
     assert_eq!(rig.fake.count("refresh_token"), 1);
 }
@@ -72,7 +72,7 @@ async fn a_token_that_the_provider_refuses_is_replaced_once() {
     let (one, other) = (rig.auth.clone(), rig.another_daemon());
     let (a, b) = tokio::join!(one.replace(id, &access), other.replace(id, &access));
     for access in [a, b] {
-        assert_eq!(access.expect("a token").token.expose(), "SECRET-AT-2");
+        assert_eq!(access.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
     }
     assert_eq!(rig.fake.count("refresh_token"), 1);
     assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 2);
@@ -93,7 +93,7 @@ async fn a_result_that_was_overtaken_is_dropped() {
     let token = rig.token(id).await;
     assert_eq!(token.generation, 7);
     assert_eq!(open_attempts(&rig).await, 0);
-    assert_eq!(rig.auth.access_token(id).await.expect("a token").token.expose(), "SECRET-AT-1");
+    assert_eq!(rig.auth.access_token(id).await.expect("a token").credentials[0].1.expose(), "SECRET-AT-1");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fieldmirror::domain::spec::Mode;
-use fieldmirror::domain::step::{Facts, Page, Position, Step, StepContext, Walk};
+use fieldmirror::domain::step::{Facts, Options, Page, Params, Position, Step, StepContext, Walk};
 use fieldmirror::providers::provider;
 use model::{Change, Ticket, World};
 use proptest::prelude::*;
@@ -162,7 +162,7 @@ fn expected(walk: &Walk, ticket: &Ticket) -> Expected {
 fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
     let hubspot = provider("hubspot").expect("it is registered");
     let facts = facts();
-    let params = BTreeMap::new();
+    let (params, options) = (Params::new(), Options::new());
     let cx = StepContext {
         stream: hubspot.spec().stream("tickets").expect("it is described"),
         walk,
@@ -170,6 +170,7 @@ fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
         page_size: plan.page_size,
         facts: &facts,
         params: &params,
+        options: &options,
     };
     let mut world = plan.world;
     let mut changes = plan.changes;
@@ -205,6 +206,7 @@ fn run(plan: Plan, walk: &Walk) -> (Brought, World) {
                 }
             }
             Step::Done => return (brought, world),
+            Step::Partial { why } => panic!("no part of an account is lost: {why}"),
         }
     }
     panic!("no end after {STEPS_MAX} steps")

@@ -3,11 +3,21 @@
 use serde_json::json;
 
 use super::*;
+use crate::domain::step::{Options, Params};
 
 fn identity(granted: &Value, introspected: Option<&Value>, details: Value) -> Result<Account, Failure> {
     let replies = [reply(200, json(details))];
-    let clues = Clues { grant: GrantKind::AuthorizationCode, granted, introspected, replies: &replies };
-    HubSpot.identity(&clues)
+    let (params, options) = (Params::new(), Options::new());
+    let of = Clues {
+        grant: GrantKind::AuthorizationCode,
+        granted,
+        introspected,
+        claims: None,
+        params: &params,
+        options: &options,
+        replies: &replies,
+    };
+    HubSpot.identity(&of)
 }
 
 fn account(id: &str, name: Option<&str>) -> Account {
@@ -21,7 +31,13 @@ fn the_details_are_asked_for_in_both_schemes() {
         ("2026-09", "/account-info/2026-09/details"),
         ("v3", "/account-info/v3/details"),
     ] {
-        let requests = HubSpot.identity_requests(version);
+        let of = AccountContext {
+            grant: GrantKind::AuthorizationCode,
+            api_version: version,
+            params: &Params::new(),
+            options: &Options::new(),
+        };
+        let requests = HubSpot.identity_requests(&of);
         assert_eq!(requests.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), [path]);
     }
 }

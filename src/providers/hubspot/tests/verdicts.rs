@@ -15,14 +15,7 @@ fn next_page() -> Request {
 }
 
 fn posted(purpose: &'static str, buckets: &'static [&'static str]) -> Request {
-    Request {
-        method: Method::Post,
-        path: "/p".to_owned(),
-        query: vec![],
-        body: Some(json!({})),
-        purpose,
-        buckets,
-    }
+    Request::post("/p".to_owned(), json!({}), purpose, buckets)
 }
 
 /// One word a verdict, and its kind of failure.
@@ -163,7 +156,13 @@ fn limits_are_read_where_they_are_sent() {
     for (name, value) in [("max", "190"), ("remaining", "17"), ("interval-milliseconds", "10000")] {
         told.headers.insert(format!("x-hubspot-ratelimit-{name}"), value.to_owned());
     }
-    let limit = Limit { bucket: TEN_SECONDLY, max: Some(190), remaining: Some(17), per_ms: Some(10_000) };
+    let limit = Limit {
+        bucket: TEN_SECONDLY,
+        max: Some(190),
+        remaining: Some(17),
+        per_ms: Some(10_000),
+        charged: None,
+    };
     assert_eq!(HubSpot.limits(&list(), &told), Some(limit));
     assert_eq!(HubSpot.limits(&posted("search", &[SEARCH]), &told), None);
     told.headers.insert("x-hubspot-ratelimit-max".to_owned(), "many".to_owned());

@@ -1,0 +1,244 @@
+//! Reads the streams that are regular: lists that their [`ListSpec`] describes whole. Pure, like every `step`.
+//!
+//! One walk is one list, page by page. In the modes that read everything the list is asked for everything; for changes
+//! it is asked for a window of modification times or, where the API has no such filter, for the last modified first, up
+//! to the first page that lies whole below the bound.
+//!
+//! A page that repeats the one before it, and a cursor that does not move, end the walk with `ProviderChanged`: going
+//! on would never end, and stopping would leave a hole that nobody sees.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::domain::failure::Failure;
+use crate::domain::record::Record;
+use crate::domain::spec::{Changes, ListSpec, Mode, Paging, ProviderSpec, Read};
+use crate::domain::step::{Body, Page, Position, Reply, Request, Step, StepContext};
+use crate::domain::values;
+
+/// Where a walk over a list stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct At {
+    /// The next page, where pages are numbered; 0 and 1 are the first.
+    page: u64,
+    /// The next page, where it is named by an id or a cursor.
+    after: Option<String>,
+    /// The ends of the page before, by which a repetition is known.
+    seen: Option<(String, String)>,
+    /// The newest modification on the page before.
+    newest: Option<DateTime<Utc>>,
+    /// The order does not hold, so the walk does not stop early.
+    unordered: bool,
+    /// How many records there were, where the list tells.
+    total: Option<u64>,
+    ended: bool,
+}
+
+/// The next step of a walk over a regular list.
+pub fn step(
+    spec: &'static ProviderSpec,
+    cx: &StepContext<'_>,
+    at: &Position,
+    replies: Vec<Reply>,
+) -> Result<Step, Failure> {
+    let Read::List(list) = &cx.stream.read else {
+        return Err(Failure::bug(format!("{} does not say how to read `{}`", spec.name, cx.stream.name)));
+    };
+    let here: At = at.read();
+    if here.ended {
+        return Ok(Step::Done);
+    }
+    match replies.into_iter().next() {
+        None => Ok(Step::Send { requests: vec![request(cx, list, &here)?], at: Position::of(&here) }),
+        Some(mut reply) => {
+            let (page, next) = take(spec, cx, list, &here, &mut reply)?;
+            Ok(Step::Emit { page, at: Position::of(&next) })
+        }
+    }
+}
+
+fn request(cx: &StepContext<'_>, list: &ListSpec, here: &At) -> Result<Request, Failure> {
+    let mut request = Request::get(path(cx, list.path)?, cx.stream.name, list.buckets);
+    let owned = |(name, value): &(&'static str, &str)| (*name, (*value).to_owned());
+    request.query.extend(list.query.iter().map(owned));
+    if !list.size.is_empty() {
+        request.query.push((list.size, cx.page_size.max(1).to_string()));
+    }
+    match (list.changes, cx.walk.mode, cx.walk.from) {
+        (Changes::Window { from, to }, Mode::Incremental, Some(bound)) => {
+            request.query.push((from, rfc3339(bound)));
+            // A closed window can only lose records while it is walked: those that change meanwhile are the next walk's.
+            request.query.extend(to.map(|to| (to, rfc3339(cx.walk.started_at))));
+        }
+        (Changes::NewestFirst { newest, .. }, Mode::Incremental, _) => {
+            request.query.extend(newest.iter().map(owned));
+        }
+        (Changes::NewestFirst { full, .. }, ..) => request.query.extend(full.iter().map(owned)),
+        _ => {}
+    }
+    match list.paging {
+        Paging::Single => {}
+        Paging::Numbered { param, .. } => request.query.push((param, here.page.max(1).to_string())),
+        Paging::LastId { param, .. } | Paging::Cursor { param, .. } => {
+            request.query.extend(here.after.clone().map(|after| (param, after)));
+        }
+    }
+    Ok(request)
+}
+
+/// The path with its slots filled. A value that could change what the path means is refused.
+fn path(cx: &StepContext<'_>, template: &str) -> Result<String, Failure> {
+    let mut path = String::new();
+    let mut rest = template;
+    while let Some((before, slot)) = rest.split_once('{') {
+        let (name, after) = slot.split_once('}').ok_or_else(|| Failure::bug("a path has half a slot"))?;
+        let value = cx.params.get(name).map(String::as_str).unwrap_or_default();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if value.is_empty() || !value.chars().all(plain) {
+            let text = format!("the parameter `{name}` of the connection cannot stand in a path");
+            return Err(Failure::new(crate::domain::failure::FailureKind::Misconfigured, text));
+        }
+        path.push_str(before);
+        path.push_str(value);
+        rest = after;
+    }
+    path.push_str(rest);
+    Ok(path)
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Reads a page: what it brings, and where the walk stands after it.
+fn take(
+    spec: &'static ProviderSpec,
+    cx: &StepContext<'_>,
+    list: &ListSpec,
+    here: &At,
+    reply: &mut Reply,
+) -> Result<(Page, At), Failure> {
+    let (title, name, sent_at) = (spec.title, cx.stream.name, reply.sent_at);
+    let rows = match &mut reply.body {
+        Body::Json(body) => body.pointer_mut(list.records).and_then(Value::as_array_mut).map(std::mem::take),
+        Body::Text(_) => None,
+    };
+    let rows = rows.ok_or_else(|| {
+        Failure::changed(format!("{title}'s answer to `{name}` has no list at `{}`", list.records))
+    })?;
+    let mut records = Vec::with_capacity(rows.len());
+    for raw in rows {
+        let id = values::at(&raw, cx.stream.id).and_then(values::text).filter(|id| !id.is_empty());
+        let id = id.map(std::borrow::Cow::into_owned);
+        let id =
+            id.ok_or_else(|| Failure::changed(format!("{title}'s `{name}` holds a record without an id")))?;
+        records.push(Record { id, raw, sent_at, deleted: None });
+    }
+    let body = reply.json().unwrap_or(&Value::Null);
+    let ends = records.first().zip(records.last()).map(|(first, last)| (first.id.clone(), last.id.clone()));
+    let more = next(list, here, body, reply, ends.as_ref().map(|(_, last)| last.as_str()));
+    let stands_still = matches!(&more, Some(Place::After(after)) if here.after.as_deref() == Some(after));
+    if stands_still || (more.is_some() && ends.is_some() && ends == here.seen) {
+        return Err(Failure::changed(format!("{title}'s `{name}` repeats a page")));
+    }
+    let mut next = At { seen: ends, ..here.clone() };
+    let below = below(cx, list, &mut next, &records);
+    match more {
+        Some(place) if !below => place.put(&mut next),
+        _ => next.ended = true,
+    }
+    step_back(list, here, body, records.len(), &mut next);
+    let progress = progress(list, here, body, next.ended);
+    Ok((Page { records, progress, ..Page::default() }, next))
+}
+
+/// Where the next page is.
+enum Place {
+    Page(u64),
+    After(String),
+}
+
+impl Place {
+    fn put(self, at: &mut At) {
+        match self {
+            Self::Page(page) => at.page = page,
+            Self::After(after) => at.after = Some(after),
+        }
+    }
+}
+
+/// Where the next page is, if there is one. An empty page is the last, whatever it promises.
+fn next(list: &ListSpec, here: &At, body: &Value, reply: &Reply, end: Option<&str>) -> Option<Place> {
+    match list.paging {
+        Paging::Single => None,
+        Paging::Numbered { more, .. } => {
+            let page = here.page.max(1);
+            let further = match values::at(body, more) {
+                Some(Value::Bool(flag)) => *flag,
+                Some(Value::Number(pages)) => pages.as_u64().is_some_and(|pages| page < pages),
+                // It does not tell: only an empty page is the end.
+                _ => true,
+            };
+            (further && end.is_some()).then_some(Place::Page(page + 1))
+        }
+        Paging::LastId { more, .. } => {
+            // The link's address is never followed, it only says that there is more: its host comes from outside.
+            let linked = || reply.header("link").is_some_and(|link| link.contains("rel=\"next\""));
+            let further = values::at(body, more).and_then(Value::as_bool).unwrap_or(false) || linked();
+            end.filter(|_| further).map(|id| Place::After(id.to_owned()))
+        }
+        Paging::Cursor { next, .. } => {
+            let cursor = values::at(body, next).and_then(values::text).filter(|text| !text.is_empty());
+            cursor.map(|cursor| Place::After(cursor.into_owned()))
+        }
+    }
+}
+
+/// Whether a newest-first walk has reached its end: this page lies whole below the bound. Where the order does not hold,
+/// only the list's own end counts.
+fn below(cx: &StepContext<'_>, list: &ListSpec, at: &mut At, records: &[Record]) -> bool {
+    let (Changes::NewestFirst { .. }, Mode::Incremental, Some(bound)) =
+        (list.changes, cx.walk.mode, cx.walk.from)
+    else {
+        return false;
+    };
+    let modified =
+        |record: &Record| values::at(&record.raw, cx.stream.updated_at).and_then(values::timestamp);
+    let Some(times) = records.iter().map(modified).collect::<Option<Vec<_>>>() else {
+        // What has no time of modification may stand anywhere.
+        at.unordered = true;
+        return false;
+    };
+    // Records that change during the walk jump to the top and push others to the next page: those come twice, so only a
+    // page that begins above the one before it is out of order.
+    at.unordered |= !times.is_sorted_by(|one, next| one >= next);
+    at.unordered |= times.first().zip(at.newest).is_some_and(|(first, before)| *first > before);
+    at.newest = times.first().copied().or(at.newest);
+    !at.unordered && times.first().is_some_and(|newest| *newest < bound)
+}
+
+/// Steps back where the list has become shorter since the last page: what follows has moved up, and some of it is on pages
+/// that are read already.
+fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut At) {
+    let Paging::Numbered { total, .. } = list.paging else { return };
+    next.total = if total.is_empty() { None } else { values::at(body, total).and_then(Value::as_u64) };
+    let gone = here.total.zip(next.total).map_or(0, |(before, now)| before.saturating_sub(now));
+    if gone > 0 {
+        let pages = gone.div_ceil(u64::try_from(size.max(1)).unwrap_or(u64::MAX));
+        next.page = here.page.max(1).saturating_sub(pages).max(1);
+        next.ended = false;
+    }
+}
+
+/// How much of the walk is behind us, where pages are counted.
+#[expect(clippy::cast_precision_loss, reason = "a share for people")]
+fn progress(list: &ListSpec, here: &At, body: &Value, ended: bool) -> Option<f32> {
+    let Paging::Numbered { more, .. } = list.paging else { return None };
+    let pages = values::at(body, more)?.as_u64().filter(|pages| *pages > 0)?;
+    Some(if ended { 1.0 } else { (here.page.max(1) as f32 / pages as f32).min(1.0) })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! Lists of every kind against small servers made of rules: what a walk brings, and how it ends.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::*;
+use crate::domain::spec::{BodyStyle, BucketSpec, StreamSpec};
+use crate::domain::step::{Facts, Options, Params, Walk};
+
+static SPEC: ProviderSpec = ProviderSpec {
+    name: "acme",
+    title: "Acme",
+    grants: &[],
+    authorize_url: "",
+    token_url: "",
+    revoke_url: "",
+    introspect_path: "",
+    api_base: "",
+    api_version: "",
+    scopes: &[],
+    pkce: false,
+    token_body: BodyStyle::Form,
+    reads_jwt: false,
+    token_life_default: std::time::Duration::ZERO,
+    buckets: &[],
+    token_bucket: BucketSpec::requests("token", 1, std::time::Duration::from_secs(1)),
+    in_flight_max: 1,
+    page_size: 2,
+    streams: &[],
+};
+
+const fn stream(paging: Paging, changes: Changes) -> StreamSpec {
+    StreamSpec {
+        name: "visits",
+        table: "acme_visits",
+        modes: &[],
+        needs_facts: &[],
+        id: "/id",
+        created_at: "",
+        updated_at: "/at",
+        columns: &[],
+        merges: false,
+        omit: &[],
+        read: Read::List(ListSpec {
+            path: "/firm/{firm}/visits",
+            records: "/data",
+            query: &[("expand", "all")],
+            paging,
+            size: "limit",
+            changes,
+            buckets: &["b"],
+        }),
+    }
+}
+
+const NUMBERED: Paging = Paging::Numbered { param: "page", more: "/pages", total: "/total" };
+const NEWEST: Changes = Changes::NewestFirst { newest: &[("sort", "-at")], full: &[("sort", "id")] };
+
+static PAGES: StreamSpec = stream(NUMBERED, NEWEST);
+static IDS: StreamSpec = stream(
+    Paging::LastId { param: "after", more: "/has_more" },
+    Changes::Window { from: "at.gt", to: Some("at.lt") },
+);
+static CURSORS: StreamSpec = stream(Paging::Cursor { param: "cursor", next: "/next" }, Changes::None);
+static SINGLE: StreamSpec = stream(Paging::Single, Changes::None);
+
+fn at(second: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(second, 0).unwrap()
+}
+
+fn walk(mode: Mode, from: Option<i64>) -> Walk {
+    Walk { mode, started_at: at(1_000), from: from.map(at) }
+}
+
+/// Lines of requests, ids of records, and how it ended.
+struct Went {
+    lines: Vec<String>,
+    ids: Vec<String>,
+    end: Result<(), Failure>,
+}
+
+/// Walks with `answers` in their order; the walk is taken up anew from its saved position after every page.
+fn go(stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
+    let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
+    let cx = StepContext {
+        stream,
+        walk,
+        api_version: "",
+        page_size: 2,
+        facts: &Facts::new(),
+        params: &params,
+        options: &Options::new(),
+    };
+    let mut answers = answers.into_iter();
+    let mut went = Went { lines: Vec::new(), ids: Vec::new(), end: Ok(()) };
+    let (mut here, mut replies) = (Position::start(), Vec::new());
+    loop {
+        match step(&SPEC, &cx, &here, std::mem::take(&mut replies)) {
+            Ok(Step::Send { requests, at }) => {
+                let query: Vec<String> =
+                    requests[0].query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                went.lines.push(format!("{}?{}", requests[0].path, query.join("&")));
+                let body = answers.next().expect("an answer for each request");
+                let headers = BTreeMap::new();
+                replies = vec![Reply { status: 200, headers, body: Body::Json(body), sent_at: at_now() }];
+                here = at;
+            }
+            Ok(Step::Emit { page, at }) => {
+                went.ids.extend(page.records.into_iter().map(|record| record.id));
+                here = serde_json::from_str(&serde_json::to_string(&at).unwrap()).unwrap();
+            }
+            Ok(Step::Done) => break,
+            Ok(Step::Partial { why }) => panic!("{why}"),
+            Err(failure) => {
+                went.end = Err(failure);
+                break;
+            }
+        }
+    }
+    assert!(went.end.is_err() || answers.next().is_none(), "answers that nobody asked for");
+    went
+}
+
+fn at_now() -> DateTime<Utc> {
+    at(1_001)
+}
+
+/// A page of records: id and second of modification.
+fn page(records: &[(&str, i64)], rest: Value) -> Value {
+    let data: Vec<Value> = records.iter().map(|(id, second)| json!({"id": id, "at": at(*second)})).collect();
+    let mut page = json!({"data": data});
+    page.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    page
+}
+
+#[test]
+fn numbered_pages_are_read_to_their_end() {
+    let went = go(
+        &PAGES,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": 3})),
+            page(&[("c", 3)], json!({"pages": 2, "total": 3})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "c"]);
+    assert_eq!(
+        went.lines,
+        [
+            "/firm/f7/visits?expand=all&limit=2&sort=id&page=1",
+            "/firm/f7/visits?expand=all&limit=2&sort=id&page=2",
+        ]
+    );
+}
+
+#[test]
+fn a_list_that_has_become_shorter_has_moved_up() {
+    // `a` is deleted after page 1: `c` moves there, unseen, and page 2 begins with `d`.
+    let went = go(
+        &PAGES,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": 4})),
+            page(&[("d", 4)], json!({"pages": 2, "total": 3})),
+            page(&[("b", 2), ("c", 3)], json!({"pages": 2, "total": 3})),
+            page(&[("d", 4)], json!({"pages": 2, "total": 3})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "d", "b", "c", "d"]);
+}
+
+#[test]
+fn newest_first_stops_at_the_first_page_that_lies_whole_below() {
+    let went = go(
+        &PAGES,
+        &walk(Mode::Incremental, Some(500)),
+        vec![
+            page(&[("a", 900), ("b", 500)], json!({"pages": 9})),
+            page(&[("c", 500), ("d", 499)], json!({"pages": 9})),
+            page(&[("e", 498), ("f", 497)], json!({"pages": 9})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "c", "d", "e", "f"]);
+    assert!(went.lines[0].contains("sort=-at"), "{:?}", went.lines);
+}
+
+#[test]
+fn an_inversion_is_read_to_the_end() {
+    let went = go(
+        &PAGES,
+        &walk(Mode::Incremental, Some(500)),
+        vec![
+            page(&[("a", 400), ("b", 450)], json!({"pages": 3})),
+            page(&[("c", 300), ("d", 200)], json!({"pages": 3})),
+            page(&[("e", 600)], json!({"pages": 3})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn records_that_were_pushed_to_the_next_page_are_no_inversion() {
+    let went = go(
+        &PAGES,
+        &walk(Mode::Incremental, Some(500)),
+        vec![
+            page(&[("a", 900), ("b", 800)], json!({"pages": 9})),
+            page(&[("b", 800), ("c", 700)], json!({"pages": 9})),
+            page(&[("d", 400), ("e", 300)], json!({"pages": 9})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn windows_are_closed_and_ids_are_passed_on() {
+    let went = go(
+        &IDS,
+        &walk(Mode::Incremental, Some(500)),
+        vec![
+            page(&[("z", 900), ("y", 800)], json!({"has_more": true})),
+            page(&[("x", 700)], json!({"has_more": false})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(
+        went.lines,
+        [
+            "/firm/f7/visits?expand=all&limit=2&at.gt=1970-01-01T00:08:20.000Z&at.lt=1970-01-01T00:16:40.000Z",
+            "/firm/f7/visits?expand=all&limit=2&at.gt=1970-01-01T00:08:20.000Z&at.lt=1970-01-01T00:16:40.000Z&after=y",
+        ]
+    );
+    // Everything: no window, and an empty page is the end whatever it promises.
+    let went = go(&IDS, &walk(Mode::Backfill, None), vec![page(&[], json!({"has_more": true}))]);
+    assert!(went.end.is_ok() && !went.lines[0].contains("at."), "{:?}", went.lines);
+}
+
+#[test]
+fn cursors_and_single_pages() {
+    let pages = vec![
+        page(&[("a", 1)], json!({"next": "c 1"})),
+        page(&[], json!({"next": 7})),
+        page(&[("b", 1)], json!({})),
+    ];
+    let went = go(&CURSORS, &walk(Mode::Snapshot, None), pages);
+    assert!(went.end.is_ok());
+    assert_eq!((went.ids.join(""), went.lines.len()), ("ab".to_owned(), 3));
+    let went = go(&SINGLE, &walk(Mode::Snapshot, None), vec![page(&[("a", 1)], json!({"next": "x"}))]);
+    assert!(went.end.is_ok() && went.lines.len() == 1);
+}
+
+#[test]
+fn what_breaks_the_shape_or_repeats_is_said() {
+    let check = |stream: &'static StreamSpec, answers: Vec<Value>, says: &str| {
+        let failure = go(stream, &walk(Mode::Backfill, None), answers).end.expect_err(says);
+        assert!(failure.message.contains(says), "{}", failure.message);
+        assert_eq!(failure.kind.label(), "provider_changed");
+    };
+    check(&SINGLE, vec![json!({"items": []})], "no list at `/data`");
+    check(&SINGLE, vec![json!([])], "no list at `/data`");
+    check(&SINGLE, vec![json!({"data": [{"id": "1"}, {"name": "x"}]})], "without an id");
+    check(&SINGLE, vec![json!({"data": [{"id": ""}]})], "without an id");
+    let same = page(&[("a", 1), ("b", 2)], json!({"pages": 9}));
+    check(&PAGES, vec![same.clone(), same], "repeats a page");
+    let same = page(&[("a", 1)], json!({"next": "c"}));
+    check(&CURSORS, vec![same.clone(), same], "repeats a page");
+    let empty = page(&[], json!({"next": "c"}));
+    check(&CURSORS, vec![empty.clone(), empty], "repeats a page");
+}
+
+#[test]
+fn parameters_cannot_change_the_path() {
+    for value in ["", "a/b", "..", "a?b", "a b", "é"] {
+        let params = Params::from([("firm".to_owned(), value.to_owned())]);
+        let walk = walk(Mode::Backfill, None);
+        let cx = StepContext {
+            stream: &SINGLE,
+            walk: &walk,
+            api_version: "",
+            page_size: 2,
+            facts: &Facts::new(),
+            params: &params,
+            options: &Options::new(),
+        };
+        assert!(step(&SPEC, &cx, &Position::start(), Vec::new()).is_err(), "{value:?}");
+    }
+}
