@@ -12,8 +12,8 @@ use crate::db::connections::Connection;
 use crate::db::rate_budget::{self, Lease};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
-use crate::domain::spec::ProviderSpec;
-use crate::domain::step::Params;
+use crate::domain::spec::{BucketSpec, ProviderSpec, Scope};
+use crate::domain::step::{Params, Request};
 use crate::domain::time::delta;
 use crate::http::oauth::TokenEndpoint;
 use crate::providers::{Provider, TokenContext, TokenStep};
@@ -56,6 +56,37 @@ impl Auth {
             }
             Lease::Full { wait } => Err(throttled(provider, self.clock.now(), Some(wait))),
         }
+    }
+}
+
+impl Auth {
+    /// Waits for the limits of the address that `request` leaves from. Those of the account are the turns' to keep: a
+    /// question now and then is what their reserve is for.
+    pub(super) async fn take_egress_permits(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        request: &Request,
+    ) -> Result<(), Failure> {
+        let scope = rate_budget::egress_scope(provider.spec().name, &self.settings.daemon.egress_group);
+        let counted = |of: &BucketSpec| of.scope == Scope::Egress && request.buckets.contains(&of.name);
+        for bucket in provider.buckets(&settings.extra).into_iter().filter(counted) {
+            let scope = scope.clone();
+            let lease =
+                self.db(move |conn| rate_budget::lease(conn, &scope, &bucket, 1, PERMIT_WAIT_MAX)).await?;
+            match lease {
+                Lease::Granted { wait } => tokio::time::sleep(wait).await,
+                Lease::Full { wait } => {
+                    let until = Some(self.clock.now() + delta(wait));
+                    let title = provider.spec().title;
+                    return Err(Failure::new(
+                        FailureKind::Throttled { until },
+                        format!("{title} takes no more requests from this address for now"),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -120,6 +120,7 @@ impl Auth {
         let mut tries = 0;
         loop {
             tries += 1;
+            self.take_egress_permits(provider, settings, request).await?;
             let sent = tokio::time::timeout(
                 QUESTION_MAX,
                 self.http.send(&settings.api_base, request, credentials, self.clock.as_ref()),

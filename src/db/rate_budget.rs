@@ -39,6 +39,11 @@ fn shape(bucket: &BucketSpec) -> Shape {
     Shape { each_s, ahead_s: each_s * f64::from(at_once - 1) }
 }
 
+/// Whose permits the limits of an address are: all daemons' that leave from it.
+pub fn egress_scope(provider: &str, group: &str) -> String {
+    format!("{provider}/egress/{group}")
+}
+
 /// Takes `permits` of `bucket` within `scope`, when they are to be had within `wait_max`.
 pub fn lease(
     conn: &mut PgConnection,

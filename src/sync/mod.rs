@@ -27,7 +27,9 @@ use crate::auth::Auth;
 use crate::config::{ProviderSettings, Settings};
 use crate::db::connections::{Connection, ConnectionState};
 use crate::db::streams::{StreamKey, StreamRow, WalkRow};
-use crate::db::{Db, DbError, PgConnection, connections, streams, sync_runs, tokens, turns, views};
+use crate::db::{
+    Db, DbError, PgConnection, connections, rate_budget, streams, sync_runs, tokens, turns, views,
+};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{BucketSpec, Mode, Scope};
@@ -164,7 +166,7 @@ impl Engine {
         let buckets = turn.provider.buckets(&turn.provider_settings.extra).into_iter();
         Egress {
             db: &self.db,
-            scope: format!("{}/egress/{}", turn.connection.provider, self.settings.daemon.egress_group),
+            scope: rate_budget::egress_scope(&turn.connection.provider, &self.settings.daemon.egress_group),
             buckets: buckets.filter(|bucket| bucket.scope == Scope::Egress).map(left).collect(),
         }
     }

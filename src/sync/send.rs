@@ -116,7 +116,7 @@ impl Sender<'_> {
                         Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
                         Verdict::Throttled { bucket, wait_ms } => {
                             tally.throttled.fetch_add(1, Ordering::Relaxed);
-                            let wait = self.refused(bucket, wait_ms, &reply).await?;
+                            let wait = self.refused(bucket, wait_ms, &reply, tries).await?;
                             if tries >= TRIES_MAX {
                                 return Err(Halt::Failed(self.throttled(request, wait)));
                             }
@@ -235,11 +235,15 @@ impl Sender<'_> {
         bucket: &'static str,
         wait_ms: Option<u64>,
         reply: &Reply,
+        tries: u32,
     ) -> Result<DateTime<Utc>, Halt> {
-        let asked = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis));
+        let shared = self.egress.buckets.iter().find(|of| of.name == bucket).copied();
+        // What is refused again after a short pause has hit the limit of the address, which is told by nothing else.
+        let whole_span = shared.filter(|_| tries > 1).map(|of| of.per);
+        let asked = self.asked_wait(reply).or(wait_ms.map(Duration::from_millis)).or(whole_span);
         let now = self.pacing_now();
         let wait = self.lock_pacer().refused(now, bucket, asked);
-        if let Some(bucket) = self.egress.buckets.iter().find(|of| of.name == bucket).copied() {
+        if let Some(bucket) = shared {
             let scope = self.egress.scope.clone();
             let paused =
                 self.egress.db.run(move |conn| rate_budget::refused(conn, &scope, &bucket, wait)).await;

@@ -129,6 +129,7 @@ impl Bucket {
 
     pub(super) fn observe(&mut self, now: DateTime<Utc>, observed: Observed) {
         if self.spec.counts == Counts::Points {
+            self.forget(now);
             return self.observe_points(observed);
         }
         let Observed { limit, remaining, per, .. } = observed;

@@ -295,3 +295,72 @@ proptest! {
         }
     }
 }
+
+/// A budget of 100 points that comes back in ten seconds, all of it ours.
+fn points() -> Pacer {
+    Pacer::new(&[BucketSpec::points("points", 100, ms(10_000))], 0.0)
+}
+
+#[test]
+fn points_come_back_evenly() {
+    let mut pacer = points();
+    assert_eq!(pacer.take(at(0), &["points"], 60), Ok(()));
+    assert_eq!(pacer.take(at(0), &["points"], 40), Ok(()));
+    assert_eq!(pacer.take(at(0), &["points"], 10), Err(ms(1000)));
+    assert_eq!(pacer.take(at(1000), &["points"], 10), Ok(()));
+    // A request that is dearer than the whole budget leaves when all of it is there.
+    assert_eq!(pacer.take(at(1000), &["points"], 500), Err(ms(10_000)));
+    assert_eq!(pacer.take(at(11_000), &["points"], 500), Ok(()));
+}
+
+#[test]
+fn what_was_not_charged_comes_back_and_what_others_spent_counts() {
+    let mut pacer = points();
+    pacer.take(at(0), &["points"], 100).unwrap();
+    let told = Observed { limit: Some(100), remaining: Some(70), per: Some(ms(10_000)), unspent: 70 };
+    pacer.observe(at(0), "points", told);
+    assert_eq!(pacer.take(at(0), &["points"], 70), Ok(()));
+    // Somebody else has spent what we thought was there.
+    let mut pacer = points();
+    pacer.observe(at(0), "points", Observed { remaining: Some(5), ..Observed::default() });
+    assert_eq!(pacer.take(at(0), &["points"], 15), Err(ms(1000)));
+    // The account's plan allows ten times as much.
+    pacer.observe(
+        at(0),
+        "points",
+        Observed { limit: Some(1000), per: Some(ms(1000)), ..Observed::default() },
+    );
+    assert_eq!(pacer.take(at(0), &["points"], 900), Ok(()));
+}
+
+#[test]
+fn the_reserve_is_left_and_spent_points_are_remembered() {
+    let spec = [BucketSpec::points("points", 100, ms(10_000))];
+    let mut pacer = Pacer::new(&spec, 0.1);
+    assert_eq!(pacer.take(at(0), &["points"], 90), Ok(()));
+    let saved = pacer.to_saved(at(0));
+    let mut later = Pacer::from_saved(&spec, 0.1, &saved, at(1000));
+    // Nine points a second, less what rounding up costs.
+    assert!(later.take(at(1000), &["points"], 8).is_ok());
+    assert!(later.take(at(1000), &["points"], 8).is_err());
+}
+
+proptest! {
+    /// A provider's leaky bucket never overflows when requests leave as the pacer lets them.
+    #[test]
+    fn points_never_exceed_the_providers_bucket(costs in prop::collection::vec((1_u32..60, 0_i64..400), 1..200)) {
+        let mut pacer = points();
+        let (mut now, mut level, mut seen) = (0_i64, 0.0_f64, 0_i64);
+        for (cost, pause) in costs {
+            now += pause;
+            while let Err(wait) = pacer.take(at(now), &["points"], cost) {
+                now += i64::try_from(wait.as_millis()).unwrap().max(1);
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a test of some seconds")]
+            let passed = (now - seen) as f64 / 100.0;
+            level = (level - passed).max(0.0) + f64::from(cost);
+            seen = now;
+            prop_assert!(level <= 100.1, "{level} points at {now} ms");
+        }
+    }
+}
