@@ -4,6 +4,7 @@
 pub mod hubspot;
 mod interpret;
 mod judge;
+pub mod oncehub;
 
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ pub struct Limit {
 }
 
 /// Every provider there is; one line each.
-pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot];
+pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot, &oncehub::OnceHub];
 
 /// The provider of that name.
 pub fn provider(name: &str) -> Option<&'static dyn Provider> {
