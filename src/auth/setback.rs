@@ -80,6 +80,7 @@ impl Work<'_> {
             event,
             setback: Setback {
                 last_error: fault.failure.message.clone(),
+                kind: fault.failure.kind.label(),
                 refresh_due_at: self.retry_at(fault, now),
                 rejected_at: fault.dead.then_some(now),
             },
@@ -149,7 +150,7 @@ fn write_down(
     } else if report.setback.rejected_at.is_none() {
         Aftermath::Counted
     } else if is_clients_fault(conn, id, report.client_of)? {
-        tokens::postpone(conn, id, report.spared_until)?;
+        tokens::blame_client(conn, id, report.spared_until)?;
         Aftermath::Spared
     } else {
         connections::set_state(conn, id, ConnectionState::NeedsReauth, Some(message))?;

@@ -21,8 +21,8 @@ pub use problems::{Problem, Problems};
 pub use report::{Row, report};
 pub use secrets::MASK;
 pub use settings::{
-    CallbackSettings, DaemonSettings, DatabaseSettings, LogFormat, MetricsSettings, ProviderSettings,
-    Settings, SyncSettings, VaultSettings,
+    AlertSettings, CallbackSettings, DaemonSettings, DatabaseSettings, LogFormat, MetricsSettings,
+    ProviderSettings, Settings, SyncSettings, VaultSettings,
 };
 pub use sources::{ENVIRONMENT_PREFIX, Flag, Purpose, SYSTEM_FILE, Sources, host_name};
 

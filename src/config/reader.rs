@@ -131,6 +131,21 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A program with its arguments; empty for none.
+    pub(super) fn command(&mut self, key: &str, words_max: usize) -> Vec<String> {
+        let expected =
+            format!("a list of at most {words_max} texts, the first the absolute path of a program; or []");
+        self.read(key, &expected, |value| {
+            let items = value.as_array().filter(|items| items.len() <= words_max)?;
+            let word = |text: &&str| !text.contains(char::is_control);
+            let words: Vec<String> = items
+                .iter()
+                .map(|item| item.as_str().filter(word).map(str::to_owned))
+                .collect::<Option<_>>()?;
+            words.first().is_none_or(|program| absolute(program).is_some()).then_some(words)
+        })
+    }
+
     /// A list of words without white space.
     pub(super) fn words(&mut self, key: &str, count_max: usize) -> Vec<String> {
         let expected =

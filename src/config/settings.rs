@@ -2,6 +2,7 @@
 //! `config/default.toml`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ const WALK_INTERVAL: RangeInclusive<Duration> = seconds(1)..=MONTH;
 const OVERLAP: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const HOLD_BACK: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const TURN_LIMIT: RangeInclusive<Duration> = seconds(1)..=seconds(5 * 60);
+const HOOK_TIMEOUT: RangeInclusive<Duration> = seconds(1)..=seconds(5 * 60);
+const STALE_AFTER: RangeInclusive<Duration> = seconds(60)..=MONTH;
+const HOOK_WORDS_MAX: usize = 32;
 const QUOTA_RESERVE: RangeInclusive<f64> = 0.0..=0.9;
 const EGRESS_GROUP_LENGTH_MAX: usize = 128;
 const CLIENT_ID_LENGTH_MAX: usize = 512;
@@ -47,6 +51,7 @@ pub struct Settings {
     pub database: DatabaseSettings,
     pub callback: CallbackSettings,
     pub metrics: MetricsSettings,
+    pub alerts: AlertSettings,
     pub vault: VaultSettings,
     pub sync: SyncSettings,
     /// By name. All that we know, enabled or not.
@@ -100,6 +105,18 @@ pub struct CallbackSettings {
 #[derive(Debug, Clone)]
 pub struct MetricsSettings {
     pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct AlertSettings {
+    /// Program and arguments; empty: nobody is told.
+    pub exec: Vec<String>,
+    /// What the program finds in its environment: nothing of ours, so no secret.
+    pub environment: BTreeMap<String, OsString>,
+    pub timeout: Duration,
+    pub stale_after: Duration,
+    /// `None`: an alert is told once.
+    pub repeat_after: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -178,6 +195,7 @@ impl Settings {
                 ticket_ttl: reader.duration("callback.ticket_ttl", &TICKET_TTL),
             },
             metrics: MetricsSettings { listen: reader.address("metrics.listen") },
+            alerts: AlertSettings::read(reader),
             vault: VaultSettings {
                 key: reader.secret("vault.key", "vault.key_file", SecretKind::VaultKey),
                 previous_keys: reader.previous_keys("vault.previous_key_files"),
@@ -204,6 +222,23 @@ impl DaemonSettings {
                 LogFormat::parse,
             ),
             egress_group: egress_group(reader),
+        }
+    }
+}
+
+/// Variables that the alert program is given.
+const HOOK_ENVIRONMENT: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "TZ"];
+
+impl AlertSettings {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let given = &reader.sources.environment;
+        let environment = HOOK_ENVIRONMENT.iter().filter_map(|name| given.get_key_value(*name));
+        Self {
+            environment: environment.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            exec: reader.command("alerts.exec", HOOK_WORDS_MAX),
+            timeout: reader.duration("alerts.timeout", &HOOK_TIMEOUT),
+            stale_after: reader.duration("alerts.stale_after", &STALE_AFTER),
+            repeat_after: reader.optional_duration("alerts.repeat_after", &STALE_AFTER),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`Daemon::start`] takes settings and gives back something that serves; [`Daemon::stop`] ends it without losing
 //! anything: no new work, turns save their place, token exchanges run to their end, then the database goes.
 
+pub mod alerts;
 pub mod postgres;
 mod readiness;
 pub mod telemetry;
@@ -172,6 +173,14 @@ impl Daemon {
         };
         tasks.spawn(scheduler.run(hub.ticks(), stop.clone()));
         tasks.spawn(beat(db.clone(), id, stop.clone()));
+        let watch = alerts::Watch {
+            db: db.clone(),
+            clock: Arc::clone(&engine.clock),
+            settings: Arc::clone(&settings),
+            daemon: id,
+            host: crate::config::host_name(),
+        };
+        tasks.spawn(watch.run(stop.clone()));
         let ready = readiness::check(db.clone(), auth.clone(), Arc::clone(&hub));
         let router = callback::router(callback::Endpoint::new(auth.clone(), ready));
         tasks.spawn(callback::serve(listener, router, stop.clone()));

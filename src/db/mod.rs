@@ -15,6 +15,7 @@ use error::PoolLimits;
 
 mod address;
 pub mod admin;
+pub mod alerts;
 pub mod asks;
 pub mod audit;
 pub mod authorizations;

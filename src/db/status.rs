@@ -9,6 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
+use super::alerts::{self, Alert, HookTrouble};
 use super::connections::{self, Connection};
 use super::error::DbError;
 use super::rows;
@@ -21,6 +22,9 @@ pub struct Snapshot {
     pub daemons: Vec<DaemonStatus>,
     /// By name.
     pub connections: Vec<ConnectionStatus>,
+    /// Those that hold, oldest first.
+    pub alerts: Vec<Alert>,
+    pub hook: Option<HookTrouble>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
@@ -113,6 +117,9 @@ pub struct StreamStatus {
     /// In a row.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
+    /// Deletions wait for a person to agree.
+    #[diesel(sql_type = Bool)]
+    pub held: bool,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub next_due_at: Option<DateTime<Utc>>,
 }
@@ -153,6 +160,7 @@ const STREAMS: &str = "
         sum(s.rows)::bigint AS rows, sum(s.deleted_rows)::bigint AS deleted_rows,
         max(s.stalled_reason) AS stalled_reason, max(s.last_error) AS last_error,
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
+        coalesce(bool_or(s.failure_kind = 'held' AND s.stalled_reason IS NOT NULL), false) AS held,
         greatest(max(s.not_before), min(d.due_at)) AS next_due_at
     FROM fieldmirror.stream_state s LEFT JOIN due d USING (connection_id, stream)
     WHERE $1 IS NULL OR s.connection_id = $1
@@ -173,9 +181,8 @@ pub fn read(
             None => connections::list(conn)?,
         };
         let id = only.map(|id| id.0);
-        let tokens: Vec<TokenStatus> = sql_query(TOKENS).bind::<Nullable<BigInt>, _>(id).load(conn)?;
         let mut tokens: HashMap<i64, TokenStatus> =
-            tokens.into_iter().map(|token| (token.connection_id, token)).collect();
+            tokens(conn, only)?.into_iter().map(|token| (token.connection_id, token)).collect();
         let mut streams: HashMap<i64, Vec<StreamStatus>> = HashMap::new();
         for stream in sql_query(STREAMS).bind::<Nullable<BigInt>, _>(id).load::<StreamStatus>(conn)? {
             streams.entry(stream.connection_id).or_default().push(stream);
@@ -190,8 +197,16 @@ pub fn read(
             streams: streams.remove(&connection.id.0).unwrap_or_default(),
             connection,
         });
-        Ok(Snapshot { as_of, daemons, connections: connections.collect() })
+        let about = |alert: &Alert| id.is_none() || alert.of.connection_id == id;
+        let alerts = alerts::open(conn)?.into_iter().filter(about).collect();
+        let hook = alerts::hook_trouble(conn)?;
+        Ok(Snapshot { as_of, daemons, connections: connections.collect(), alerts, hook })
     })
+}
+
+/// How the tokens of all connections stand, or that of one.
+pub fn tokens(conn: &mut PgConnection, only: Option<ConnectionId>) -> Result<Vec<TokenStatus>, DbError> {
+    Ok(sql_query(TOKENS).bind::<Nullable<BigInt>, _>(only.map(|id| id.0)).load(conn)?)
 }
 
 impl StreamStatus {
@@ -211,6 +226,7 @@ impl StreamStatus {
             last_error: None,
             last_success_at: None,
             failures: 0,
+            held: false,
             next_due_at: None,
         }
     }

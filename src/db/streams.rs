@@ -400,6 +400,8 @@ pub fn restart_walk(
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setback {
     pub state: &'static str,
+    /// The label of the failure's kind.
+    pub kind: &'static str,
     pub stalled_reason: Option<String>,
     pub last_error: Option<String>,
     pub not_before: Option<DateTime<Utc>>,
@@ -415,7 +417,7 @@ pub fn set_back(
 ) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(
         "UPDATE stream_state SET state = $4, stalled_reason = $5, last_error = $6, failures = failures + 1,
-             not_before = CASE WHEN $8 THEN $7 ELSE not_before END
+             failure_kind = $9, not_before = CASE WHEN $8 THEN $7 ELSE not_before END
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -426,6 +428,7 @@ pub fn set_back(
     .bind::<Nullable<Text>, _>(setback.last_error.as_deref())
     .bind::<Nullable<Timestamptz>, _>(setback.not_before)
     .bind::<Bool, _>(setback.whole_stream)
+    .bind::<Text, _>(setback.kind)
     .execute(connection)?;
     if let (Some(mode), 1) = (mode, owned) {
         diesel::sql_query(
@@ -451,7 +454,8 @@ pub fn postpone(
     let owned = diesel::sql_query(
         "UPDATE stream_state
          SET not_before = $4, state = CASE WHEN $5 THEN 'backing_off' ELSE state END,
-             last_error = CASE WHEN $5 THEN 'waits for the provider''s rate limit' ELSE last_error END
+             last_error = CASE WHEN $5 THEN 'waits for the provider''s rate limit' ELSE last_error END,
+             failure_kind = CASE WHEN $5 AND stalled_reason IS NULL THEN 'throttled' ELSE failure_kind END
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -472,6 +476,7 @@ pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWri
                           WHEN backfill_done THEN 'idle' ELSE 'backfilling' END,
              stalled_reason = CASE WHEN bad.walks THEN stalled_reason END,
              last_error = CASE WHEN bad.walks THEN last_error END,
+             failure_kind = CASE WHEN bad.walks THEN failure_kind END,
              failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL
          FROM (SELECT coalesce(bool_or(w.failures > 0), false) AS walks FROM walks w
                WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '') bad

@@ -92,7 +92,7 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
              access_sealed = excluded.access_sealed, refresh_sealed = excluded.refresh_sealed, \
              scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at, \
              refresh_due_at = excluded.refresh_due_at, last_refresh_at = excluded.last_refresh_at, failures = 0, \
-             last_error = NULL, rejected_at = NULL",
+             last_error = NULL, failure_kind = NULL, rejected_at = NULL",
     )
     .bind::<BigInt, _>(new.connection.0)
     .bind::<SqlUuid, _>(new.grant_id)
@@ -133,7 +133,7 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
              refresh_sealed = coalesce($5, refresh_sealed), \
              scopes = CASE WHEN cardinality($6) = 0 THEN scopes ELSE $6 END, \
              issued_at = $7, expires_at = $8, refresh_due_at = $9, last_refresh_at = now(), failures = 0, \
-             last_error = NULL, rejected_at = NULL \
+             last_error = NULL, failure_kind = NULL, rejected_at = NULL \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
     .bind::<BigInt, _>(attempt.connection.0)
@@ -154,6 +154,8 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
 #[derive(Debug, Clone)]
 pub struct Setback {
     pub last_error: String,
+    /// The label of the failure's kind.
+    pub kind: &'static str,
     pub refresh_due_at: DateTime<Utc>,
     /// Set when the provider said that the grant is dead. The first such moment is kept.
     pub rejected_at: Option<DateTime<Utc>>,
@@ -167,7 +169,7 @@ pub fn set_back(
     setback: &Setback,
 ) -> Result<bool, DbError> {
     let counted = sql_query(
-        "UPDATE fieldmirror.tokens SET failures = failures + 1, last_error = $4, refresh_due_at = $5, \
+        "UPDATE fieldmirror.tokens SET failures = failures + 1, last_error = $4, failure_kind = $7, refresh_due_at = $5, \
              rejected_at = CASE WHEN $6 IS NULL THEN rejected_at ELSE coalesce(rejected_at, $6) END \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
@@ -177,14 +179,17 @@ pub fn set_back(
     .bind::<Text, _>(&setback.last_error)
     .bind::<Timestamptz, _>(setback.refresh_due_at)
     .bind::<Nullable<Timestamptz>, _>(setback.rejected_at)
+    .bind::<Text, _>(setback.kind)
     .execute(conn)?;
     refresh_attempts::close(conn, attempt)?;
     Ok(counted == 1)
 }
 
-/// Moves the next refresh to `due`, whatever it was.
-pub fn postpone(conn: &mut PgConnection, id: ConnectionId, due: DateTime<Utc>) -> Result<(), DbError> {
-    sql_query("UPDATE fieldmirror.tokens SET refresh_due_at = $2 WHERE connection_id = $1")
+/// The failure just counted is our client's, not the account's: the next refresh is due at `due`.
+pub fn blame_client(conn: &mut PgConnection, id: ConnectionId, due: DateTime<Utc>) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.tokens SET refresh_due_at = $2, failure_kind = 'misconfigured' WHERE connection_id = $1",
+    )
         .bind::<BigInt, _>(id.0)
         .bind::<Timestamptz, _>(due)
         .execute(conn)?;
@@ -199,7 +204,7 @@ pub fn probed(
 ) -> Result<bool, DbError> {
     let counted = sql_query(
         "UPDATE fieldmirror.tokens SET refresh_due_at = $4, last_refresh_at = now(), failures = 0, last_error = NULL, \
-             rejected_at = NULL WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
+             failure_kind = NULL, rejected_at = NULL WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
     .bind::<BigInt, _>(attempt.connection.0)
     .bind::<SqlUuid, _>(attempt.grant_id)
@@ -320,10 +325,13 @@ pub fn acquit(
         .bind::<Text, _>(reason)
         .execute(conn)?;
         if moved > 0 {
-            sql_query("UPDATE fieldmirror.tokens SET refresh_due_at = least(refresh_due_at, $2) WHERE connection_id = $1")
-                .bind::<BigInt, _>(id)
-                .bind::<Timestamptz, _>(due)
-                .execute(conn)?;
+            sql_query(
+                "UPDATE fieldmirror.tokens SET refresh_due_at = least(refresh_due_at, $2), \
+                     failure_kind = 'misconfigured' WHERE connection_id = $1",
+            )
+            .bind::<BigInt, _>(id)
+            .bind::<Timestamptz, _>(due)
+            .execute(conn)?;
         }
         acquitted += moved;
     }

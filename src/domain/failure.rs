@@ -18,6 +18,8 @@ pub enum FailureKind {
     ProviderChanged,
     /// Our configuration or registration at the provider is at fault; it concerns every account alike.
     Misconfigured,
+    /// Nothing failed, but what would come next is not done before a person has agreed to it.
+    Held,
     /// We sent something that the provider calls wrong, or broke a rule of our own.
     OurBug,
 }
@@ -32,6 +34,7 @@ impl FailureKind {
             Self::Forbidden { .. } => "forbidden",
             Self::ProviderChanged => "provider_changed",
             Self::Misconfigured => "misconfigured",
+            Self::Held => "held",
             Self::OurBug => "our_bug",
         }
     }

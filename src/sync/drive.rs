@@ -489,7 +489,7 @@ fn absent(id: String, started_at: DateTime<Utc>) -> Tombstone {
 
 fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {
     Failure::new(
-        FailureKind::ProviderChanged,
+        FailureKind::Held,
         format!(
             "{gone} of {living} rows of `{}` are no longer listed; nothing was marked as gone. If that is right, run \
              `fieldmirror enqueue --resync {} --stream {} --full --allow-mass-delete`",

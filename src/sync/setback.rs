@@ -56,6 +56,7 @@ pub fn record(
 fn partial(why: &str, due_at: DateTime<Utc>) -> Setback {
     Setback {
         state: "stalled",
+        kind: "partial",
         stalled_reason: Some(why.to_owned()),
         last_error: Some(why.to_owned()),
         not_before: Some(due_at),
@@ -81,12 +82,14 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
             ("backing_off", false, until.unwrap_or_else(|| now + delta(THROTTLED)))
         }
         FailureKind::Forbidden { .. } => ("forbidden", true, now + delta(FORBIDDEN)),
-        FailureKind::ProviderChanged | FailureKind::OurBug | FailureKind::Misconfigured => {
-            ("stalled", true, growing(STALLED))
-        }
+        FailureKind::ProviderChanged
+        | FailureKind::OurBug
+        | FailureKind::Misconfigured
+        | FailureKind::Held => ("stalled", true, growing(STALLED)),
     };
     Setback {
         state,
+        kind: failure.kind.label(),
         stalled_reason: stalled.then(|| failure.message.clone()),
         last_error: Some(failure.message.clone()),
         not_before: Some(not_before),

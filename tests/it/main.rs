@@ -2,6 +2,7 @@
 
 mod support;
 
+mod alerts;
 mod architecture;
 mod auth;
 mod cli;

@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::daemon::alerts::{message, remedy};
+use crate::db::alerts::{Alert, AlertKind, HookTrouble};
 use crate::db::connections::{Connection, ConnectionState};
 use crate::db::status::{ConnectionStatus, Snapshot, StreamStatus, TokenStatus};
 use crate::providers;
@@ -19,11 +21,31 @@ pub(super) struct Ailment {
 }
 
 pub(super) fn healthy(snapshot: &Snapshot) -> bool {
-    has_daemon(snapshot) && snapshot.connections.iter().all(|connection| ailments(connection).is_empty())
+    has_daemon(snapshot)
+        && snapshot.connections.iter().all(|connection| ailments(connection).is_empty())
+        && general(snapshot).is_empty()
 }
 
 pub(super) fn has_daemon(snapshot: &Snapshot) -> bool {
     snapshot.daemons.iter().any(|daemon| daemon.live)
+}
+
+/// What is ill beyond the states of connections and streams: what daemons found, and the program that should be told.
+pub(super) fn general(snapshot: &Snapshot) -> Vec<Ailment> {
+    let untold = |alert: &&Alert| {
+        let kind = AlertKind::parse(&alert.of.kind);
+        matches!(kind, Some(AlertKind::ConfigurationFault | AlertKind::JobParked | AlertKind::StreamStale))
+    };
+    let alerts = snapshot.alerts.iter().filter(untold);
+    let mut found: Vec<Ailment> = alerts
+        .map(|alert| Ailment { reason: message::summary(&alert.of), next: message::next_action(alert) })
+        .collect();
+    found.extend(snapshot.hook.as_ref().map(|trouble| {
+        let HookTrouble { waiting, last_error, .. } = trouble;
+        let reason = format!("the alert program fails, {waiting} untold: {last_error}");
+        Ailment { reason, next: Some("fieldmirror doctor".to_owned()) }
+    }));
+    found
 }
 
 /// What is ill with a connection, the gravest first. Nothing of one that was disconnected on purpose is.
@@ -56,6 +78,9 @@ fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailm
     let said = said.map_or("no reason is on record", String::as_str);
     let why = || Some(format!("fieldmirror status {}", connection.name));
     let (what, next) = match stream.state.as_str() {
+        "stalled" if stream.held => {
+            ("waits for a person".to_owned(), Some(remedy::allow_mass_delete(&connection.name, name)))
+        }
         "stalled" => {
             let resync = format!("fieldmirror enqueue --resync {} --stream {name} --full", connection.name);
             ("is stalled".to_owned(), Some(resync))
@@ -85,27 +110,25 @@ pub(super) fn next_action(status: &ConnectionStatus) -> Option<String> {
     }
 }
 
+/// [`anew`], but for a connection that was ended on purpose.
+pub(in crate::cli) fn anew_unless_over(connection: &Connection) -> Option<String> {
+    (connection.state != ConnectionState::Disconnected).then(|| anew(connection))
+}
+
 /// The command for a new consent, or new credentials.
 fn anew(connection: &Connection) -> String {
     let Connection { name, provider, grant, .. } = connection;
+    if !connection.state.is_pending() || connection.account_id.is_some() {
+        return remedy::reconnect(provider, name, *grant);
+    }
     let spec = providers::provider(provider).map(providers::Provider::spec);
-    let first = connection.state.is_pending() && connection.account_id.is_none();
-    let mut words = vec!["fieldmirror enqueue".to_owned()];
-    if first {
-        words.push(format!("--connect {provider} --name {name}"));
-        if spec.and_then(|spec| spec.grants.first()).is_none_or(|default| default.kind != *grant) {
-            words.push(format!("--grant {}", grant.as_str()));
-        }
-        let params = connection.params.iter();
-        words.extend(params.map(|(param, value)| format!("--param {param}={}", shell_word(value))));
-    } else {
-        words.push(format!("--reconnect {name}"));
+    let mut words = vec![format!("fieldmirror enqueue --connect {provider} --name {name}")];
+    if spec.and_then(|spec| spec.grants.first()).is_none_or(|default| default.kind != *grant) {
+        words.push(format!("--grant {}", grant.as_str()));
     }
-    // A consent keeps what was handed over before; a key is new by being handed over.
-    if first || !grant.needs_consent() {
-        let secrets = spec.and_then(|spec| spec.grant(*grant)).map_or(&[][..], |grant| grant.secrets);
-        words.extend(secrets.iter().map(|secret| format!("--secret {secret}=@FILE")));
-    }
+    let params = connection.params.iter();
+    words.extend(params.map(|(param, value)| format!("--param {param}={}", shell_word(value))));
+    words.extend(remedy::secrets(provider, *grant));
     words.join(" ")
 }
 
@@ -202,6 +225,29 @@ mod tests {
         check("forbidden", 0, true);
         check("backing_off", FAILURES_BORNE, false);
         check("backing_off", FAILURES_BORNE + 1, true);
+    }
+
+    #[test]
+    fn alerts_and_a_program_that_fails() {
+        let mut snapshot = snapshot(Vec::new());
+        snapshot.alerts = vec![Alert::example(AlertKind::NeedsReauth)];
+        assert_eq!(general(&snapshot), [], "its connection says so");
+        snapshot.alerts = vec![Alert::example(AlertKind::ConfigurationFault)];
+        assert_eq!(general(&snapshot)[0].next.as_deref(), Some("fieldmirror doctor"));
+        let trouble =
+            HookTrouble { waiting: 2, last_error: "it ended with 1".into(), failed_at: at("07:00:00") };
+        snapshot.alerts.clear();
+        snapshot.hook = Some(trouble);
+        assert_eq!(general(&snapshot)[0].reason, "the alert program fails, 2 untold: it ended with 1");
+        assert!(!healthy(&snapshot));
+    }
+
+    #[test]
+    fn held_deletions_ask_for_a_person() {
+        let mut status = connection(ConnectionState::Connected);
+        status.streams = vec![StreamStatus { held: true, ..stream("stalled") }];
+        let next = "fieldmirror enqueue --resync acme --stream tickets --full --allow-mass-delete";
+        assert_eq!(next_action(&status).as_deref(), Some(next));
     }
 
     #[test]

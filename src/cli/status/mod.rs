@@ -1,7 +1,7 @@
 //! `fieldmirror status`: daemons, connections, tokens and streams as of one moment; what is ill first, with the reason
 //! and the command that helps.
 
-mod health;
+pub(super) mod health;
 mod object;
 mod page;
 
@@ -101,7 +101,8 @@ mod samples {
             last_seen_at: at("07:59:58"),
             live: true,
         };
-        Snapshot { as_of: at("08:00:00"), daemons: vec![daemon], connections }
+        let (alerts, hook) = (Vec::new(), None);
+        Snapshot { as_of: at("08:00:00"), daemons: vec![daemon], connections, alerts, hook }
     }
 }
 

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{health, table};
+use crate::daemon::alerts::message;
+use crate::db::alerts::Alert;
 use crate::db::status::{ConnectionStatus, Snapshot, StreamStatus};
 use crate::db::tokens;
 
@@ -19,6 +21,27 @@ pub(super) fn of(snapshot: &Snapshot) -> Value {
         "healthy": health::healthy(snapshot),
         "daemons": daemons.collect::<Vec<_>>(),
         "connections": connections.collect::<Vec<_>>(),
+        "alerts": snapshot.alerts.iter().map(alert).collect::<Vec<_>>(),
+        "alert_program": snapshot.hook.as_ref().map(|trouble| json!({
+            "waiting": trouble.waiting, "last_error": trouble.last_error, "failed_at": trouble.failed_at,
+        })),
+    })
+}
+
+fn alert(alert: &Alert) -> Value {
+    let of = &alert.of;
+    json!({
+        "id": alert.id.to_string(),
+        "kind": of.kind,
+        "connection": of.connection_name,
+        "connection_id": of.connection_id,
+        "provider": of.provider,
+        "stream": of.stream,
+        "job_id": of.job_id.map(|id| id.to_string()),
+        "reason": of.reason,
+        "opened_at": alert.opened_at,
+        "told_at": alert.fired_at,
+        "next_action": message::next_action(alert),
     })
 }
 
@@ -79,6 +102,7 @@ fn stream(status: &ConnectionStatus, stream: &StreamStatus) -> Value {
 mod tests {
     use super::super::samples;
     use super::*;
+    use crate::db::alerts::AlertKind;
     use crate::db::connections::ConnectionState;
     use crate::db::status::TokenStatus;
 
@@ -109,8 +133,16 @@ mod tests {
                     "next_due_at": null,
                 }],
             }],
+            "alerts": [{
+                "id": "5", "kind": "needs_reauth", "connection": "acme", "connection_id": 7, "provider": "hubspot",
+                "stream": null, "job_id": null, "reason": "the grant was revoked", "opened_at": "1970-01-01T00:00:00Z",
+                "told_at": null, "next_action": "fieldmirror enqueue --reconnect acme",
+            }],
+            "alert_program": null,
         });
-        assert_eq!(of(&samples::snapshot(vec![status])), expected);
+        let mut snapshot = samples::snapshot(vec![status]);
+        snapshot.alerts = vec![Alert::example(AlertKind::NeedsReauth)];
+        assert_eq!(of(&snapshot), expected);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(super) fn of(snapshot: &Snapshot) -> String {
     let unwell = ill.iter().filter(|(_, ailments)| !ailments.is_empty()).count();
     let mut lines = vec![summary(snapshot, unwell)];
     lines.extend(daemon_complaint(snapshot));
+    lines.extend(health::general(snapshot).iter().map(|ailment| complaint("", ailment)));
     lines.extend(ill.iter().flat_map(|(status, ailments)| complaints(status, ailments)));
     lines.extend(snapshot.connections.iter().flat_map(notices));
     lines.push(String::new());
@@ -69,11 +70,13 @@ fn daemon_complaint(snapshot: &Snapshot) -> Option<String> {
 fn complaints(status: &ConnectionStatus, ailments: &[Ailment]) -> Vec<String> {
     let name = terminal::styled(&Style::new().bold(), &status.connection.name);
     let provider = &status.connection.provider;
-    let complaint = |Ailment { reason, next }: &Ailment| {
-        let next = next.as_ref().map(|next| format!("\n  next: {next}"));
-        format!("- {name} ({provider}) {reason}{}", next.unwrap_or_default())
-    };
-    ailments.iter().map(complaint).collect()
+    let of = format!("{name} ({provider}) ");
+    ailments.iter().map(|ailment| complaint(&of, ailment)).collect()
+}
+
+fn complaint(of: &str, Ailment { reason, next }: &Ailment) -> String {
+    let next = next.as_ref().map(|next| format!("\n  next: {next}"));
+    format!("- {of}{reason}{}", next.unwrap_or_default())
 }
 
 /// Nothing is ill about these.

@@ -22,6 +22,9 @@ fn the_built_in_settings_are_those_of_the_contract() {
     assert_eq!(settings.callback.ticket_ttl, Duration::from_hours(24));
     assert_eq!(settings.metrics.listen.to_string(), "127.0.0.1:9464");
     assert!(settings.vault.key.is_none() && settings.vault.previous_keys.is_empty());
+    let alerts = &settings.alerts;
+    assert!(alerts.exec.is_empty() && alerts.repeat_after.is_none() && alerts.environment.is_empty());
+    assert_eq!([alerts.timeout, alerts.stale_after].map(|duration| duration.as_secs()), [30, 3600]);
     let sync = &settings.sync;
     let seconds = [
         sync.poll_interval,
@@ -44,6 +47,16 @@ fn the_built_in_settings_are_those_of_the_contract() {
     );
     assert_eq!(hubspot.scopes.len(), 5);
     assert!(hubspot.extra.is_empty(), "{:?}", hubspot.extra);
+}
+
+/// What the alert program is given: nothing of ours.
+#[test]
+fn the_alert_programs_environment() {
+    let given =
+        [("PATH", "/bin"), ("FIELDMIRROR_VAULT__KEY", ""), ("CREDENTIALS_DIRECTORY", "/x"), ("TZ", "UTC")];
+    let environment = load(&variables(Sources::none(), &given)).unwrap().settings.alerts.environment;
+    let names: Vec<_> = environment.keys().map(String::as_str).collect();
+    assert_eq!(names, ["PATH", "TZ"]);
 }
 
 /// Reading a key that is not in the file panics, so what is left to show is that each key of the file is read.

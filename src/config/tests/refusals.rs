@@ -56,6 +56,9 @@ fn values_that_do_not_fit() {
     check("daemon.state_dir", "\"\"", "an empty text", "an absolute path");
     check("daemon.log_format", "\"xml\"", "`\"xml\"`", "\"journald\"");
     check("daemon.egress_group", "\"a\\nb\"", "`\"a\\nb\"`", "at most 128 characters");
+    check("alerts.exec", "[\"hook\"]", "`[\"hook\"]`", "the absolute path of a program");
+    check("alerts.exec", "\"/bin/hook\"", "`\"/bin/hook\"`", "a list");
+    check("alerts.timeout", "\"1h\"", "`\"1h\"`", "from 1s to 5m");
     check("database.pool_size", "1", "`1`", "from 2 to 100");
     check(
         "database.url",

@@ -1,0 +1,283 @@
+//! Alerts: what holds in the tables against what a program is told, with the daemon's own loops.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection as _;
+use fieldmirror::config::Settings;
+use fieldmirror::daemon::alerts::{Watch, served};
+use fieldmirror::db::alerts::{self, AlertKind};
+use fieldmirror::domain::time::SystemClock;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::support::postgres::{TestDb, short_folder};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A database with a connection that is well, and a program that writes down what it is told.
+struct Site {
+    database: TestDb,
+    folder: PathBuf,
+    settings: Settings,
+}
+
+/// Loops of a daemon.
+struct Loops {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Loops {
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+const ACME: &str = "
+    INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, account_id, account_name, connected_at)
+    VALUES ('acme', 'hubspot', 'authorization_code', 'connected', '1', 'Jane Customer', now() - interval '1 day');
+    INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, refresh_sealed, issued_at, expires_at)
+    SELECT id, gen_random_uuid(), 'oauth', '\\x01', '\\x01', now(), now() + interval '1 hour' FROM fieldmirror.connections;
+    INSERT INTO fieldmirror.stream_state (connection_id, stream, state, complete_to, backfill_done)
+    SELECT id, unnest(ARRAY['tickets', 'owners']), 'idle', now(), true FROM fieldmirror.connections;";
+
+impl Site {
+    async fn new() -> Self {
+        let folder = short_folder("alerts");
+        let told = folder.join("told");
+        let script =
+            format!("#!/bin/sh\n[ -e {0}/broken ] && exit 7\ncat >> {1}\n", folder.display(), told.display());
+        let hook = folder.join("hook");
+        std::fs::write(&hook, script).unwrap();
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut settings = Settings::example();
+        settings.alerts.exec = vec![hook.display().to_string(), "--fixed".to_owned()];
+        settings.alerts.environment.insert("PATH".to_owned(), "/usr/bin:/bin".into());
+        let site = Self { database: TestDb::new(), folder, settings };
+        site.sql(ACME).await;
+        site
+    }
+
+    async fn sql(&self, statements: &'static str) {
+        self.database.db.run(move |conn| Ok(conn.batch_execute(statements)?)).await.unwrap();
+    }
+
+    fn daemon(&self) -> Loops {
+        let stop = CancellationToken::new();
+        let watch = Watch {
+            db: self.database.db.clone(),
+            clock: Arc::new(SystemClock),
+            settings: Arc::new(self.settings.clone()),
+            daemon: Uuid::now_v7(),
+            host: "testhost".to_owned(),
+        };
+        let task = tokio::spawn(watch.run(stop.clone()));
+        Loops { stop, task }
+    }
+
+    /// What the program was told so far.
+    fn told(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.folder.join("told")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+    }
+
+    async fn told_of(&self, count: usize) -> Vec<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let told = self.told();
+            if told.len() >= count {
+                return told;
+            }
+            assert!(Instant::now() < deadline, "told of {told:?} only");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The conditions that hold, as kind and subject.
+    async fn holding(&self) -> Vec<(String, String)> {
+        let of = served(&self.settings);
+        let found = self.database.db.run(move |conn| alerts::conditions(conn, &of)).await.unwrap();
+        let mut found: Vec<_> = found.into_iter().map(|of| (of.kind, of.subject)).collect();
+        found.sort();
+        found
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[tokio::test]
+async fn each_condition_is_found_in_the_tables() {
+    let site = Site::new().await;
+    assert_eq!(site.holding().await, []);
+    let steps: [(&str, &str, &str, &str); 9] = [
+        (
+            "UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'revoked'",
+            "needs_reauth",
+            "connection 1",
+            "UPDATE fieldmirror.connections SET state = 'connected', reason = NULL",
+        ),
+        (
+            "UPDATE fieldmirror.tokens SET failure_kind = 'misconfigured', last_error = 'invalid_client'",
+            "configuration_fault",
+            "provider hubspot",
+            "UPDATE fieldmirror.tokens SET failure_kind = NULL, last_error = NULL",
+        ),
+        (
+            "UPDATE fieldmirror.tokens SET failure_kind = 'misconfigured', last_error = 'no key';
+             UPDATE fieldmirror.connections SET grant_kind = 'client_credentials'",
+            "configuration_fault",
+            "connection 1",
+            "UPDATE fieldmirror.tokens SET failure_kind = NULL, last_error = NULL;
+             UPDATE fieldmirror.connections SET grant_kind = 'authorization_code'",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET state = 'syncing', stalled_reason = 'odd', failure_kind = 'provider_changed'
+             WHERE stream = 'tickets'",
+            "stream_stalled",
+            "connection 1 stream tickets",
+            "UPDATE fieldmirror.stream_state SET state = 'idle', stalled_reason = NULL, failure_kind = NULL",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET state = 'stalled', stalled_reason = '90 of 100 rows', failure_kind = 'held'
+             WHERE stream = 'tickets'",
+            "mass_delete_held",
+            "connection 1 stream tickets",
+            "UPDATE fieldmirror.stream_state SET state = 'idle', stalled_reason = NULL, failure_kind = NULL",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET state = 'forbidden', stalled_reason = 'no scope' WHERE stream = 'owners'",
+            "stream_forbidden",
+            "connection 1 stream owners",
+            "UPDATE fieldmirror.stream_state SET state = 'idle', stalled_reason = NULL",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '61 min' WHERE stream = 'owners'",
+            "stream_stale",
+            "connection 1 stream owners",
+            "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '59 min'",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET backfill_done = false, complete_to = NULL WHERE stream = 'owners'",
+            "stream_stale",
+            "connection 1 stream owners",
+            "INSERT INTO fieldmirror.sync_runs (connection_id, stream, mode, started_at, ended_at, pages)
+             VALUES (1, 'owners', 'backfill', now() - interval '2 h', now() - interval '30 min', 3)",
+        ),
+        (
+            "INSERT INTO fieldmirror.jobs (kind, connection_id, state, crashes) VALUES ('sync', 1, 'parked', 3)",
+            "job_parked",
+            "job 1",
+            "UPDATE fieldmirror.jobs SET state = 'pending'",
+        ),
+    ];
+    for (begins, kind, subject, ends) in steps {
+        site.sql(begins).await;
+        assert_eq!(site.holding().await, [(kind.to_owned(), subject.to_owned())], "{begins}");
+        site.sql(ends).await;
+        assert_eq!(site.holding().await, [], "{ends}");
+    }
+    let kinds: std::collections::BTreeSet<_> = steps.iter().map(|step| step.1).collect();
+    assert_eq!(kinds.len(), AlertKind::ALL.len(), "every kind has been here");
+}
+
+/// What is told already is not told by another name, and what is switched off is nobody's affair.
+#[tokio::test]
+async fn one_trouble_is_one_alert() {
+    let site = Site::new().await;
+    site.sql("UPDATE fieldmirror.stream_state SET complete_to = now() - interval '2 h', stalled_reason = 'odd', state = 'stalled'")
+        .await;
+    let kinds: Vec<_> = site.holding().await.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["stream_stalled", "stream_stalled"]);
+    site.sql(
+        "UPDATE fieldmirror.stream_state SET stalled_reason = NULL;
+         UPDATE fieldmirror.connections SET state = 'needs_reauth'",
+    )
+    .await;
+    assert_eq!(site.holding().await, [("needs_reauth".to_owned(), "connection 1".to_owned())]);
+    site.sql("UPDATE fieldmirror.connections SET state = 'disconnected'").await;
+    assert_eq!(site.holding().await, []);
+}
+
+#[tokio::test]
+async fn told_once_by_several_daemons_and_across_restarts_then_resolved() {
+    let site = Site::new().await;
+    site.sql("UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'the grant was revoked'")
+        .await;
+    let (one, other) = (site.daemon(), site.daemon());
+    let told = site.told_of(1).await;
+    assert_eq!(
+        (&told[0]["state"], &told[0]["kind"], &told[0]["connection"], &told[0]["next_action"]),
+        (
+            &json!("firing"),
+            &json!("needs_reauth"),
+            &json!("acme"),
+            &json!("fieldmirror enqueue --reconnect acme")
+        )
+    );
+    assert!(!told[0].to_string().contains("Jane"), "nothing of the customer's: {}", told[0]);
+    one.end().await;
+    other.end().await;
+    let later = site.daemon();
+    // Two rounds of both loops.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(site.told().len(), 1, "{:?}", site.told());
+    // The end is told even when the connection is gone.
+    site.sql("DELETE FROM fieldmirror.connections").await;
+    let told = site.told_of(2).await;
+    assert_eq!((&told[1]["state"], &told[1]["alert_id"]), (&json!("resolved"), &told[0]["alert_id"]));
+    assert!(told[1]["resolved_at"].is_string() && told[1]["next_action"].is_null(), "{}", told[1]);
+    later.end().await;
+    assert_eq!(site.told().len(), 2);
+}
+
+#[tokio::test]
+async fn a_program_that_fails_is_reported_and_tried_again() {
+    let site = Site::new().await;
+    let broken = site.folder.join("broken");
+    std::fs::write(&broken, "").unwrap();
+    site.sql(
+        "INSERT INTO fieldmirror.jobs (kind, connection_id, state, crashes) VALUES ('sync', 1, 'parked', 3)",
+    )
+    .await;
+    let daemon = site.daemon();
+    let deadline = Instant::now() + PATIENCE;
+    let trouble = loop {
+        match site.database.db.run(alerts::hook_trouble).await.unwrap() {
+            Some(trouble) => break trouble,
+            None => assert!(Instant::now() < deadline, "no failure was recorded"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(trouble.waiting, 1);
+    assert!(trouble.last_error.ends_with("ended with exit status: 7"), "{trouble:?}");
+    std::fs::remove_file(&broken).unwrap();
+    let told = site.told_of(1).await;
+    assert_eq!(told[0]["job_id"], "1");
+    let deadline = Instant::now() + PATIENCE;
+    while site.database.db.run(alerts::hook_trouble).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the failure is still shown");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_stays_is_told_again_where_that_is_asked_for() {
+    let mut site = Site::new().await;
+    site.settings.alerts.repeat_after = Some(Duration::from_secs(1));
+    site.sql("UPDATE fieldmirror.connections SET state = 'needs_reauth'").await;
+    let daemon = site.daemon();
+    let told = site.told_of(2).await;
+    assert_eq!((&told[0]["state"], &told[1]["state"]), (&json!("firing"), &json!("still_firing")));
+    daemon.end().await;
+}
