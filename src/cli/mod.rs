@@ -22,6 +22,7 @@ mod table;
 mod terminal;
 mod usage;
 mod wait;
+mod why;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -81,6 +82,8 @@ enum Command {
     Callback(callback::CallbackArgs),
     /// Show daemons, connections, tokens and streams
     Status(status::StatusArgs),
+    /// Show what the present state of a connection, or of a stream, comes from
+    Why(why::WhyArgs),
     /// Show the queue, or run a job again
     Jobs(jobs::JobsArgs),
     /// Show the settings in force and where each comes from
@@ -132,6 +135,7 @@ async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
         Command::Enqueue(args) => enqueue::run(&cx()?, *args).await,
         Command::Callback(args) => callback::run(&cx()?, args).await,
         Command::Status(args) => status::run(&cx()?, args).await,
+        Command::Why(args) => why::run(&cx()?, args).await,
         Command::Jobs(args) => jobs::run(&cx()?, args).await,
         Command::Config => config::run(globals),
         Command::Key(args) => key::run(globals, args).await,

@@ -22,6 +22,7 @@ pub mod authorizations;
 pub mod connections;
 pub mod daemons;
 pub mod error;
+pub mod evidence;
 pub mod migrations;
 pub mod mirror;
 pub mod queue;

@@ -18,7 +18,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
 
-pub use admin::{Depth, JobRow, Retried, depth, list, prune, retry};
+pub use admin::{Depth, JobRow, Retried, depth, list, of_connection, prune, retry};
 pub use session::{Heard, Session, SessionError, prove_listening};
 pub use work::{Claim, ClaimLimits, Claimed, Ending, Holding, claim, finish, forgive, give_back};
 

@@ -65,16 +65,29 @@ struct RawJob {
     last_error: Option<String>,
 }
 
+const JOBS: &str = "
+    SELECT j.id, j.kind, j.connection_id, c.name AS connection_name, j.state, j.run_at, j.owner, j.lease_until,
+        j.attempt, j.crashes, j.created_at, j.started_at, j.ended_at, j.last_error
+    FROM fieldmirror.jobs j LEFT JOIN fieldmirror.connections c ON c.id = j.connection_id";
+
 /// The newest `limit` jobs, newest first; of one state, if given.
 pub fn list(conn: &mut PgConnection, state: Option<JobState>, limit: u32) -> Result<Vec<JobRow>, DbError> {
-    let rows: Vec<RawJob> = sql_query(
-        "SELECT j.id, j.kind, j.connection_id, c.name AS connection_name, j.state, j.run_at, j.owner, j.lease_until,
-             j.attempt, j.crashes, j.created_at, j.started_at, j.ended_at, j.last_error
-         FROM fieldmirror.jobs j LEFT JOIN fieldmirror.connections c ON c.id = j.connection_id
-         WHERE $1 IS NULL OR j.state = $1 ORDER BY j.id DESC LIMIT $2",
-    )
-    .bind::<Nullable<Text>, _>(state.map(JobState::as_str))
-    .bind::<BigInt, _>(i64::from(limit))
+    let rows: Vec<RawJob> =
+        sql_query(format!("{JOBS} WHERE $1 IS NULL OR j.state = $1 ORDER BY j.id DESC LIMIT $2"))
+            .bind::<Nullable<Text>, _>(state.map(JobState::as_str))
+            .bind::<BigInt, _>(i64::from(limit))
+            .load(conn)?;
+    rows.into_iter().map(job_row).collect()
+}
+
+/// Jobs of a connection that are live, and the last that failed, newest first.
+pub fn of_connection(conn: &mut PgConnection, of: ConnectionId) -> Result<Vec<JobRow>, DbError> {
+    let rows: Vec<RawJob> = sql_query(format!(
+        "{JOBS} WHERE j.connection_id = $1 AND (j.state IN ('pending', 'running', 'parked') OR j.id =
+             (SELECT max(f.id) FROM fieldmirror.jobs f WHERE f.connection_id = $1 AND f.state = 'failed'))
+         ORDER BY j.id DESC"
+    ))
+    .bind::<BigInt, _>(of.0)
     .load(conn)?;
     rows.into_iter().map(job_row).collect()
 }

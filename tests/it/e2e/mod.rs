@@ -6,3 +6,4 @@ mod outages;
 mod secrets;
 mod tokens;
 mod trouble;
+mod why;

@@ -1,0 +1,256 @@
+//! Everything on record about one connection, as of one moment: what `why` explains the present state from. It reads
+//! what others have written down, and judges nothing.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz};
+use serde_json::Value;
+
+use super::alerts::{self, Alert};
+use super::connections::{self, Connection};
+use super::error::DbError;
+use super::queue::{self, JobRow};
+use super::status::TokenStatus;
+use super::{daemons, rows, status};
+use crate::domain::ids::ConnectionId;
+
+/// Lines of the audit log that are read, newest first.
+const AUDIT_MAX: i64 = 30;
+/// Runs that are read of each stream, newest first.
+const RUNS_MAX: i64 = 5;
+
+/// What there is, by the database's clock.
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    pub as_of: DateTime<Utc>,
+    pub connection: Connection,
+    /// A daemon lives.
+    pub daemon_lives: bool,
+    pub token: Option<TokenStatus>,
+    /// Of `token`: the label of the last failure's kind.
+    pub token_failure_kind: Option<String>,
+    pub refresh: Option<OpenRefresh>,
+    /// When the token endpoint takes another request of this client, if not now.
+    pub token_permits_at: Option<DateTime<Utc>>,
+    /// What is left of the rate limits since `pacing_at`; `None` while a turn runs, and after a crash.
+    pub pacing: Option<Value>,
+    pub pacing_at: Option<DateTime<Utc>>,
+    /// Newest first, as all lists here.
+    pub audit: Vec<AuditLine>,
+    pub streams: Vec<StreamEvidence>,
+    pub walks: Vec<WalkEvidence>,
+    pub runs: Vec<RunEvidence>,
+    pub jobs: Vec<JobRow>,
+    /// Those that are open, and the last that ended badly.
+    pub requests: Vec<RequestEvidence>,
+    /// Open ones of the connection, and of its provider as a whole.
+    pub alerts: Vec<Alert>,
+}
+
+/// A refresh that is under way, or whose daemon has died.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct OpenRefresh {
+    #[diesel(sql_type = Text)]
+    pub host: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub started_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    pub blocked_until: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct AuditLine {
+    #[diesel(sql_type = Timestamptz)]
+    pub at: DateTime<Utc>,
+    #[diesel(sql_type = Text)]
+    pub event: String,
+    #[diesel(sql_type = Text)]
+    pub outcome: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub detail: Option<String>,
+}
+
+/// One partition of a stream.
+#[derive(Debug, Clone, PartialEq, QueryableByName)]
+pub struct StreamEvidence {
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    #[diesel(sql_type = Text)]
+    pub partition: String,
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub complete_to: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    pub backfill_done: bool,
+    #[diesel(sql_type = Nullable<diesel::sql_types::Float>)]
+    pub backfill_progress: Option<f32>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub stalled_reason: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub last_error: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub failure_kind: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub last_success_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct WalkEvidence {
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    #[diesel(sql_type = Text)]
+    pub mode: String,
+    /// An open walk.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub started_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub due_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Integer)]
+    pub restarts: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub restart_reason: Option<String>,
+    #[diesel(sql_type = Integer)]
+    pub failures: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct RunEvidence {
+    #[diesel(sql_type = BigInt)]
+    pub id: i64,
+    #[diesel(sql_type = Text)]
+    pub stream: String,
+    #[diesel(sql_type = Text)]
+    pub mode: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub started_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub ended_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub outcome: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    pub requests: i64,
+    #[diesel(sql_type = BigInt)]
+    pub throttled: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct RequestEvidence {
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub requested_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub done_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub outcome: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub message: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct Pacing {
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pacing: Option<Value>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pacing_at: Option<DateTime<Utc>>,
+}
+
+/// Reads it all in one snapshot. `client_id` is ours at the provider. Begins a transaction of its own.
+pub fn read(
+    conn: &mut PgConnection,
+    of: ConnectionId,
+    client_id: &str,
+    live_window: Duration,
+) -> Result<Evidence, DbError> {
+    conn.build_transaction().repeatable_read().read_only().run(|conn| {
+        let connection = connections::get(conn, of)?;
+        let pacing: Pacing = sql_query(PACING).bind::<BigInt, _>(of.0).get_result(conn)?;
+        Ok(Evidence {
+            as_of: rows::value::<Timestamptz, DateTime<Utc>, _>(conn, sql_query("SELECT now() AS value"))?,
+            daemon_lives: !daemons::live(conn, live_window)?.is_empty(),
+            token: status::tokens(conn, Some(of))?.pop(),
+            token_failure_kind: token_failure_kind(conn, of)?,
+            refresh: sql_query(REFRESH).bind::<BigInt, _>(of.0).get_result(conn).optional()?,
+            token_permits_at: token_permits_at(conn, &connection, client_id)?,
+            pacing: pacing.pacing,
+            pacing_at: pacing.pacing_at,
+            audit: sql_query(AUDIT).bind::<BigInt, _>(of.0).bind::<BigInt, _>(AUDIT_MAX).load(conn)?,
+            streams: sql_query(STREAMS).bind::<BigInt, _>(of.0).load(conn)?,
+            walks: sql_query(WALKS).bind::<BigInt, _>(of.0).load(conn)?,
+            runs: sql_query(RUNS).bind::<BigInt, _>(of.0).bind::<BigInt, _>(RUNS_MAX).load(conn)?,
+            jobs: queue::of_connection(conn, of)?,
+            requests: sql_query(REQUESTS).bind::<BigInt, _>(of.0).load(conn)?,
+            alerts: open_alerts(conn, &connection)?,
+            connection,
+        })
+    })
+}
+
+const PACING: &str = "SELECT pacing, pacing_at FROM fieldmirror.connections WHERE id = $1";
+
+const REFRESH: &str =
+    "SELECT host, started_at, blocked_until FROM fieldmirror.refresh_attempts WHERE connection_id = $1";
+
+const AUDIT: &str = "
+    SELECT at, event, outcome, detail FROM fieldmirror.audit_log WHERE connection_id = $1 ORDER BY id DESC LIMIT $2";
+
+const STREAMS: &str = "
+    SELECT stream, partition, state, complete_to, backfill_done, backfill_progress, stalled_reason, last_error, failure_kind,
+        last_success_at, failures, not_before
+    FROM fieldmirror.stream_state WHERE connection_id = $1 ORDER BY stream, partition";
+
+const WALKS: &str = "
+    SELECT stream, mode, started_at, due_at, restarts, restart_reason, failures
+    FROM fieldmirror.walks WHERE connection_id = $1 ORDER BY stream, partition, mode";
+
+const RUNS: &str = "
+    SELECT id, stream, mode, started_at, ended_at, outcome, requests, throttled, error
+    FROM (SELECT *, row_number() OVER (PARTITION BY stream ORDER BY id DESC) AS place
+          FROM fieldmirror.sync_runs WHERE connection_id = $1) r
+    WHERE place <= $2 ORDER BY id DESC";
+
+const REQUESTS: &str = "
+    SELECT kind, requested_at, done_at, outcome, message FROM fieldmirror.requests
+    WHERE connection_id = $1 AND done_at IS NULL
+       OR id = (SELECT id FROM fieldmirror.requests
+                WHERE connection_id = $1 AND done_at IS NOT NULL ORDER BY done_at DESC LIMIT 1) AND outcome <> 'done'
+    ORDER BY requested_at DESC";
+
+fn token_failure_kind(conn: &mut PgConnection, of: ConnectionId) -> Result<Option<String>, DbError> {
+    let query = sql_query("SELECT failure_kind AS value FROM fieldmirror.tokens WHERE connection_id = $1")
+        .bind::<BigInt, _>(of.0);
+    Ok(rows::optional::<Nullable<Text>, Option<String>, _>(conn, query)?.flatten())
+}
+
+/// The scope is that of whoever asks the endpoint: the account's own client where it has one.
+fn token_permits_at(
+    conn: &mut PgConnection,
+    connection: &Connection,
+    client_id: &str,
+) -> Result<Option<DateTime<Utc>>, DbError> {
+    let own = connection.params.get("client_id").map(String::as_str);
+    let scope = format!("{}/{}", connection.provider, own.unwrap_or(client_id));
+    let query = sql_query(
+        "SELECT max(taken_until) AS value FROM fieldmirror.rate_budget WHERE scope = $1 AND taken_until > now()",
+    );
+    let query = query.bind::<Text, _>(scope);
+    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query)
+}
+
+fn open_alerts(conn: &mut PgConnection, of: &Connection) -> Result<Vec<Alert>, DbError> {
+    let concerns = |alert: &Alert| match alert.of.connection_id {
+        Some(id) => id == of.id.0,
+        None => alert.of.provider.as_deref() == Some(&of.provider),
+    };
+    Ok(alerts::open(conn)?.into_iter().filter(concerns).collect())
+}
