@@ -31,7 +31,11 @@ impl Context {
     /// Reads the settings as commands do: of the secrets, only the way to the database.
     pub fn load(globals: &Globals) -> Result<Self, Error> {
         let loaded = config::load(&Self::sources(globals, Purpose::Command, Vec::new()))?;
-        Ok(Self { terminal: globals.terminal(), loaded, daemon_wait: globals.daemon_wait })
+        Ok(Self::new(globals, loaded))
+    }
+
+    pub fn new(globals: &Globals, loaded: Loaded) -> Self {
+        Self { terminal: globals.terminal(), loaded, daemon_wait: globals.daemon_wait }
     }
 
     /// Where the settings of this process come from.

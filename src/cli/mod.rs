@@ -9,6 +9,7 @@ mod config;
 mod context;
 #[cfg(feature = "sandbox")]
 mod demo;
+mod doctor;
 mod enqueue;
 mod jobs;
 mod key;
@@ -86,6 +87,8 @@ enum Command {
     Why(why::WhyArgs),
     /// Show the queue, or run a job again
     Jobs(jobs::JobsArgs),
+    /// Look for what is set up wrongly, and say what to do about it
+    Doctor,
     /// Show the settings in force and where each comes from
     Config,
     /// Make a vault key, or show which keys are in use
@@ -137,6 +140,7 @@ async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
         Command::Status(args) => status::run(&cx()?, args).await,
         Command::Why(args) => why::run(&cx()?, args).await,
         Command::Jobs(args) => jobs::run(&cx()?, args).await,
+        Command::Doctor => doctor::run(globals).await,
         Command::Config => config::run(globals),
         Command::Key(args) => key::run(globals, args).await,
         Command::Migrate => migrate::run(&cx()?).await,

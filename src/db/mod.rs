@@ -31,6 +31,7 @@ pub mod refresh_attempts;
 pub mod requests;
 pub mod rows;
 pub mod secrets;
+pub mod server;
 pub mod session;
 pub mod status;
 pub mod streams;

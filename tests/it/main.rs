@@ -7,6 +7,7 @@ mod architecture;
 mod auth;
 mod cli;
 mod db;
+mod doctor;
 mod e2e;
 mod fixtures;
 mod hubspot;

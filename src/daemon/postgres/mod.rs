@@ -111,6 +111,13 @@ pub struct Options {
     pub durability: Durability,
 }
 
+/// Which installed Postgres the private server of `state_dir` would be: a sentence's part for people.
+pub fn installed(state_dir: &Path, pg_bin: Option<&Path>) -> Result<String, PrivateServerError> {
+    let layout = layout::Layout::of(state_dir)?;
+    let found = find::find(pg_bin, init::data_major(&layout))?;
+    Ok(format!("Postgres {} in `{}`", found.major, found.bin.display()))
+}
+
 /// How the server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {

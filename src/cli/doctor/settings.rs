@@ -1,0 +1,117 @@
+//! The settings: whether they can be read, and whether they fit together.
+
+use url::{Host, Url};
+
+use super::{Finding, Patient};
+use crate::config::{CallbackSettings, Problem, Problems};
+use crate::vault::Vault;
+
+/// Everything that is wrong with the settings. A secret that this user may not read is no fault of the settings.
+pub(super) fn of_problems(problems: Option<&Problems>) -> Vec<Finding> {
+    let Some(Problems(problems)) = problems else {
+        return vec![Finding::ok("configuration", "all settings can be read")];
+    };
+    let finding = |problem: &Problem| {
+        let Problem { key, found, expected, origin, remedy } = problem;
+        if found.contains("Permission denied") {
+            let text = format!("`{key}` ({origin}) cannot be read by this user; the daemon's user may");
+            return Finding::unknown("configuration", text);
+        }
+        let text = format!("`{key}` ({origin}): found {found}, expected {expected}");
+        Finding::ill("configuration", text, remedy)
+    };
+    problems.iter().map(finding).collect()
+}
+
+pub(super) fn examine(patient: &Patient) -> Vec<Finding> {
+    vec![key(patient), redirect(&patient.settings().callback)]
+}
+
+fn key(patient: &Patient) -> Finding {
+    const CHECK: &str = "vault_key";
+    let vault = &patient.settings().vault;
+    match &vault.key {
+        _ if !patient.has_secrets => {
+            Finding::unknown(CHECK, "not looked at: the secrets could not be read as a whole")
+        }
+        None => Finding::ill(
+            CHECK,
+            "there is no vault key, and the daemon does not start without one",
+            "make one with `(umask 077; fieldmirror key generate > vault.key)`, keep a copy of it in a safe place, and set \
+             `[vault] key_file` to its path",
+        ),
+        Some(key) => match Vault::new(key, &vault.previous_keys) {
+            Ok(vault) => Finding::ok(CHECK, format!("key `{}` can be read", vault.key_id())),
+            Err(error) => Finding::ill(CHECK, error, "put the right key back"),
+        },
+    }
+}
+
+/// Whether what providers and browsers are told leads to where the daemon listens.
+fn redirect(callback: &CallbackSettings) -> Finding {
+    const CHECK: &str = "redirect_uri";
+    let CallbackSettings { listen, public_url, .. } = callback;
+    let uri = format!("{}/oauth/callback/PROVIDER", public_url.as_str().trim_end_matches('/'));
+    if !is_loopback(public_url) {
+        return Finding::ok(CHECK, format!("`{uri}`, to be registered with each provider letter by letter"));
+    }
+    let port = public_url.port_or_known_default().unwrap_or(0);
+    if port != listen.port() {
+        return Finding::ill(
+            CHECK,
+            format!("browsers are sent to port {port} of this machine, and the daemon listens on {listen}"),
+            format!(
+                "set `callback.public_url` to where browsers reach the daemon, such as `http://127.0.0.1:{}`, or \
+                 `callback.listen` to port {port}",
+                listen.port()
+            ),
+        );
+    }
+    let found = format!("`{uri}`: only a browser on this machine reaches it");
+    Finding::ok(CHECK, found)
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+    use crate::config::Settings;
+
+    #[test]
+    fn where_browsers_are_sent() {
+        let check = |listen: &str, public_url: &str, level: Level| {
+            let mut callback = Settings::example().callback;
+            callback.listen = listen.parse().unwrap();
+            callback.public_url = public_url.parse().unwrap();
+            assert_eq!(redirect(&callback).level, level, "{listen} {public_url}");
+        };
+        check("127.0.0.1:8787", "http://127.0.0.1:8787", Level::Ok);
+        check("127.0.0.1:8787", "http://localhost:8788", Level::Ill);
+        check("127.0.0.1:8787", "https://mirror.example.com", Level::Ok);
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_not_ill() {
+        let problem = |found: &str| Problem {
+            key: "vault.key_file".into(),
+            found: found.into(),
+            expected: "a readable file".into(),
+            origin: "file x".into(),
+            remedy: "check its path and permissions".into(),
+        };
+        let away = "a file that cannot be read (No such file or directory (os error 2))";
+        let denied = "a file that cannot be read (Permission denied (os error 13))";
+        let found = of_problems(Some(&Problems(vec![problem(away), problem(denied)])));
+        assert_eq!([found[0].level, found[1].level], [Level::Ill, Level::Unknown]);
+        assert_eq!(of_problems(None)[0].level, Level::Ok);
+    }
+}
