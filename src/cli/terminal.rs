@@ -4,7 +4,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use console::{Style, Term};
+use console::{Style, Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
@@ -91,9 +91,40 @@ pub fn width() -> usize {
     }
 }
 
-/// `text` in that style where stdout is a terminal that wants colour.
-pub fn styled(style: &Style, text: &str) -> String {
-    style.clone().force_styling(console::colors_enabled()).apply_to(text).to_string()
+/// How a page for people is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    pub width: usize,
+    pub coloured: bool,
+}
+
+impl Look {
+    /// As stdout is: colour only on a terminal that wants it.
+    pub fn of_stdout() -> Self {
+        Self { width: width(), coloured: console::colors_enabled() }
+    }
+
+    pub fn styled(self, style: &Style, text: &str) -> String {
+        style.clone().force_styling(self.coloured).apply_to(text).to_string()
+    }
+
+    /// `text` in lines that fit, all but the first behind `indent` spaces. A longer word stays whole.
+    pub fn wrapped(self, text: &str, indent: usize) -> String {
+        let mut lines = vec![String::new()];
+        for word in text.split_whitespace() {
+            let line = lines.last_mut().expect("there is always one");
+            let taken = measure_text_width(line);
+            if taken > indent && taken + 1 + measure_text_width(word) > self.width {
+                lines.push(format!("{:indent$}{word}", ""));
+            } else if line.trim().is_empty() {
+                line.push_str(word);
+            } else {
+                line.push(' ');
+                line.push_str(word);
+            }
+        }
+        lines.join("\n")
+    }
 }
 
 /// Resolves when the process is asked to end: by Ctrl-C, or by SIGTERM as systemd sends it.
@@ -121,6 +152,21 @@ pub async fn told_to_stop() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_are_too_long_are_wrapped_between_words() {
+        let look = Look { width: 12, coloured: false };
+        for (text, expected) in [
+            ("", ""),
+            ("- one two", "- one two"),
+            ("- one two three four", "- one two\n  three four"),
+            ("- incomprehensibilities x", "- incomprehensibilities\n  x"),
+        ] {
+            assert_eq!(look.wrapped(text, 2), expected);
+        }
+        let red = Look { coloured: true, ..look }.styled(&Style::new().red(), "one");
+        assert_eq!(look.wrapped(&format!("- {red} two"), 2), format!("- {red} two"), "colours take no room");
+    }
 
     #[test]
     fn progress_can_be_drawn() {

@@ -13,6 +13,7 @@ use super::alerts::{self, Alert, HookTrouble};
 use super::connections::{self, Connection};
 use super::error::DbError;
 use super::rows;
+use crate::domain::forecast::forecast;
 use crate::domain::ids::ConnectionId;
 
 /// What there is, by the database's clock.
@@ -104,6 +105,9 @@ pub struct StreamStatus {
     /// From 0 to 1; `None` when a partition does not know.
     #[diesel(sql_type = Nullable<Double>)]
     pub backfill_progress: Option<f64>,
+    /// When the read of everything began that is under way.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub backfill_started_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = BigInt)]
     pub rows: i64,
     #[diesel(sql_type = BigInt)]
@@ -145,7 +149,9 @@ const NOTICES: &str = "
 // call for attention.
 const STREAMS: &str = "
     WITH due AS (
-        SELECT connection_id, stream, min(due_at) AS due_at FROM fieldmirror.walks
+        SELECT connection_id, stream, min(due_at) AS due_at,
+            min(started_at) FILTER (WHERE mode = 'backfill') AS backfill_started_at
+        FROM fieldmirror.walks
         WHERE $1 IS NULL OR connection_id = $1 GROUP BY connection_id, stream
     )
     SELECT s.connection_id, s.stream,
@@ -157,6 +163,7 @@ const STREAMS: &str = "
         CASE WHEN bool_and(s.backfill_done) THEN 1
             WHEN bool_and(s.backfill_progress IS NOT NULL) THEN round(avg(s.backfill_progress)::numeric, 4)::float8
         END AS backfill_progress,
+        min(d.backfill_started_at) AS backfill_started_at,
         sum(s.rows)::bigint AS rows, sum(s.deleted_rows)::bigint AS deleted_rows,
         max(s.stalled_reason) AS stalled_reason, max(s.last_error) AS last_error,
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
@@ -210,6 +217,12 @@ pub fn tokens(conn: &mut PgConnection, only: Option<ConnectionId>) -> Result<Vec
 }
 
 impl StreamStatus {
+    /// When the first read of everything will be done, at the pace that it has had so far.
+    pub fn forecast_at(&self, as_of: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let (began, share) = (self.backfill_started_at?, self.backfill_progress?);
+        if self.backfill_done { None } else { forecast(began, 0.0, as_of, share) }
+    }
+
     /// A stream that no turn has seen yet.
     pub fn not_begun(connection: ConnectionId, stream: &str) -> Self {
         Self {
@@ -220,6 +233,7 @@ impl StreamStatus {
             swept_to: None,
             backfill_done: false,
             backfill_progress: None,
+            backfill_started_at: None,
             rows: 0,
             deleted_rows: 0,
             stalled_reason: None,

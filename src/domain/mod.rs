@@ -1,6 +1,7 @@
 //! Plain types that every layer shares. No I/O, no async, no clock of its own, nothing of ours imported.
 
 pub mod failure;
+pub mod forecast;
 pub mod graphql;
 pub mod ids;
 pub mod record;

@@ -13,9 +13,10 @@ use std::fmt::Display;
 use console::Style;
 use serde_json::{Value, json};
 
+use super::Globals;
 use super::context::Context;
 use super::report::{Error, Exit};
-use super::{Globals, terminal};
+use super::terminal::Look;
 use crate::config::{self, Loaded, Purpose};
 
 /// How something was found.
@@ -84,7 +85,7 @@ pub async fn run(globals: &Globals) -> Result<Exit, Error> {
         examine(globals).await
     };
     let ill = findings.iter().any(|finding| finding.level == Level::Ill);
-    globals.terminal().result(|| object(&findings), || text(&findings))?;
+    globals.terminal().result(|| object(&findings), || text(&findings, Look::of_stdout()))?;
     Ok(if ill { Exit::Wrong } else { Exit::Done })
 }
 
@@ -138,12 +139,12 @@ fn object(findings: &[Finding]) -> Value {
     })
 }
 
-fn text(findings: &[Finding]) -> String {
+fn text(findings: &[Finding], look: Look) -> String {
     const WIDEST: usize = "warning".len();
     let mut lines = Vec::new();
     for finding in findings {
         let word = format!("{:WIDEST$}", finding.level.as_str());
-        let word = terminal::styled(&finding.level.style(), &word);
+        let word = look.styled(&finding.level.style(), &word);
         lines.push(format!("{word}  {}: {}", finding.check, finding.found));
         lines.extend(finding.remedy.iter().map(|remedy| format!("{:WIDEST$}  remedy: {remedy}", "")));
     }
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn as_people_and_programs_read_it() {
         let findings = [Finding::ok("clock", "right"), Finding::ill("database", "it is away", "start it")];
-        let text = text(&findings);
+        let text = text(&findings, Look { width: 80, coloured: true });
         assert_eq!(
             console::strip_ansi_codes(&text),
             "ok       clock: right\nill      database: it is away\n         remedy: start it\n\n1 ill, 0 to be looked at"

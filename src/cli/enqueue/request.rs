@@ -1,8 +1,10 @@
 //! `enqueue --resync`, `--refresh` and `--disconnect`: one request for each connection, and the wait for all of them.
 
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -16,6 +18,7 @@ use crate::db::asks::{self, Asked, Ended};
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::requests::{NewRequest, RequestKind, RequestOutcome};
 use crate::db::{Db, DbError, PgConnection};
+use crate::domain::forecast::forecast;
 use crate::domain::ids::ConnectionId;
 use crate::domain::time::{Clock as _, SystemClock};
 use crate::providers;
@@ -172,13 +175,22 @@ async fn await_all(cx: &Context, db: &Db, lines: &mut [Line], limit: Duration) -
     let connections: Vec<ConnectionId> = lines.iter().map(|line| line.connection.id).collect();
     let bar = cx.terminal.progress(STEPS * lines.len() as u64);
     let shown = bar.clone();
+    let first: Arc<OnceLock<(DateTime<Utc>, f64)>> = Arc::default();
     let waited = wait(db, limit, move |conn| {
         // In this order: what ends in between is among those that have ended. Those that have ended are not counted, for
         // a purged connection takes its requests with it.
         let open = asks::open(conn, &ids)?;
         let ended = asks::ended(conn, &ids)?;
         if !shown.is_hidden() {
-            draw(&shown, ended.len(), asks::progress(conn, &connections)?);
+            let progress = asks::progress(conn, &connections)?;
+            let now = SystemClock.now();
+            let (began, from) = *first.get_or_init(|| (now, progress.share));
+            draw(
+                &shown,
+                ended.len(),
+                progress,
+                forecast(began, from, now, progress.share).map(|at| (at, now)),
+            );
         }
         Ok((open == 0).then_some(ended))
     });
@@ -199,7 +211,13 @@ async fn await_all(cx: &Context, db: &Db, lines: &mut [Line], limit: Duration) -
     }
 }
 
-fn draw(bar: &ProgressBar, ended: usize, progress: asks::Progress) {
+/// `end` is when it is expected to be done, and the time by the same clock.
+fn draw(
+    bar: &ProgressBar,
+    ended: usize,
+    progress: asks::Progress,
+    end: Option<(DateTime<Utc>, DateTime<Utc>)>,
+) {
     let total = bar.length().unwrap_or(STEPS);
     #[expect(
         clippy::cast_possible_truncation,
@@ -210,7 +228,16 @@ fn draw(bar: &ProgressBar, ended: usize, progress: asks::Progress) {
     let reached = (progress.share.clamp(0.0, 1.0) * total as f64) as u64;
     // A bar that is full while something is still open would lie.
     bar.set_position(reached.max(ended as u64 * STEPS).min(total.saturating_sub(1)));
-    bar.set_message(format!("{} rows", progress.rows));
+    bar.set_message(said(progress.rows, end));
+}
+
+/// Rows so far, and the estimated end.
+fn said(rows: i64, end: Option<(DateTime<Utc>, DateTime<Utc>)>) -> String {
+    let end = end.map(|(at, now)| {
+        let left = Duration::from_secs(u64::try_from((at - now).num_seconds()).unwrap_or(0));
+        format!(", done in about {} ({} UTC)", humantime::format_duration(left), at.format("%H:%M:%S"))
+    });
+    format!("{rows} rows{}", end.unwrap_or_default())
 }
 
 /// How a request ended that is no longer there: with its connection, which is what a purge may do.
@@ -337,6 +364,14 @@ mod tests {
         });
         assert_eq!(line(None).json(), expected);
         assert_eq!(line(Some(RequestOutcome::Done)).json()["outcome"], "done");
+    }
+
+    #[test]
+    fn what_the_bar_says() {
+        let at = |text: &str| format!("2026-11-26T{text}Z").parse::<DateTime<Utc>>().unwrap();
+        assert_eq!(said(12, None), "12 rows");
+        let end = Some((at("08:03:20"), at("08:00:00")));
+        assert_eq!(said(12, end), "12 rows, done in about 3m 20s (08:03:20 UTC)");
     }
 
     #[test]

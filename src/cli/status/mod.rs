@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::context::{Context, DAEMON_LIVES, find};
 use super::report::{Error, Exit};
+use super::terminal::Look;
 use crate::db::status::{self, ConnectionStatus, Snapshot, StreamStatus};
 use crate::providers;
 
@@ -29,7 +30,7 @@ pub async fn run(cx: &Context, args: StatusArgs) -> Result<Exit, Error> {
     };
     let snapshot = db.run(move |conn| status::read(conn, only, DAEMON_LIVES)).await?;
     let snapshot = with_all_streams(snapshot);
-    cx.terminal.result(|| object::of(&snapshot), || page::of(&snapshot))?;
+    cx.terminal.result(|| object::of(&snapshot), || page::of(&snapshot, Look::of_stdout()))?;
     let ill = args.check && !health::healthy(&snapshot);
     Ok(if ill { Exit::Wrong } else { Exit::Done })
 }

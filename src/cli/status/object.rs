@@ -1,5 +1,6 @@
 //! The snapshot as JSON. The keys are a contract.
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::{health, table};
@@ -60,7 +61,7 @@ fn connection(snapshot: &Snapshot, status: &ConnectionStatus) -> Value {
         "next_action": health::next_action(status),
         "notices": status.notices,
         "token": token(snapshot, status),
-        "streams": status.streams.iter().map(|one| stream(status, one)).collect::<Vec<_>>(),
+        "streams": status.streams.iter().map(|one| stream(snapshot.as_of, status, one)).collect::<Vec<_>>(),
     })
 }
 
@@ -78,7 +79,7 @@ fn token(snapshot: &Snapshot, status: &ConnectionStatus) -> Value {
     })
 }
 
-fn stream(status: &ConnectionStatus, stream: &StreamStatus) -> Value {
+fn stream(as_of: DateTime<Utc>, status: &ConnectionStatus, stream: &StreamStatus) -> Value {
     json!({
         "name": stream.stream,
         "table": table(status, stream),
@@ -87,8 +88,7 @@ fn stream(status: &ConnectionStatus, stream: &StreamStatus) -> Value {
         "swept_to": stream.swept_to,
         "backfill_done": stream.backfill_done,
         "backfill_progress": stream.backfill_progress,
-        // Progress is known, its pace is not: a guess would be worse than none.
-        "forecast_at": null,
+        "forecast_at": stream.forecast_at(as_of),
         "rows": stream.rows,
         "deleted_rows": stream.deleted_rows,
         "stalled_reason": stream.stalled_reason,
@@ -143,6 +143,21 @@ mod tests {
         let mut snapshot = samples::snapshot(vec![status]);
         snapshot.alerts = vec![Alert::example(AlertKind::NeedsReauth)];
         assert_eq!(of(&snapshot), expected);
+    }
+
+    #[test]
+    fn a_first_read_has_a_forecast() {
+        let mut status = samples::connection(ConnectionState::Connected);
+        let began = Some(samples::at("07:00:00"));
+        let half = StreamStatus {
+            backfill_progress: Some(0.5),
+            backfill_started_at: began,
+            ..samples::stream("backfilling")
+        };
+        status.streams = vec![half.clone(), StreamStatus { backfill_done: true, ..half }];
+        let object = of(&samples::snapshot(vec![status]));
+        let forecast = |place: usize| object["connections"][0]["streams"][place]["forecast_at"].clone();
+        assert_eq!((forecast(0), forecast(1)), (json!("2026-11-21T09:00:00Z"), Value::Null));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use console::Style;
 
 use super::health::{self, Ailment};
 use crate::cli::table::{Column, left, right, table};
-use crate::cli::terminal;
+use crate::cli::terminal::Look;
 use crate::db::status::{ConnectionStatus, DaemonStatus, Snapshot, StreamStatus};
 
 const COLUMNS: [Column; 7] = [
@@ -18,17 +18,20 @@ const COLUMNS: [Column; 7] = [
     right("NEXT"),
 ];
 
-pub(super) fn of(snapshot: &Snapshot) -> String {
+/// From this width on the page says also what can be left out.
+const ROOMY: usize = 100;
+
+pub(super) fn of(snapshot: &Snapshot, look: Look) -> String {
     let mut ill: Vec<(&ConnectionStatus, Vec<Ailment>)> =
         snapshot.connections.iter().map(|status| (status, health::ailments(status))).collect();
     // A stable sort: within each half they stay in the order of their names.
     ill.sort_by_key(|(_, ailments)| ailments.is_empty());
     let unwell = ill.iter().filter(|(_, ailments)| !ailments.is_empty()).count();
-    let mut lines = vec![summary(snapshot, unwell)];
+    let mut lines = vec![summary(snapshot, unwell, look)];
     lines.extend(daemon_complaint(snapshot));
-    lines.extend(health::general(snapshot).iter().map(|ailment| complaint("", ailment)));
-    lines.extend(ill.iter().flat_map(|(status, ailments)| complaints(status, ailments)));
-    lines.extend(snapshot.connections.iter().flat_map(notices));
+    lines.extend(health::general(snapshot).iter().map(|ailment| complaint("", ailment, look)));
+    lines.extend(ill.iter().flat_map(|(status, ailments)| complaints(status, ailments, look)));
+    lines.extend(snapshot.connections.iter().flat_map(|status| notices(status, look)));
     lines.push(String::new());
     if ill.is_empty() {
         lines.push(
@@ -36,17 +39,17 @@ pub(super) fn of(snapshot: &Snapshot) -> String {
         );
     } else {
         let rows: Vec<_> =
-            ill.iter().flat_map(|(status, _)| connection_rows(snapshot.as_of, status)).collect();
-        lines.push(table(&COLUMNS, &rows, terminal::width()));
+            ill.iter().flat_map(|(status, _)| connection_rows(snapshot.as_of, status, look)).collect();
+        lines.push(table(&COLUMNS, &rows, look.width));
     }
     lines.join("\n")
 }
 
-fn summary(snapshot: &Snapshot, unwell: usize) -> String {
+fn summary(snapshot: &Snapshot, unwell: usize, look: Look) -> String {
     let word = if health::healthy(snapshot) {
-        terminal::styled(&Style::new().green().bold(), "healthy")
+        look.styled(&Style::new().green().bold(), "healthy")
     } else {
-        terminal::styled(&Style::new().red().bold(), "ill")
+        look.styled(&Style::new().red().bold(), "ill")
     };
     let count = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
     let in_brackets = |text: String| if text.is_empty() { text } else { format!(" ({text})") };
@@ -55,7 +58,7 @@ fn summary(snapshot: &Snapshot, unwell: usize) -> String {
     let live: Vec<&DaemonStatus> = snapshot.daemons.iter().filter(|daemon| daemon.live).collect();
     let hosts: Vec<_> = live.iter().map(|daemon| format!("{} {}", daemon.host, daemon.version)).collect();
     let daemons = count(live.len(), "daemon") + &in_brackets(hosts.join(", "));
-    format!("{word}: {connections}{unwell}, {daemons}")
+    look.wrapped(&format!("{word}: {connections}{unwell}, {daemons}"), 2)
 }
 
 fn daemon_complaint(snapshot: &Snapshot) -> Option<String> {
@@ -67,47 +70,64 @@ fn daemon_complaint(snapshot: &Snapshot) -> Option<String> {
     Some(format!("- no daemon lives{}\n  next: fieldmirror run", seen.unwrap_or_default()))
 }
 
-fn complaints(status: &ConnectionStatus, ailments: &[Ailment]) -> Vec<String> {
-    let name = terminal::styled(&Style::new().bold(), &status.connection.name);
-    let provider = &status.connection.provider;
-    let of = format!("{name} ({provider}) ");
-    ailments.iter().map(|ailment| complaint(&of, ailment)).collect()
+fn complaints(status: &ConnectionStatus, ailments: &[Ailment], look: Look) -> Vec<String> {
+    let name = look.styled(&Style::new().bold(), &status.connection.name);
+    let of = format!("{name} ({}) ", status.connection.provider);
+    ailments.iter().map(|ailment| complaint(&of, ailment, look)).collect()
 }
 
-fn complaint(of: &str, Ailment { reason, next }: &Ailment) -> String {
+/// The reason in lines that fit; the command in one, so that it can be pasted.
+fn complaint(of: &str, Ailment { reason, next }: &Ailment, look: Look) -> String {
     let next = next.as_ref().map(|next| format!("\n  next: {next}"));
-    format!("- {of}{reason}{}", next.unwrap_or_default())
+    look.wrapped(&format!("- {of}{reason}"), 2) + &next.unwrap_or_default()
+}
+
+/// Red for what is ill, yellow for what is on its way or waits.
+fn coloured(state: &str, text: &str, look: Look) -> String {
+    match state {
+        "needs_reauth" | "failed" | "stalled" | "forbidden" | "rejected" | "expired" => {
+            look.styled(&Style::new().red(), text)
+        }
+        "awaiting_consent" | "verifying" | "backing_off" | "expiring" | "unknown" => {
+            look.styled(&Style::new().yellow(), text)
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// Nothing is ill about these.
-fn notices(status: &ConnectionStatus) -> impl Iterator<Item = String> {
-    let name = terminal::styled(&Style::new().bold(), &status.connection.name);
-    let provider = &status.connection.provider;
-    status.notices.values().map(move |sentence| format!("- {name} ({provider}) note: {sentence}"))
+fn notices(status: &ConnectionStatus, look: Look) -> impl Iterator<Item = String> {
+    let name = look.styled(&Style::new().bold(), &status.connection.name);
+    let of = format!("- {name} ({}) note: ", status.connection.provider);
+    status.notices.values().map(move |sentence| look.wrapped(&format!("{of}{sentence}"), 2))
 }
 
 /// The connection, and its streams below it.
-fn connection_rows(now: DateTime<Utc>, status: &ConnectionStatus) -> Vec<Vec<String>> {
+fn connection_rows(now: DateTime<Utc>, status: &ConnectionStatus, look: Look) -> Vec<Vec<String>> {
+    let token = health::token_state(status.token.as_ref(), now);
+    let state = status.connection.state.as_str();
     let connection = &status.connection;
     let mut rows = vec![vec![
         format!("{} ({})", connection.name, connection.provider),
-        connection.state.as_str().to_owned(),
-        health::token_state(status.token.as_ref(), now).to_owned(),
+        coloured(state, state, look),
+        coloured(token, token, look),
         String::new(),
         String::new(),
         String::new(),
         String::new(),
     ]];
-    rows.extend(status.streams.iter().map(|stream| stream_row(now, stream)));
+    rows.extend(status.streams.iter().map(|stream| stream_row(now, stream, look)));
     rows
 }
 
-fn stream_row(now: DateTime<Utc>, stream: &StreamStatus) -> Vec<String> {
+fn stream_row(now: DateTime<Utc>, stream: &StreamStatus, look: Look) -> Vec<String> {
     let dash = || "-".to_owned();
-    let state = match stream.backfill_progress {
-        Some(progress) if !stream.backfill_done => format!("{} {:.0}%", stream.state, progress * 100.0),
-        _ => stream.state.clone(),
-    };
+    let mut state = coloured(&stream.state, &stream.state, look);
+    if let Some(progress) = stream.backfill_progress.filter(|_| !stream.backfill_done) {
+        let end = stream.forecast_at(now).filter(|_| look.width >= ROOMY);
+        let left = end.map(|at| format!(", {} left", span((at - now).num_seconds())));
+        state = format!("{state} {:.0}%{}", progress * 100.0, left.unwrap_or_default());
+    }
     vec![
         format!("  {}", stream.stream),
         state,
@@ -141,7 +161,11 @@ fn span(seconds: i64) -> String {
 mod tests {
     use super::super::samples;
     use super::*;
+    use crate::db::alerts::HookTrouble;
     use crate::db::connections::ConnectionState;
+    use crate::db::status::TokenStatus;
+
+    const PLAIN: Look = Look { width: 100, coloured: false };
 
     #[test]
     fn spans() {
@@ -153,6 +177,67 @@ mod tests {
         let now = samples::at("08:00:00");
         assert_eq!(ago(samples::at("07:00:00"), now), "60m ago");
         assert_eq!((ahead(now, now), ahead(samples::at("08:00:30"), now)), ("due".into(), "in 30s".into()));
+    }
+
+    /// One of everything that can be seen.
+    fn crowd() -> Snapshot {
+        let mut ill = samples::connection(ConnectionState::NeedsReauth);
+        ill.connection.name = "zenith-heating-and-plumbing".into();
+        ill.connection.reason = Some(
+            "HubSpot says that the grant is dead: the user has uninstalled the app from the account".into(),
+        );
+        ill.token =
+            Some(TokenStatus { rejected_at: Some(samples::at("07:00:00")), ..TokenStatus::example("oauth") });
+        let mut well = samples::connection(ConnectionState::Connected);
+        well.token =
+            Some(TokenStatus { expires_at: Some(samples::at("08:20:00")), ..TokenStatus::example("oauth") });
+        let next = Some(samples::at("08:02:00"));
+        let first = StreamStatus {
+            complete_to: Some(samples::at("07:57:00")),
+            backfill_progress: Some(0.425),
+            backfill_started_at: Some(samples::at("07:00:00")),
+            rows: 1_204_310,
+            deleted_rows: 17,
+            next_due_at: next,
+            ..samples::stream("backfilling")
+        };
+        let refused = StreamStatus {
+            stream: "owners".into(),
+            stalled_reason: Some("the grant lacks the scope crm.objects.owners.read".into()),
+            ..samples::stream("forbidden")
+        };
+        let waiting = StreamStatus {
+            stream: "properties".into(),
+            rows: 412,
+            next_due_at: next,
+            ..samples::stream("backing_off")
+        };
+        well.streams = vec![first, refused, waiting];
+        let mut snapshot = samples::snapshot(vec![well, ill]);
+        let failed_at = samples::at("07:59:00");
+        let last_error = "`/usr/local/bin/on-alert` ended with exit status: 1".to_owned();
+        snapshot.hook = Some(HookTrouble { waiting: 3, last_error, failed_at });
+        snapshot
+    }
+
+    #[test]
+    fn the_page_in_narrow_and_wide_with_and_without_colour() {
+        for (name, width, coloured) in [
+            ("narrow", 80, false),
+            ("narrow_coloured", 80, true),
+            ("wide", 200, false),
+            ("wide_coloured", 200, true),
+        ] {
+            let page = of(&crowd(), Look { width, coloured });
+            // Commands are not broken; everything else fits.
+            for line in page.lines().filter(|line| !line.starts_with("  next: ")) {
+                assert!(console::measure_text_width(line) <= width, "{name}: {line}");
+            }
+            insta::assert_snapshot!(name, page.replace('\u{1b}', "\\e"));
+        }
+        let plain = of(&crowd(), Look { width: 80, coloured: false });
+        let coloured = of(&crowd(), Look { width: 80, coloured: true });
+        assert_eq!(console::strip_ansi_codes(&coloured), plain, "colour says nothing of its own");
     }
 
     #[test]
@@ -169,8 +254,7 @@ mod tests {
             next_due_at: Some(samples::at("08:02:00")),
             ..samples::stream("backfilling")
         }];
-        let page = of(&samples::snapshot(vec![well, ill]));
-        let page = console::strip_ansi_codes(&page);
+        let page = of(&samples::snapshot(vec![well, ill]), PLAIN);
         assert_eq!(
             page,
             "ill: 2 connections (1 ill), 1 daemon (h 0.1.0)\n\
@@ -189,8 +273,7 @@ mod tests {
     fn without_connections_and_daemons() {
         let mut snapshot = samples::snapshot(Vec::new());
         snapshot.daemons[0].live = false;
-        let page = of(&snapshot);
-        let page = console::strip_ansi_codes(&page);
+        let page = of(&snapshot, PLAIN);
         assert!(page.contains("no daemon lives, the last was seen 2s ago"), "{page}");
         assert!(page.contains("No connections yet"), "{page}");
     }
