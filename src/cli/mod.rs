@@ -5,6 +5,7 @@
 //! the objects and the exit codes mean is a contract that scripts rely on.
 
 mod callback;
+mod completions;
 mod config;
 mod context;
 #[cfg(feature = "sandbox")]
@@ -13,6 +14,7 @@ mod doctor;
 mod enqueue;
 mod jobs;
 mod key;
+mod man;
 mod migrate;
 mod report;
 mod run;
@@ -95,6 +97,13 @@ enum Command {
     Key(key::KeyArgs),
     /// Apply pending migrations to the database
     Migrate,
+    /// Print what makes a shell complete command lines, names of connections and streams included
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page
+    Man(man::ManArgs),
+    /// Print names, for the shell's completions
+    #[command(hide = true)]
+    Names(completions::NamesArgs),
     /// Show it all at work: a private Postgres, the sandbox and a daemon, on invented records
     #[cfg(feature = "sandbox")]
     Demo(demo::DemoArgs),
@@ -143,6 +152,9 @@ async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
         Command::Doctor => doctor::run(globals).await,
         Command::Config => config::run(globals),
         Command::Key(args) => key::run(globals, args).await,
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+        Command::Names(args) => completions::names(globals, args).await,
         Command::Migrate => migrate::run(&cx()?).await,
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => sandbox::run(globals.terminal(), args).await,

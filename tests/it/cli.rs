@@ -575,3 +575,78 @@ async fn the_sandbox_says_where_it_is() {
     refused.refused(1, "bad_request");
     let _ = std::fs::remove_dir_all(folder);
 }
+
+/// What the shell is offered after `line`, by the real bash.
+fn offered(site: &Site, line: &[&str]) -> Vec<String> {
+    let program = Path::new(env!("CARGO_BIN_EXE_fieldmirror"));
+    let script = r#"
+        eval "$(fieldmirror completions bash)"
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _fieldmirror_dynamic fieldmirror "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut command = Command::new("/bin/bash");
+    command.args(["--norc", "-c", script, "bash"]).args(line).env_clear();
+    command.env("PATH", format!("{}:/usr/bin:/bin", program.parent().unwrap().display()));
+    command.env("HOME", &site.folder).env("FIELDMIRROR_DAEMON__STATE_DIR", site.folder.join("state"));
+    command.env("FIELDMIRROR_DATABASE__URL", site.database.url.expose());
+    let ran = Ran::of(command.output().expect("bash starts"));
+    assert_eq!(ran.stderr, "", "nothing disturbs a person who types");
+    ran.stdout.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn completions_know_connections_and_streams() {
+    let site = Site::new();
+    site.sql(CONNECTED).await;
+    site.sql(
+        "INSERT INTO fieldmirror.connections (name, provider, grant_kind, state)
+         VALUES ('apex', 'hubspot', 'authorization_code', 'awaiting_consent')",
+    )
+    .await;
+    assert_eq!(offered(&site, &["fieldmirror", "why", "ac"]), ["acme"]);
+    assert_eq!(offered(&site, &["fieldmirror", "status", ""]), ["acme", "apex"]);
+    assert_eq!(offered(&site, &["fieldmirror", "enqueue", "--resync", "ap"]), ["apex"]);
+    assert_eq!(offered(&site, &["fieldmirror", "why", "acme", "ti"]), ["tickets"]);
+    assert_eq!(
+        offered(&site, &["fieldmirror", "enqueue", "--resync", "acme", "--stream", "own"]),
+        ["owners"]
+    );
+    assert!(offered(&site, &["fieldmirror", "enqueue", "--connect", ""]).contains(&"hubspot".to_owned()));
+    assert_eq!(offered(&site, &["fieldmirror", "doc"]), ["doctor"]);
+    assert!(
+        offered(&site, &["fieldmirror", ""]).iter().all(|word| word != "names"),
+        "what is hidden is not offered"
+    );
+}
+
+#[tokio::test]
+async fn names_are_quick_and_silent_when_the_database_is_away() {
+    let folder = short_folder("cli-names");
+    for url in ["postgresql:///x?host=/nowhere", "postgresql://192.0.2.1/x", "nonsense"] {
+        let began = Instant::now();
+        let mut command = program(&folder, "names connections");
+        let ran = Ran::of(command.env("FIELDMIRROR_DATABASE__URL", url).output().unwrap()).done();
+        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""), "{url}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{url}: {:?}", began.elapsed());
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn manual_pages() {
+    let folder = short_folder("cli-man");
+    let run = |line: &str| Ran::of(program(&folder, line).output().unwrap());
+    assert!(run("man").done().stdout.contains(".TH fieldmirror 1"));
+    assert!(run("man enqueue").done().stdout.contains("fieldmirror-enqueue"));
+    run("man nothing --json").refused(1, "unknown_name");
+    let pages = folder.join("pages");
+    run(&format!("man --out {}", pages.display())).done();
+    let names: Vec<_> = std::fs::read_dir(&pages)
+        .unwrap()
+        .map(|page| page.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for name in ["fieldmirror.1", "fieldmirror-enqueue.1", "fieldmirror-key-status.1"] {
+        assert!(names.contains(&name.to_owned()), "{name} is not among {names:?}");
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
