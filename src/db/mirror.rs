@@ -1,4 +1,4 @@
-//! Rows of the mirror: what is held, and writing a page in one statement.
+//! Rows of the mirror: what is held, and writing a page by COPY.
 //!
 //! Which version wins is not decided here (`sync::merge` does); these functions write what they are told. The caller
 //! holds the stream's row locked, so nobody else writes the same rows meanwhile.
@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz};
 
+use super::copy;
 use super::error::DbError;
 use super::rows;
 use crate::domain::ids::ConnectionId;
 use crate::domain::record::Tombstone;
-use crate::domain::spec::{Column, ColumnType, Mode, StreamSpec};
+use crate::domain::spec::{Mode, StreamSpec};
 
 /// What the mirror holds of a record, as far as deciding between versions goes.
 #[derive(Debug, Clone, PartialEq, QueryableByName)]
@@ -72,83 +72,78 @@ pub fn held(
     Ok(found.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
-/// Writes rows, each id once: inserted, or replacing what is held.
+/// Writes rows, each id once: those of `replaced` are held and make room.
 ///
-/// A column of the page is one array, whose elements are cast on their way in. So no stream needs a table or a statement
-/// of its own, and a value is stored (and compressed) once.
+/// The names of the columns come from the stream's description, so no stream needs a table or a statement of its own. A
+/// value goes to the server as text once and is stored (and compressed) once.
 pub fn write(
     connection: &mut PgConnection,
     stream: &StreamSpec,
     of: ConnectionId,
     rows: &[Row],
+    replaced: &[&str],
     run: i64,
 ) -> Result<(), DbError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let mut query = diesel::sql_query(merge_sql(stream))
-        .into_boxed::<Pg>()
-        .bind::<BigInt, _>(of.0)
-        .bind::<BigInt, _>(run)
-        .bind::<Array<Text>, _>(column(rows, |row| row.id.as_str()))
-        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.source_created_at))
-        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.source_updated_at))
-        .bind::<Array<Text>, _>(column(rows, |row| row.raw.as_str()))
-        .bind::<Array<Binary>, _>(column(rows, |row| row.content_hash.as_slice()))
-        .bind::<Array<Timestamptz>, _>(column(rows, |row| row.synced_at))
-        .bind::<Array<Nullable<Timestamptz>>, _>(column(rows, |row| row.deleted_at))
-        .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.deleted_evidence.as_deref()));
-    for index in 0..stream.columns.len() {
-        let cells = column(rows, |row| row.cells.get(index).and_then(Option::as_deref));
-        query = query.bind::<Array<Nullable<Text>>, _>(cells);
-    }
-    query.execute(connection)?;
+    let first_seen = make_room(connection, stream, of, replaced)?;
+    let (of, run) = (of.to_string(), run.to_string());
+    copy::copy(connection, copy_target(stream), rows, |line, row| {
+        let first_seen_at = first_seen.get(&row.id).copied().unwrap_or(row.synced_at);
+        line.field(Some(&of));
+        line.field(Some(&run));
+        line.field(Some(&row.id));
+        line.field(Some(&row.raw));
+        line.bytes(&row.content_hash);
+        line.time(Some(first_seen_at));
+        line.time(Some(row.synced_at));
+        line.time(row.source_created_at);
+        line.time(row.source_updated_at);
+        line.time(row.deleted_at);
+        line.field(row.deleted_evidence.as_deref());
+        for cell in &row.cells {
+            line.field(cell.as_deref());
+        }
+    })?;
     Ok(())
 }
 
-fn column<'a, T>(rows: &'a [Row], of: impl Fn(&'a Row) -> T) -> Vec<T> {
-    rows.iter().map(of).collect()
+/// The columns of every table that [`write()`] fills, in its order; the stream's own come after them.
+const BASE_COLUMNS: &str = "connection_id, sync_run_id, id, raw, content_hash, first_seen_at, synced_at, \
+     source_created_at, source_updated_at, deleted_at, deleted_evidence";
+
+fn copy_target(stream: &StreamSpec) -> String {
+    let own: String = stream.columns.iter().flat_map(|column| [", ", column.name]).collect();
+    format!("mirror.{} ({BASE_COLUMNS}{own})", stream.table)
 }
 
-/// The columns of every table that come from a row, in the order in which [`write()`] binds them after the connection and
-/// the run.
-const BASE_COLUMNS: [&str; 8] = [
-    "id",
-    "source_created_at",
-    "source_updated_at",
-    "raw",
-    "content_hash",
-    "synced_at",
-    "deleted_at",
-    "deleted_evidence",
-];
-
-fn merge_sql(stream: &StreamSpec) -> String {
-    let typed = stream.columns.iter().map(|column| column.name);
-    let names: Vec<&str> = BASE_COLUMNS.into_iter().chain(typed).collect();
-    let arrays: Vec<String> = (0..names.len()).map(|index| format!("${}", index + 3)).collect();
-    let base = BASE_COLUMNS
-        .iter()
-        .map(|name| if *name == "raw" { "raw::jsonb".to_owned() } else { (*name).to_owned() });
-    let values: Vec<String> = base.chain(stream.columns.iter().map(cell_sql)).collect();
-    let updates = names.iter().skip(1).map(|name| format!(", {name} = excluded.{name}"));
-    let names = names.join(", ");
-    format!(
-        "INSERT INTO mirror.{} (connection_id, sync_run_id, first_seen_at, {names})
-         SELECT $1, $2, synced_at, {} FROM unnest({}) AS page ({names})
-         ON CONFLICT (connection_id, id) DO UPDATE SET sync_run_id = excluded.sync_run_id{}",
-        stream.table,
-        values.join(", "),
-        arrays.join(", "),
-        updates.collect::<String>()
-    )
-}
-
-fn cell_sql(column: &Column) -> String {
-    match column.kind {
-        ColumnType::Text | ColumnType::Reference => column.name.to_owned(),
-        kind => format!("{}::{}", column.name, kind.sql()),
+/// Removes what is held of these records, and tells when each was first seen: COPY only adds. Nobody sees the gap, as
+/// it is filled in the same transaction; and an update would leave no less behind in the table.
+fn make_room(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    ids: &[&str],
+) -> Result<HashMap<String, DateTime<Utc>>, DbError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
     }
+    let query = format!(
+        "DELETE FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2) RETURNING id, first_seen_at",
+        stream.table
+    );
+    let removed: Vec<Removed> =
+        diesel::sql_query(query).bind::<BigInt, _>(of.0).bind::<Array<Text>, _>(ids).load(connection)?;
+    Ok(removed.into_iter().map(|row| (row.id, row.first_seen_at)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Removed {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Timestamptz)]
+    first_seen_at: DateTime<Utc>,
 }
 
 /// Marks rows as gone; they keep what they last held.

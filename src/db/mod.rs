@@ -20,6 +20,7 @@ pub mod asks;
 pub mod audit;
 pub mod authorizations;
 pub mod connections;
+mod copy;
 pub mod daemons;
 pub mod error;
 pub mod evidence;

@@ -301,19 +301,6 @@ pub enum ColumnType {
     Reference,
 }
 
-impl ColumnType {
-    pub fn sql(self) -> &'static str {
-        match self {
-            Self::Text | Self::Reference => "text",
-            Self::Timestamptz => "timestamp with time zone",
-            Self::Numeric | Self::Cents => "numeric",
-            Self::Bigint => "bigint",
-            Self::Boolean => "boolean",
-            Self::TextArray => "text[]",
-        }
-    }
-}
-
 pub const fn col(name: &'static str, kind: ColumnType, at: &'static str) -> Column {
     Column { name, kind, at }
 }

@@ -1,7 +1,5 @@
 //! Pages into the mirror: rows, tombstones, facts, position and counts in one transaction.
 
-use std::collections::BTreeMap;
-
 use super::extract;
 use super::merge::{Balance, Fold, Held, Version, Write};
 use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
@@ -145,8 +143,7 @@ fn write(
     }
     counts.records += i64::try_from(ids.len()).unwrap_or(i64::MAX);
     let held = mirror::held(connection, source.spec, source.key.connection, &ids)?;
-    let held: BTreeMap<String, Held> = held.into_iter().map(|(id, row)| (id, holding(row))).collect();
-    let mut fold = Fold::new(held);
+    let mut fold = Fold::new(held.iter().map(|(id, row)| (id.clone(), holding(row))).collect());
     for (row, deletion) in page.rows {
         let id = row.id.clone();
         let version = Version {
@@ -174,19 +171,21 @@ fn write(
             Write::Burial(tombstone) => burials.push(tombstone),
         }
     }
-    mirror::write(connection, source.spec, source.key.connection, &rows, source.run)?;
+    let replaced: Vec<&str> =
+        rows.iter().map(|row| row.id.as_str()).filter(|id| held.contains_key(*id)).collect();
+    mirror::write(connection, source.spec, source.key.connection, &rows, &replaced, source.run)?;
     mirror::bury(connection, source.spec, source.key.connection, &burials, source.run)?;
     counts.rows_written += i64::try_from(rows.len()).unwrap_or(i64::MAX);
     counts.rows_deleted += balance.newly_deleted;
     Ok(balance)
 }
 
-fn holding(row: mirror::Held) -> Held {
+fn holding(row: &mirror::Held) -> Held {
     Held {
         updated_at: row.source_updated_at,
         sent_at: row.synced_at,
         // A hash of another length is of another time: it equals none.
-        hash: row.content_hash.try_into().unwrap_or([0; 32]),
+        hash: row.content_hash.as_slice().try_into().unwrap_or([0; 32]),
         deleted: row.deleted,
         merged: row.merged,
     }

@@ -5,12 +5,16 @@ use diesel::RunQueryDsl;
 use diesel::sql_types::BigInt;
 use fieldmirror::db::requests::{self, NewRequest, RequestKind};
 use fieldmirror::db::streams::{self, Demand, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::record::Record;
 use fieldmirror::domain::spec::Mode;
+use fieldmirror::domain::step::{Page, Position};
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::providers;
-use serde_json::json;
+use fieldmirror::sync::commit::{self, Ready, Source};
+use serde_json::{Value, json};
 
 use crate::support::postgres::TestDb;
 
@@ -103,6 +107,47 @@ async fn a_turn_that_lost_its_streams_owns_nothing() {
         // Purged: there are no streams to own.
         diesel::sql_query("DELETE FROM stream_state").execute(connection)?;
         assert!(!turns::owns(connection, id, next)?);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// Writes one page of one ticket, asked for in that second; how many rows that wrote.
+fn write(connection: &mut PgConnection, source: &Source, subject: &str, second: i64) -> Result<i64, DbError> {
+    let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(), "properties": {"subject": subject},
+                     "associations": {"companies": ["1", subject, "2"]}});
+    let record = Record { id: "7".into(), raw, sent_at: at(second), deleted: None };
+    let page = Ready::of(source.spec, Page { records: vec![record], ..Page::default() });
+    let mut counts = Counts::default();
+    let owned = commit::pages(connection, source, vec![(page, Position::start())], &mut counts)?;
+    assert_eq!(owned, StreamWrite::Done);
+    Ok(counts.rows_written)
+}
+
+#[tokio::test]
+async fn a_row_is_held_as_it_was_sent_and_replaced_by_newer_ones() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let spec = providers::provider("hubspot").and_then(|provider| provider.spec().stream("tickets"));
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
+        let source =
+            Source { key, spec: spec.expect("it is described"), mode: Mode::Backfill, run, sweeping: false };
+        let odd = "tab\t, lines\r\n, \\N, \\., \\\\, \"quoted\", {braces}, ü, \u{1f600}, \u{1}, \u{7f}\\";
+        let read =
+            "SELECT jsonb_build_array(subject, raw #> '{properties,subject}', company_ids[2], first_seen_at,
+                                             synced_at) AS value FROM mirror.hubspot_tickets";
+        for (subject, second, written, held) in
+            [("first", 100, 1, 100), (odd, 200, 1, 200), ("older", 150, 0, 200), (odd, 200, 0, 200)]
+        {
+            assert_eq!(write(connection, &source, subject, second)?, written, "{subject}");
+            let shown = if written == 1 { subject } else { odd };
+            let found =
+                rows::values::<diesel::sql_types::Jsonb, Value, _>(connection, diesel::sql_query(read))?;
+            let time = |second| at(second).format("%Y-%m-%dT%H:%M:%S+00:00").to_string();
+            assert_eq!(found, [json!([shown, shown, shown, time(100), time(held)])], "{subject}");
+        }
         Ok(())
     });
     done.await.unwrap();
