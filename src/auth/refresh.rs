@@ -19,6 +19,7 @@ use crate::db::refresh_attempts::{self, RefreshAttempt};
 use crate::db::tokens::{self, Token};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
+use crate::domain::measure;
 use crate::domain::spec::GrantKind;
 use crate::domain::time::until;
 use crate::http::deadline::Deadline;
@@ -91,7 +92,10 @@ impl Auth {
         tokio::time::sleep(opened.permit_in).await;
         let Opened { connection, token, attempt, .. } = *opened;
         let work = Work { auth: self, provider, settings, connection, token, attempt };
-        if is_key(work.connection.grant) { work.probe().await } else { work.renew(deadline).await }
+        let ended =
+            if is_key(work.connection.grant) { work.probe().await } else { work.renew(deadline).await };
+        measure::refreshed(provider.spec().name, ended.as_ref().err().map(|failure| &failure.kind));
+        ended
     }
 
     /// Opens the attempt, unless there is nothing to do or somebody else is at it. Everything is read again under the

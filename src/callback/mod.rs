@@ -31,6 +31,7 @@ use crate::auth::Auth;
 use crate::auth::Ending;
 use crate::auth::answer::{Answer, BroughtBy};
 use crate::auth::authorize::{Recognised, Refusal, Started};
+use crate::domain::measure;
 use limits::{Busy, Limits};
 use pages::Page;
 
@@ -190,6 +191,7 @@ fn wait(busy: Busy) -> Response {
 
 /// For everything: only GET, no long addresses, and the headers that every answer carries.
 async fn guard(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
     let length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let mut response = if request.method() != Method::GET {
         shown(pages::plain(404))
@@ -198,6 +200,7 @@ async fn guard(request: Request, next: Next) -> Response {
     } else {
         next.run(request).await
     };
+    measure::callback(&path, response.status().as_u16());
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),

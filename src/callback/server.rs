@@ -35,6 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves `router` until `stop`; then lets requests under way end.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let address = listener.local_addr().ok();
     let (tasks, connections) = (TaskTracker::new(), Connections::default());
     loop {
         let accepted = tokio::select! {
@@ -52,7 +53,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                warn!("Could not accept a connection to the callback endpoint: {error}");
+                warn!(endpoint.address = ?address, %error, "Could not accept a connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -92,7 +93,7 @@ async fn one(stream: TcpStream, router: Router, stop: CancellationToken, standin
     };
     if let Err(error) = ended {
         // Browsers close connections as they like, and scanners send anything.
-        debug!("A connection to the callback endpoint ended: {error}");
+        debug!(%error, "A connection to one of our endpoints ended: {error}");
     }
 }
 

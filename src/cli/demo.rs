@@ -155,6 +155,7 @@ fn settings(
     let flags = [
         ("daemon.state_dir", state_dir.display().to_string()),
         ("callback.public_url", format!("http://{address}")),
+        ("metrics.listen", "127.0.0.1:0".to_owned()),
         ("vault.key", generate_key().expose().to_owned()),
         ("sync.poll_interval", "5s".to_owned()),
         ("sync.archived_interval", "10s".to_owned()),

@@ -5,6 +5,7 @@
 
 pub mod alerts;
 pub mod postgres;
+mod prometheus;
 mod readiness;
 pub mod telemetry;
 
@@ -68,9 +69,10 @@ pub enum StartError {
     Database(#[source] DbError),
     #[error("preparing HTTPS")]
     Https(#[source] HttpError),
-    #[error("listening on {address}, the setting `callback.listen`")]
+    #[error("listening on {address}, the setting `{key}`")]
     Listen {
         address: SocketAddr,
+        key: &'static str,
         #[source]
         source: io::Error,
     },
@@ -83,10 +85,6 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn listen(settings: &Settings, source: io::Error) -> Self {
-        Self::Listen { address: settings.callback.listen, source }
-    }
-
     /// Whether it is for the admin to mend, rather than something that may pass.
     pub fn is_wrong_settings(&self) -> bool {
         match self {
@@ -117,6 +115,7 @@ impl StartError {
 /// A daemon that serves.
 pub struct Daemon {
     pub callback_addr: SocketAddr,
+    pub metrics_addr: SocketAddr,
     pub database_url: Secret,
     db: Db,
     auth: Auth,
@@ -133,8 +132,10 @@ impl Daemon {
         let settings = Arc::new(settings);
         let vault = Arc::new(vault(&settings)?);
         // What fails soonest comes first: nothing has been started yet that would have to be stopped.
-        let listener = listener(&settings, options.listener).await?;
-        let callback_addr = listener.local_addr().map_err(|source| StartError::listen(&settings, source))?;
+        let (callback_listener, callback_addr) =
+            listener("callback.listen", settings.callback.listen, options.listener).await?;
+        let (metrics_listener, metrics_addr) =
+            listener("metrics.listen", settings.metrics.listen, None).await?;
         let (server, url) = database(&settings).await?;
         let applied = migrations::run(&url).await.map_err(StartError::Database)?;
         if !applied.is_empty() {
@@ -165,6 +166,7 @@ impl Daemon {
         let hub = Hub::new(db.clone(), url.clone(), id, options.queue).await.map_err(StartError::Queue)?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let started_at = options.clock.now();
         let scheduler = Scheduler {
             db: db.clone(),
             auth: auth.clone(),
@@ -183,10 +185,25 @@ impl Daemon {
         tasks.spawn(watch.run(stop.clone()));
         let ready = readiness::check(db.clone(), auth.clone(), Arc::clone(&hub));
         let router = callback::router(callback::Endpoint::new(auth.clone(), ready));
-        tasks.spawn(callback::serve(listener, router, stop.clone()));
+        tasks.spawn(callback::serve(callback_listener, router, stop.clone()));
+        let page = prometheus::Page::new(db.clone(), Arc::clone(&hub), enabled(&settings), started_at);
+        tasks.spawn(callback::serve(metrics_listener, prometheus::router(page), stop.clone()));
+        tasks.spawn(prometheus::upkeep(stop.clone()));
         let workers = tokio::spawn(work(hub, engine, settings.daemon.workers, stop.clone()));
-        info!(callback.listen = %callback_addr, daemon.id = %id, "Serving on {callback_addr}");
-        Ok(Self { callback_addr, database_url: url, db, auth, id, stop, workers, tasks, server })
+        info!(callback.listen = %callback_addr, metrics.listen = %metrics_addr, daemon.id = %id,
+            "Serving on {callback_addr}, metrics on {metrics_addr}");
+        Ok(Self {
+            callback_addr,
+            metrics_addr,
+            database_url: url,
+            db,
+            auth,
+            id,
+            stop,
+            workers,
+            tasks,
+            server,
+        })
     }
 
     pub fn db(&self) -> &Db {
@@ -296,13 +313,21 @@ async fn beat(db: Db, id: Uuid, stop: CancellationToken) {
     }
 }
 
-async fn listener(settings: &Settings, bound: Option<TcpListener>) -> Result<TcpListener, StartError> {
-    match bound {
-        Some(listener) => Ok(listener),
-        None => TcpListener::bind(settings.callback.listen)
-            .await
-            .map_err(|source| StartError::listen(settings, source)),
-    }
+/// The listener that the setting `key` asks for, if it is not bound already, and where it is.
+async fn listener(
+    key: &'static str,
+    address: SocketAddr,
+    bound: Option<TcpListener>,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listening = async {
+        let listener = match bound {
+            Some(listener) => listener,
+            None => TcpListener::bind(address).await?,
+        };
+        let at = listener.local_addr()?;
+        Ok((listener, at))
+    };
+    listening.await.map_err(|source| StartError::Listen { address, key, source })
 }
 
 async fn work(hub: Arc<Hub>, engine: Arc<Engine>, workers: usize, stop: CancellationToken) {

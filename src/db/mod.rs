@@ -24,6 +24,7 @@ mod copy;
 pub mod daemons;
 pub mod error;
 pub mod evidence;
+pub mod gauges;
 pub mod migrations;
 pub mod mirror;
 pub mod queue;

@@ -71,6 +71,8 @@ pub struct TokenStatus {
     pub kind: String,
     #[diesel(sql_type = BigInt)]
     pub generation: i64,
+    #[diesel(sql_type = Timestamptz)]
+    pub issued_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub expires_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
@@ -133,7 +135,8 @@ const DAEMONS: &str = "
     FROM fieldmirror.daemons ORDER BY started_at";
 
 const TOKENS: &str = "
-    SELECT connection_id, kind, generation, expires_at, refresh_due_at, last_refresh_at, failures, last_error, rejected_at
+    SELECT connection_id, kind, generation, issued_at, expires_at, refresh_due_at, last_refresh_at, failures, last_error,
+        rejected_at
     FROM fieldmirror.tokens WHERE $1 IS NULL OR connection_id = $1";
 
 // Of the fact `notices`, and of those that streams keep beside it: `notices.jobs`.
@@ -180,35 +183,42 @@ pub fn read(
     only: Option<ConnectionId>,
     live_window: Duration,
 ) -> Result<Snapshot, DbError> {
-    conn.build_transaction().repeatable_read().read_only().run(|conn| {
-        let as_of = rows::value::<Timestamptz, DateTime<Utc>, _>(conn, sql_query("SELECT now() AS value"))?;
-        let daemons = sql_query(DAEMONS).bind::<Double, _>(live_window.as_secs_f64()).load(conn)?;
-        let connections = match only {
-            Some(id) => vec![connections::get(conn, id)?],
-            None => connections::list(conn)?,
-        };
-        let id = only.map(|id| id.0);
-        let mut tokens: HashMap<i64, TokenStatus> =
-            tokens(conn, only)?.into_iter().map(|token| (token.connection_id, token)).collect();
-        let mut streams: HashMap<i64, Vec<StreamStatus>> = HashMap::new();
-        for stream in sql_query(STREAMS).bind::<Nullable<BigInt>, _>(id).load::<StreamStatus>(conn)? {
-            streams.entry(stream.connection_id).or_default().push(stream);
-        }
-        let mut notices: HashMap<i64, BTreeMap<String, String>> = HashMap::new();
-        for notice in sql_query(NOTICES).bind::<Nullable<BigInt>, _>(id).load::<Notice>(conn)? {
-            notices.entry(notice.connection_id).or_default().insert(notice.code, notice.sentence);
-        }
-        let connections = connections.into_iter().map(|connection| ConnectionStatus {
-            notices: notices.remove(&connection.id.0).unwrap_or_default(),
-            token: tokens.remove(&connection.id.0),
-            streams: streams.remove(&connection.id.0).unwrap_or_default(),
-            connection,
-        });
-        let about = |alert: &Alert| id.is_none() || alert.of.connection_id == id;
-        let alerts = alerts::open(conn)?.into_iter().filter(about).collect();
-        let hook = alerts::hook_trouble(conn)?;
-        Ok(Snapshot { as_of, daemons, connections: connections.collect(), alerts, hook })
-    })
+    conn.build_transaction().repeatable_read().read_only().run(|conn| read_within(conn, only, live_window))
+}
+
+/// [`read`] inside the caller's transaction, which should be a snapshot.
+pub(super) fn read_within(
+    conn: &mut PgConnection,
+    only: Option<ConnectionId>,
+    live_window: Duration,
+) -> Result<Snapshot, DbError> {
+    let as_of = rows::value::<Timestamptz, DateTime<Utc>, _>(conn, sql_query("SELECT now() AS value"))?;
+    let daemons = sql_query(DAEMONS).bind::<Double, _>(live_window.as_secs_f64()).load(conn)?;
+    let connections = match only {
+        Some(id) => vec![connections::get(conn, id)?],
+        None => connections::list(conn)?,
+    };
+    let id = only.map(|id| id.0);
+    let mut tokens: HashMap<i64, TokenStatus> =
+        tokens(conn, only)?.into_iter().map(|token| (token.connection_id, token)).collect();
+    let mut streams: HashMap<i64, Vec<StreamStatus>> = HashMap::new();
+    for stream in sql_query(STREAMS).bind::<Nullable<BigInt>, _>(id).load::<StreamStatus>(conn)? {
+        streams.entry(stream.connection_id).or_default().push(stream);
+    }
+    let mut notices: HashMap<i64, BTreeMap<String, String>> = HashMap::new();
+    for notice in sql_query(NOTICES).bind::<Nullable<BigInt>, _>(id).load::<Notice>(conn)? {
+        notices.entry(notice.connection_id).or_default().insert(notice.code, notice.sentence);
+    }
+    let connections = connections.into_iter().map(|connection| ConnectionStatus {
+        notices: notices.remove(&connection.id.0).unwrap_or_default(),
+        token: tokens.remove(&connection.id.0),
+        streams: streams.remove(&connection.id.0).unwrap_or_default(),
+        connection,
+    });
+    let about = |alert: &Alert| id.is_none() || alert.of.connection_id == id;
+    let alerts = alerts::open(conn)?.into_iter().filter(about).collect();
+    let hook = alerts::hook_trouble(conn)?;
+    Ok(Snapshot { as_of, daemons, connections: connections.collect(), alerts, hook })
 }
 
 /// How the tokens of all connections stand, or that of one.
@@ -253,6 +263,7 @@ impl TokenStatus {
             connection_id: 1,
             kind: kind.to_owned(),
             generation: 1,
+            issued_at: DateTime::UNIX_EPOCH,
             expires_at: None,
             refresh_due_at: None,
             last_refresh_at: None,

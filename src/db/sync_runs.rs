@@ -7,6 +7,7 @@ use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz};
 use super::error::DbError;
 use super::rows;
 use crate::domain::ids::ConnectionId;
+use crate::domain::measure::RunCounts;
 use crate::domain::spec::Mode;
 
 /// What is counted while a run works.
@@ -18,6 +19,18 @@ pub struct Counts {
     pub records: i64,
     pub rows_written: i64,
     pub rows_deleted: i64,
+}
+
+impl Counts {
+    /// Those that are shown as metrics.
+    pub fn measured(&self) -> RunCounts {
+        RunCounts {
+            pages: self.pages,
+            records: self.records,
+            rows_written: self.rows_written,
+            rows_deleted: self.rows_deleted,
+        }
+    }
 }
 
 pub fn begin(

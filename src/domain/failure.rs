@@ -25,6 +25,17 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Every word that [`FailureKind::label`] gives.
+    pub const LABELS: [&'static str; 7] = [
+        "transient",
+        "throttled",
+        "needs_reauth",
+        "forbidden",
+        "provider_changed",
+        "misconfigured",
+        "our_bug",
+    ];
+
     /// The word for logs, metric labels and the database.
     pub fn label(&self) -> &'static str {
         match self {

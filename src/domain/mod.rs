@@ -4,6 +4,7 @@ pub mod failure;
 pub mod forecast;
 pub mod graphql;
 pub mod ids;
+pub mod measure;
 pub mod record;
 pub mod secret;
 pub mod spec;

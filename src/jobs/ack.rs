@@ -22,6 +22,7 @@ use super::hub::Hub;
 use super::lease::Lease;
 use crate::db::queue::Ending;
 use crate::domain::ids::ConnectionId;
+use crate::domain::measure;
 
 #[derive(Clone)]
 pub(super) struct AckLayer {
@@ -86,11 +87,16 @@ type Run = JoinHandle<Result<Outcome, BoxDynError>>;
 async fn supervise(hub: Arc<Hub>, lease: Arc<Lease>, run: Run) {
     let ended = wait(&hub, &lease, run).await;
     lease.set_ending();
-    match ended {
-        Some(Ok(outcome)) => hub.finish(&lease, ending(&lease, outcome)).await,
-        Some(Err(panic)) => hub.finish(&lease, crash(&hub, &lease, panic)).await,
-        None => hub.return_dropped(&lease).await,
-    }
+    let ending = match ended {
+        Some(Ok(outcome)) => ending(&lease, outcome),
+        Some(Err(panic)) => crash(&hub, &lease, panic),
+        None => {
+            measure::job(lease.kind, "dropped");
+            return hub.return_dropped(&lease).await;
+        }
+    };
+    measure::job(lease.kind, ending.word());
+    hub.finish(&lease, ending).await;
 }
 
 /// The end of the run; none when it was dropped, because the daemon closes or because it went on without a lease.

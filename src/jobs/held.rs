@@ -87,6 +87,10 @@ impl Shared {
         Arc::clone(lock(&self.lanes).entry(kind).or_insert_with(|| Arc::new(Lane::new(kind, slots))))
     }
 
+    pub(super) fn kinds(&self) -> Vec<&'static str> {
+        lock(&self.lanes).keys().copied().collect()
+    }
+
     pub(super) fn hold(&self, lease: &Arc<Lease>, slot: OwnedSemaphorePermit) {
         lock(&self.held).insert(lease.job, Held { lease: Arc::clone(lease), _slot: slot });
     }

@@ -80,6 +80,11 @@ impl Hub {
         }
     }
 
+    /// The kinds of job that this process works on.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        self.shared.kinds()
+    }
+
     /// Runs the workers until `signal`; then nothing new starts, runs are asked to stop and have `grace` to do so, and what
     /// outlives it is dropped and given back without a crash counted.
     pub async fn serve(

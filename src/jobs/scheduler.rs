@@ -15,6 +15,7 @@ use crate::db::requests::RequestKind;
 use crate::db::{Db, DbError, PgConnection, queue, requests, streams, sync_runs, tokens};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
+use crate::domain::measure;
 use crate::domain::time::{Clock, delta, until};
 
 /// The longest pause between two looks at the tables, whether or not anybody gave notice.
@@ -45,7 +46,9 @@ impl Scheduler {
         let mut pruned_at = self.clock.now();
         loop {
             let now = self.clock.now();
-            let pause = match self.tick(now).await {
+            let ticked = self.tick(now).await;
+            measure::tick(ticked.is_ok());
+            let pause = match ticked {
                 Ok(next) => {
                     if std::mem::take(&mut failing) {
                         info!("The scheduler reaches the database again");

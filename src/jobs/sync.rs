@@ -1,7 +1,7 @@
 //! The `sync` job: one turn for one connection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -10,7 +10,8 @@ use super::{Job, Lease, Outcome};
 use crate::db::{queue, sync_runs};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
-use crate::sync::Engine;
+use crate::domain::measure;
+use crate::sync::{Engine, TurnEnd};
 
 pub struct Sync;
 
@@ -23,7 +24,7 @@ impl Job for Sync {
 
     async fn run(connection: ConnectionId, lease: &Lease, engine: &Arc<Engine>) -> Outcome {
         forgive(connection, lease, engine).await;
-        let stop = CancellationToken::new();
+        let (stop, began) = (CancellationToken::new(), Instant::now());
         let turn = engine.turn(connection, &stop);
         tokio::pin!(turn);
         let ended = tokio::select! {
@@ -33,6 +34,7 @@ impl Job for Sync {
                 turn.await
             }
         };
+        measure::turn(TurnEnd::word(&ended), began.elapsed());
         super::kinds::ended(Self::KIND, connection, engine, ended.map(drop))
     }
 }

@@ -21,6 +21,7 @@ use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
 use crate::db::sync_runs::Counts;
 use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::measure;
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Options, Page, Params, Position, Presence, Step, StepContext, Walk};
@@ -392,6 +393,7 @@ impl Drive<'_> {
         // Whoever comes next ends what is left open, so a failure here is only said.
         let recorded = ended.await.is_ok();
         let (stream, mode) = (source.spec.name, source.mode.as_str());
+        measure::run(self.sender.provider.spec().name, stream, outcome, counts.measured());
         info!(
             connection.id = %source.key.connection, stream, mode, outcome, run.id = run, run.recorded = recorded,
             run.requests = counts.requests, run.throttled = counts.throttled, run.records = counts.records,

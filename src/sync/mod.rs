@@ -61,6 +61,17 @@ pub enum TurnEnd {
     Idle,
 }
 
+impl TurnEnd {
+    /// The word for metrics.
+    pub fn word(ended: &Result<Self, Failure>) -> &'static str {
+        match ended {
+            Ok(Self::Done) => "done",
+            Ok(Self::Idle) => "idle",
+            Err(_) => "failed",
+        }
+    }
+}
+
 /// A connection as a turn finds it.
 struct Turn {
     connection: Connection,

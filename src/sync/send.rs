@@ -15,6 +15,7 @@ use crate::db::Db;
 use crate::db::rate_budget::{self, Lease};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
+use crate::domain::measure;
 use crate::domain::spec::BucketSpec;
 use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
@@ -103,8 +104,12 @@ impl Sender<'_> {
             self.wait_for_permits(request, deadline).await?;
             let access = if access.is_usable(self.clock.now()) { access } else { self.access().await? };
             tally.requests.fetch_add(1, Ordering::Relaxed);
+            measure::request(self.provider.spec().name, request.buckets);
+            let leaves = Instant::now();
             let sent = self.client.send(self.api_base, request, &access.credentials, self.clock).await;
             drop(slot);
+            let status = sent.as_ref().ok().map(|reply| reply.status);
+            measure::response(self.provider.spec().name, status, leaves.elapsed());
             tries += 1;
             let (why, wait) = match sent {
                 Err(error) => (trouble(request, &error)?, None),
@@ -116,6 +121,7 @@ impl Sender<'_> {
                         Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
                         Verdict::Throttled { bucket, wait_ms } => {
                             tally.throttled.fetch_add(1, Ordering::Relaxed);
+                            measure::refusal(self.provider.spec().name, bucket);
                             let wait = self.refused(bucket, wait_ms, &reply, tries).await?;
                             if tries >= TRIES_MAX {
                                 return Err(Halt::Failed(self.throttled(request, wait)));

@@ -20,7 +20,7 @@ const SANDBOX_MAY_NAME: [&str; 2] = ["domain", "config"];
 const MAY_NAME_SANDBOX: [&str; 2] = ["daemon", "cli"];
 
 /// Crates that only some folders name.
-const CRATES: [(&str, &[&str]); 13] = [
+const CRATES: [(&str, &[&str]); 15] = [
     ("apalis", &["jobs"]),
     ("apalis_core", &["jobs"]),
     ("reqwest", &["http"]),
@@ -34,6 +34,8 @@ const CRATES: [(&str, &[&str]); 13] = [
     ("chacha20poly1305", &["vault"]),
     ("crypto_box", &["vault"]),
     ("figment", &["config"]),
+    ("metrics", &["domain", "daemon"]),
+    ("metrics_exporter_prometheus", &["daemon"]),
 ];
 /// Words that are nowhere in the code of providers, whose methods are pure.
 const NOT_IN_PROVIDERS: [&str; 10] = [
@@ -100,6 +102,7 @@ fn the_check_finds_what_it_is_for() {
     check("sync/drive.rs", "let backoff = 1; row.diesel(); crate::db::diesel::x();", &[]);
     check("auth/refresh.rs", "let x = ::reqwest::get();", &["`reqwest` belongs to http"]);
     check("auth/refresh.rs", "extern crate anyhow;", &["`anyhow` belongs to cli, daemon"]);
+    check("sync/drive.rs", "use crate::domain::measure; metrics::counter!();", &["`metrics` belongs to"]);
     check("main.rs", "use anyhow::Context;", &[]);
     check(
         "auth/refresh.rs",

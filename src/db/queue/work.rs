@@ -160,6 +160,18 @@ pub enum Ending {
     },
 }
 
+impl Ending {
+    /// The word for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::RunAgainAt(_) => "again",
+            Self::Failed(_) => "failed",
+            Self::Crashed { .. } => "crashed",
+        }
+    }
+}
+
 #[derive(QueryableByName)]
 struct StateRow {
     #[diesel(sql_type = Text)]

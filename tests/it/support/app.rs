@@ -92,6 +92,7 @@ impl TestApp {
             ("daemon.state_dir", folder.join("state").display().to_string()),
             ("daemon.workers", "4".to_owned()),
             ("callback.listen", address),
+            ("metrics.listen", "127.0.0.1:0".to_owned()),
             ("callback.public_url", endpoint.clone()),
             ("vault.key", generate_key().expose().to_owned()),
             ("sync.poll_interval", "1s".to_owned()),
@@ -314,14 +315,8 @@ fn free_address() -> String {
 pub async fn get(url: &Url) -> (u16, Option<String>, String) {
     let host = format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(80));
     let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
-    let Ok(mut stream) = TcpStream::connect(&host).await else { return (0, None, String::new()) };
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let mut answer = Vec::new();
-    let asked = stream.write_all(request.as_bytes()).await;
-    if asked.is_err() || stream.read_to_end(&mut answer).await.is_err() {
-        return (0, None, String::new());
-    }
-    let answer = String::from_utf8_lossy(&answer);
+    let answer = send(&host, &request).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     let location = head.lines().find_map(|line| {
@@ -329,4 +324,15 @@ pub async fn get(url: &Url) -> (u16, Option<String>, String) {
         name.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
     });
     (status, location, body.to_owned())
+}
+
+/// One request as it is written. The whole answer; empty where there is none.
+pub async fn send(host: &str, request: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(host).await else { return String::new() };
+    let mut answer = Vec::new();
+    let asked = stream.write_all(request.as_bytes()).await;
+    if asked.is_err() || stream.read_to_end(&mut answer).await.is_err() {
+        return String::new();
+    }
+    String::from_utf8_lossy(&answer).into_owned()
 }
