@@ -66,9 +66,15 @@ impl Auth {
         };
         let connection = self.wipe(id, purge, revoked.clone()).await?;
         if let Revoked::Failed(why) = &revoked {
-            warn!(connection.id = %id, "The grant of `{}` could not be revoked: {why}", connection.name);
+            warn!(
+                connection.id = id.0,
+                connection.name = connection.name,
+                error = why,
+                "The grant of `{}` could not be revoked: {why}",
+                connection.name
+            );
         }
-        info!(connection.id = %id, "Disconnected `{}`", connection.name);
+        info!(connection.id = id.0, connection.name = connection.name, "Disconnected `{}`", connection.name);
         Ok(revoked)
     }
 

@@ -23,7 +23,7 @@ use crate::db::requests::{self, RequestKind, RequestOutcome};
 use crate::db::secrets::{self, SealedSecret};
 use crate::db::tokens::{self, NewToken};
 use crate::db::{DbError, PgConnection, audit, rate_budget, streams};
-use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
@@ -56,7 +56,7 @@ impl Auth {
         let auth = self.clone();
         let done = self.detached(async move { auth.conclude_here(recognised).await });
         done.await.unwrap_or_else(|failure| {
-            warn!(failure.kind = failure.kind.label(), "A consent could not be concluded: {failure}");
+            warn!(failure.kind = failure.kind.label(), error = %failure, "A consent could not be concluded: {failure}");
             Ending::Failed(failure)
         })
     }
@@ -227,14 +227,24 @@ impl Auth {
                 Ok(ending) => break ending,
                 // The code is spent and cannot be exchanged again: the tokens in hand are all there is.
                 Err(error) if error.is_transient() && tries < ESTABLISH_TRIES => {
-                    warn!(connection.id = %id, "The new grant of `{name}` could not be written down yet: {error}");
+                    warn!(
+                        connection.id = id.0,
+                        connection.name = name,
+                        error = chain(&error),
+                        "The new grant of `{name}` could not be written down yet"
+                    );
                     tokio::time::sleep(retry::pause(tries, ESTABLISH_PAUSE, ESTABLISH_PAUSE * 4)).await;
                 }
                 Err(error) => return Err(Failure::from(&error)),
             }
         };
-        if let Ending::Connected { name, account, .. } = &ending {
-            info!(connection.id = %id, "Connected `{name}` to {account} at {title}");
+        if let Ending::Connected { name, .. } = &ending {
+            info!(
+                connection.id = id.0,
+                connection.name = name,
+                provider = provider.spec().name,
+                "Connected `{name}` at {title}"
+            );
         }
         Ok(ending)
     }

@@ -106,7 +106,7 @@ impl Auth {
         let asked =
             oauth::introspect(&self.http, &client.endpoint(&url), token, deadline, self.clock.as_ref()).await;
         asked
-            .inspect_err(|failure| debug!("Introspection at {} failed: {failure}", provider.spec().title))
+            .inspect_err(|failure| debug!(provider = provider.spec().name, error = %failure, "Introspection at {} failed: {failure}", provider.spec().title))
             .ok()
     }
 

@@ -17,7 +17,7 @@ use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::refresh_attempts::RefreshAttempt;
 use crate::db::tokens::{self, Renewal, Token};
 use crate::db::{DbError, PgConnection, audit};
-use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
 use crate::domain::time::delta;
@@ -66,11 +66,21 @@ impl Work<'_> {
         };
         let renewal = self.renewal(&granted);
         if self.commit(renewal).await? {
-            info!(connection.id = %self.connection.id, token.generation = self.token.generation + 1,
-                "Refreshed the token of `{}`", self.connection.name);
+            info!(
+                connection.id = self.connection.id.0,
+                connection.name = self.connection.name,
+                provider = self.provider.spec().name,
+                token.generation = self.token.generation + 1,
+                "Refreshed the token of `{}`",
+                self.connection.name
+            );
         } else {
-            warn!(connection.id = %self.connection.id,
-                "The token of `{}` had moved on when a refresh was done: its result is dropped", self.connection.name);
+            warn!(
+                connection.id = self.connection.id.0,
+                connection.name = self.connection.name,
+                "The token of `{}` had moved on when a refresh was done: its result is dropped",
+                self.connection.name
+            );
         }
         Ok(Refreshed::Renewed)
     }
@@ -82,8 +92,12 @@ impl Work<'_> {
         if !lost || deadline.left() < SECOND_TRY_MIN {
             return first.map_err(|failure| self.fault(failure));
         }
-        warn!(connection.id = %self.connection.id,
-            "The reply to a refresh of `{}` was lost: trying once more", self.connection.name);
+        warn!(
+            connection.id = self.connection.id.0,
+            connection.name = self.connection.name,
+            "The reply to a refresh of `{}` was lost: trying once more",
+            self.connection.name
+        );
         tokio::time::sleep(SECOND_TRY_PAUSE).await;
         self.ask(deadline).await?.map_err(|failure| self.fault(failure))
     }
@@ -199,8 +213,13 @@ impl Work<'_> {
             };
             tries += 1;
             if !error.is_transient() || tries >= COMMIT_TRIES {
-                error!(connection.id = %self.connection.id,
-                    "New tokens of `{}` could not be written down: {}", self.connection.name, Failure::from(&error));
+                error!(
+                    connection.id = self.connection.id.0,
+                    connection.name = self.connection.name,
+                    error = chain(&error),
+                    "New tokens of `{}` could not be written down",
+                    self.connection.name
+                );
                 return Err(Failure::from(&error));
             }
             let pause = retry::pause(tries, COMMIT_PAUSE_FIRST, COMMIT_PAUSE_MAX);

@@ -60,7 +60,12 @@ impl Work<'_> {
             // Also those that were marked before it was clear that there are too many.
             let acquitted = self.auth.acquit(self.provider).await?;
             if acquitted > 0 || aftermath == Aftermath::Spared {
-                error!(provider = self.provider.spec().name, "{}: {MASS_REASON}", self.provider.spec().title);
+                error!(
+                    provider = self.provider.spec().name,
+                    error = MASS_REASON,
+                    "Many refreshes at {} failed: {MASS_REASON}",
+                    self.provider.spec().title
+                );
             }
         }
         if let (FailureKind::Throttled { .. }, Some(wait)) = (&fault.failure.kind, fault.wait) {
@@ -95,10 +100,12 @@ impl Work<'_> {
 
     fn tell(&self, failure: &Failure) {
         if failure.kind == FailureKind::Misconfigured {
-            error!(connection.id = %self.connection.id, failure.kind = failure.kind.label(),
+            error!(connection.id = self.connection.id.0, connection.name = self.connection.name,
+                provider = self.provider.spec().name, failure.kind = failure.kind.label(), error = %failure,
                 "Refreshing the token of `{}` failed: {failure}", self.connection.name);
         } else {
-            warn!(connection.id = %self.connection.id, failure.kind = failure.kind.label(),
+            warn!(connection.id = self.connection.id.0, connection.name = self.connection.name,
+                provider = self.provider.spec().name, failure.kind = failure.kind.label(), error = %failure,
                 "Refreshing the token of `{}` failed: {failure}", self.connection.name);
         }
     }

@@ -117,7 +117,7 @@ async fn connect(State(endpoint): State<Endpoint>, ticket: Part) -> Response {
         Ok(Ok(started)) => redirect(&endpoint, &started),
         Ok(Err(reason)) => shown(pages::refused(reason)),
         Err(failure) => {
-            warn!(failure.kind = failure.kind.label(), "A consent could not be started: {failure}");
+            warn!(failure.kind = failure.kind.label(), error = %failure, "A consent could not be started: {failure}");
             shown(pages::ending(&Ending::Failed(failure)))
         }
     }

@@ -18,6 +18,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::connections::{Connections, Standing};
+use crate::domain::failure::chain;
 
 /// How long a client may take to send its request line and headers, also between two requests.
 const HEADER_READ_MAX: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                warn!(endpoint.address = ?address, %error, "Could not accept a connection: {error}");
+                warn!(endpoint.address = ?address, error = chain(&error), "Could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -93,7 +94,7 @@ async fn one(stream: TcpStream, router: Router, stop: CancellationToken, standin
     };
     if let Err(error) = ended {
         // Browsers close connections as they like, and scanners send anything.
-        debug!(%error, "A connection to one of our endpoints ended: {error}");
+        debug!(error = chain(&error), "A connection to one of our endpoints ended");
     }
 }
 

@@ -25,7 +25,7 @@ use crate::auth::{Auth, Parts};
 use crate::callback;
 use crate::config::Settings;
 use crate::db::{Db, DbError, PgConnection, daemons, migrations, tokens, vault_keys};
-use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
 use crate::domain::time::{Clock, SystemClock};
 use crate::http::{Client, HttpError, HttpLimits};
@@ -139,7 +139,7 @@ impl Daemon {
         let (server, url) = database(&settings).await?;
         let applied = migrations::run(&url).await.map_err(StartError::Database)?;
         if !applied.is_empty() {
-            info!(migrations = applied.len(), "Applied {} migrations", applied.len());
+            info!(migrations.applied = applied.len(), "Applied {} migrations", applied.len());
         }
         let db = Db::connect(&url, settings.database.pool_size).map_err(StartError::Database)?;
         refuse_foreign_key(&db, &vault).await?;
@@ -215,7 +215,7 @@ impl Daemon {
         info!("Stopping");
         self.stop.cancel();
         if let Err(error) = self.workers.await {
-            warn!(%error, "The workers ended badly");
+            warn!(error = chain(&error), "The workers ended badly");
         }
         self.auth.drained().await;
         self.tasks.close();
@@ -248,7 +248,7 @@ pub async fn run(
 /// Tells systemd, where it listens.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "Could not notify systemd");
+        warn!(error = chain(&error), "Could not notify systemd");
     }
 }
 
@@ -334,7 +334,7 @@ async fn work(hub: Arc<Hub>, engine: Arc<Engine>, workers: usize, stop: Cancella
     let monitor = crate::jobs::workers(&hub, workers, &engine);
     let signal = async move { stop.cancelled().await };
     if let Err(error) = hub.serve(monitor, signal, GRACE).await {
-        warn!(%error, "The workers ended badly");
+        warn!(error = chain(&error), "The workers ended badly");
     }
 }
 

@@ -1,7 +1,10 @@
 //! Logs of the daemon.
 //!
 //! Libraries are held at `warn` whatever is asked for: at finer levels some of them print headers and bodies, and with
-//! them tokens. For the same reason no variable such as `RUST_LOG` is looked at.
+//! them tokens. For the same reason no variable such as `RUST_LOG` is looked at. `docs/LOGGING.md` tells what every
+//! field means.
+
+mod json;
 
 use std::io::IsTerminal;
 
@@ -27,6 +30,9 @@ impl Verbosity {
     }
 }
 
+/// What our fields are called in the journal: `connection.id` is `FIELDMIRROR_CONNECTION_ID` there.
+const JOURNAL_PREFIX: &str = "FIELDMIRROR";
+
 /// Where the log goes could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("opening the journal for `daemon.log_format = \"journald\"`")]
@@ -45,16 +51,11 @@ pub fn start(format: LogFormat, verbosity: Verbosity) -> Result<(), NoJournal> {
                     .with_target(false),
             )
             .try_init(),
-        LogFormat::Json => registry
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_writer(std::io::stderr),
-            )
-            .try_init(),
-        LogFormat::Journald => registry.with(tracing_journald::layer().map_err(NoJournal)?).try_init(),
+        LogFormat::Json => registry.with(json::Lines::new(std::io::stderr)).try_init(),
+        LogFormat::Journald => {
+            let journal = tracing_journald::layer().map_err(NoJournal)?;
+            registry.with(journal.with_field_prefix(Some(JOURNAL_PREFIX.to_owned()))).try_init()
+        }
     };
     // Tests start more than one daemon in a process.
     drop(started);

@@ -7,7 +7,7 @@ use deadpool_diesel::postgres::{HookError, PoolError, TimeoutType};
 use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error};
 
-use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::failure::{Failure, FailureKind, chain};
 
 /// A database operation that did not work. The text names the attempt; the source says what happened.
 #[derive(Debug, thiserror::Error)]
@@ -104,14 +104,7 @@ impl DbError {
 impl From<&DbError> for Failure {
     /// The whole chain in one line.
     fn from(error: &DbError) -> Self {
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(cause.to_string().trim_end());
-            source = cause.source();
-        }
-        Self::new(error.kind(), message)
+        Self::new(error.kind(), chain(error))
     }
 }
 

@@ -128,13 +128,13 @@ fn ending(lease: &Lease, outcome: Result<Outcome, BoxDynError>) -> Ending {
         Ok(Outcome::Done) => Ending::Done,
         Ok(Outcome::RunAgainAt(at)) => Ending::RunAgainAt(at),
         Ok(Outcome::Failed(reason)) => {
-            warn!("`{}` job {} failed: {reason}", lease.kind, lease.job);
+            warn!(error = reason, "`{}` job {} failed: {reason}", lease.kind, lease.job);
             Ending::Failed(reason)
         }
         Err(error) => {
             let reason =
                 if error.is::<Elapsed>() { "took longer than it may".to_owned() } else { error.to_string() };
-            error!("`{}` job {} was stopped: {reason}", lease.kind, lease.job);
+            error!(error = reason, "`{}` job {} was stopped: {reason}", lease.kind, lease.job);
             Ending::Failed(reason)
         }
     }
@@ -145,7 +145,7 @@ fn crash(hub: &Hub, lease: &Lease, panic: Box<dyn std::any::Any + Send>) -> Endi
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text =
         text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".to_owned());
-    error!("`{}` job {} panicked: {text}", lease.kind, lease.job);
+    error!(error = text, "`{}` job {} panicked: {text}", lease.kind, lease.job);
     let limits = &hub.shared.limits;
     let pause = limits.panic_pause.saturating_mul(u32::try_from(lease.crashes + 1).unwrap_or(1));
     Ending::Crashed {

@@ -10,7 +10,7 @@ use super::lease::Lease;
 use super::limits::next_pause;
 use crate::db::DbError;
 use crate::db::queue::{self, Ending, JobId, JobState};
-use crate::domain::failure::FailureKind;
+use crate::domain::failure::{FailureKind, chain};
 use crate::domain::ids::ConnectionId;
 
 /// How many errors that do not look passing are sat out: a server that goes down or comes up has many words for it.
@@ -82,28 +82,18 @@ impl Hub {
             let late = closing_since.is_some_and(|since| since.elapsed() >= self.shared.limits.close_wait);
             unexpected += u32::from(error.kind() != FailureKind::Transient);
             if late || unexpected > UNEXPECTED_MAX {
-                error!(job.id = %lease.job, job.kind = lease.kind, error = chain(&error), "Gave up {what} of job {}", lease.job);
+                error!(job.id = %lease.job, job.kind = lease.kind, error = chain(&error),
+                    "Gave up {what} of `{}` job {}", lease.kind, lease.job);
                 return None;
             }
             if pause.is_zero() {
-                warn!(job.id = %lease.job, job.kind = lease.kind, error = chain(&error), "Still {what} of job {}", lease.job);
+                warn!(job.id = %lease.job, job.kind = lease.kind, error = chain(&error),
+                    "Still {what} of `{}` job {}", lease.kind, lease.job);
             }
             pause = next_pause(pause);
             time::sleep(pause).await;
         }
     }
-}
-
-/// An error with its causes, for the log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) fn log_parked(kind: &str, job: JobId, connection: Option<ConnectionId>, crashes: i32) {

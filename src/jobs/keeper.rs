@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::ends::chain;
 use super::held::Shared;
 use super::limits::next_pause;
 use crate::db::queue::{Session, SessionError};
+use crate::domain::failure::chain;
 use crate::domain::secret::Secret;
 
 pub(super) fn start(shared: Arc<Shared>, url: Secret) -> io::Result<thread::JoinHandle<()>> {
@@ -67,7 +67,7 @@ fn attend(shared: &Shared, session: &mut Session) -> Result<(), SessionError> {
         }
         if now >= prune_at {
             let pruned = session.prune(limits.keep, limits.prune_max)?;
-            debug!("Deleted {pruned} jobs that ended long ago");
+            debug!(jobs.pruned = pruned, "Deleted {pruned} jobs that ended long ago");
             prune_at = now + limits.prune_every;
         }
         let heard = session.heard()?;

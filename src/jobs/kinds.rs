@@ -75,9 +75,12 @@ pub(super) fn ended(
     result: Result<(), Failure>,
 ) -> Outcome {
     let Err(failure) = result else { return Outcome::Done };
-    warn!(
-        connection.id = %connection, job.kind = kind, failure.kind = failure.kind.label(), error = %failure,
-        "Could not finish `{kind}` for connection {connection}"
-    );
+    // A refresh that failed has been told where that was written down.
+    if kind != RefreshToken::KIND {
+        warn!(
+            connection.id = connection.0, job.kind = kind, failure.kind = failure.kind.label(), error = %failure,
+            "Could not finish `{kind}` for connection {connection}"
+        );
+    }
     Outcome::RunAgainAt(engine.clock.now() + delta(AGAIN))
 }

@@ -8,10 +8,10 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::ends::chain;
 use super::hub::Hub;
 use super::lease::Lease;
 use super::limits::next_pause;
+use crate::domain::failure::chain;
 
 /// The most jobs that one claim takes.
 const CLAIM_MAX: usize = 64;

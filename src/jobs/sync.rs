@@ -54,6 +54,6 @@ async fn forgive(connection: ConnectionId, lease: &Lease, engine: &Engine) {
     });
     // It only decides how many more crashes are borne.
     if let Err(error) = forgiven.await {
-        warn!(connection.id = %connection, error = %Failure::from(&error), "Could not end a series of crashes");
+        warn!(connection.id = connection.0, error = %Failure::from(&error), "Could not end a series of crashes of connection {connection}");
     }
 }

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::commit::{self, Ready, Source};
 use super::send::{Halt, Sender, Tally};
@@ -393,13 +393,45 @@ impl Drive<'_> {
         // Whoever comes next ends what is left open, so a failure here is only said.
         let recorded = ended.await.is_ok();
         let (stream, mode) = (source.spec.name, source.mode.as_str());
-        measure::run(self.sender.provider.spec().name, stream, outcome, counts.measured());
+        let provider = self.sender.provider.spec().name;
+        measure::run(provider, stream, outcome, counts.measured());
+        if let Some(error) = logged {
+            warn!(
+                connection.id = source.key.connection.0,
+                provider,
+                stream,
+                run.id = run,
+                run.mode = mode,
+                run.outcome = outcome,
+                run.recorded = recorded,
+                run.pages = counts.pages,
+                run.requests = counts.requests,
+                run.throttled = counts.throttled,
+                run.records = counts.records,
+                run.rows_written = counts.rows_written,
+                run.rows_deleted = counts.rows_deleted,
+                error,
+                "Run {run} ({mode} of `{stream}`) failed: {error}",
+            );
+            return;
+        }
         info!(
-            connection.id = %source.key.connection, stream, mode, outcome, run.id = run, run.recorded = recorded,
-            run.requests = counts.requests, run.throttled = counts.throttled, run.records = counts.records,
-            run.rows_written = counts.rows_written, run.rows_deleted = counts.rows_deleted, error = logged,
+            connection.id = source.key.connection.0,
+            provider,
+            stream,
+            run.id = run,
+            run.mode = mode,
+            run.outcome = outcome,
+            run.recorded = recorded,
+            run.pages = counts.pages,
+            run.requests = counts.requests,
+            run.throttled = counts.throttled,
+            run.records = counts.records,
+            run.rows_written = counts.rows_written,
+            run.rows_deleted = counts.rows_deleted,
             "Run {run} ({mode} of `{stream}`) {outcome}: {} rows written, {} requests",
-            counts.rows_written, counts.requests,
+            counts.rows_written,
+            counts.requests,
         );
     }
 

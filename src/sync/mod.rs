@@ -245,7 +245,7 @@ impl Engine {
             .transaction(move |connection| setback::record(connection, key, mode, &result, failures, now))
             .await;
         if let Err(error) = recorded {
-            warn!(connection.id = %key.connection, stream, error = %Failure::from(&error), "Could not record how `{stream}` stands");
+            warn!(connection.id = key.connection.0, stream, error = %Failure::from(&error), "Could not record how `{stream}` stands");
         }
     }
 
@@ -291,7 +291,7 @@ impl Engine {
             }
         });
         if let Err(error) = shown.await {
-            warn!(connection.id = %of, error = %Failure::from(&error), "Could not renew the view of connection {of}");
+            warn!(connection.id = of.0, error = %Failure::from(&error), "Could not renew the view of connection {of}");
         }
     }
 }

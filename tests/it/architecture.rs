@@ -118,7 +118,8 @@ fn the_check_finds_what_it_is_for() {
     check("http/pace.rs", "async fn f(clock: &dyn Clock) {}", &[]);
 }
 
-fn list(folder: &Path, files: &mut Vec<PathBuf>) {
+/// Adds the Rust sources below `folder`.
+pub fn list(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

@@ -11,6 +11,7 @@ mod doctor;
 mod e2e;
 mod fixtures;
 mod hubspot;
+mod logging;
 mod metrics;
 mod migrations;
 mod private_server;

@@ -50,6 +50,7 @@ fn end(layout: &Layout, left: &[i32], signal: Signal) {
         Some(pid) => {
             tracing::warn!(
                 postgres.pid = pid,
+                postgres.signal = ?signal,
                 "Stopping Postgres process {pid}, left by an earlier daemon ({signal:?})"
             );
             sys::signal(pid, signal);

@@ -172,7 +172,10 @@ impl Server {
                 }
                 std::thread::sleep(PAUSE);
             }
-            tracing::warn!("Postgres goes on {} s after the order `{signal:?}`", limit.as_secs());
+            tracing::warn!(
+                postgres.signal = ?signal, postgres.waited_s = limit.as_secs(),
+                "Postgres goes on {} s after the order `{signal:?}`", limit.as_secs()
+            );
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -15,6 +15,7 @@ use super::layout::{Layout, NAME};
 use super::server::{self, Answer, Recipe, Server};
 use super::{Health, Options, PrivateServerError as Error, find, init, orphan};
 use crate::db::admin;
+use crate::domain::failure::chain;
 
 /// How soon the end of the process is noticed.
 const TICK: Duration = Duration::from_millis(100);
@@ -157,7 +158,7 @@ impl Supervisor {
             if since.elapsed() >= CALM {
                 pause = PAUSE_FIRST;
             }
-            tracing::error!(postgres.reason = reason, "The private Postgres server ended: {reason}");
+            tracing::error!(error = reason, "The private Postgres server ended: {reason}");
             self.health.send_replace(Health::Down { reason });
             match self.start_again(&mut pause) {
                 Some(again) => server = again,
@@ -180,7 +181,7 @@ impl Supervisor {
                     let pid = server.pid();
                     tracing::info!(
                         postgres.pid = pid,
-                        failures,
+                        postgres.failures = failures,
                         "The private Postgres server serves again as process {pid}"
                     );
                     self.health.send_replace(Health::Serving);
@@ -191,18 +192,15 @@ impl Supervisor {
             };
             failures = failures.saturating_add(1);
             if failures == 1 {
-                tracing::error!(
-                    postgres.reason = reason,
-                    "The private Postgres server does not start again: {reason}"
-                );
+                tracing::error!(error = reason, "The private Postgres server does not start again: {reason}");
             }
             self.health.send_replace(Health::Down { reason });
         }
     }
 
     fn attempt(&self) -> Result<Option<Server>, String> {
-        orphan::clear(&self.recipe.layout).map_err(|error| super::chain(&error))?;
-        let mut server = self.recipe.start().map_err(|error| super::chain(&error))?;
+        orphan::clear(&self.recipe.layout).map_err(|error| chain(&error))?;
+        let mut server = self.recipe.start().map_err(|error| chain(&error))?;
         match self.wait_until_serving(&mut server) {
             Outcome::Serving => Ok(Some(server)),
             Outcome::Stop => {

@@ -1,7 +1,7 @@
 //! Processes that die: the daemon by `kill -9`, the database by a stop. What was written stays, what was not is read
 //! again, and nobody has to do anything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::{Db, migrations};
@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::support::app::{PATIENCE, TestApp, get, small};
+use crate::support::app::{PATIENCE, TestApp, free_address, get, small};
 use crate::support::postgres::{options, short_folder};
 use crate::support::truth::hold_against_mirror;
 
@@ -124,8 +124,9 @@ async fn a_database_that_goes_and_comes_back() {
     let server = start().await.unwrap();
     migrations::run(&server.url()).await.unwrap();
     let db = Db::connect(&server.url(), 2).unwrap();
-    let app =
-        TestApp::over(small(1_200), &[("providers.hubspot.page_size", "25")], server.url(), db, None).await;
+    let metrics = free_address();
+    let settings = [("providers.hubspot.page_size", "25"), ("metrics.listen", metrics.as_str())];
+    let app = TestApp::over(small(1_200), &settings, server.url(), db, None).await;
     app.faults(&["slow=100,on:batch_read"]);
     let mut daemon = app.spawn_daemon("");
     app.connect("acme").await;
@@ -140,6 +141,10 @@ async fn a_database_that_goes_and_comes_back() {
     app.change(json!({"do": "create", "properties": {"subject": "meanwhile"}}));
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(ready(&app).await, 503);
+    let began = Instant::now();
+    let (status, _, page) = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await;
+    assert!(status == 200 && page.contains("\nfieldmirror_database_up 0\n"), "{status}: {page}");
+    assert!(began.elapsed() < Duration::from_secs(4), "it is told at once: {:?}", began.elapsed());
     assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
 
     let server = start().await.unwrap();

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use fieldmirror::sandbox::{CLIENT_ID, SandboxOptions, oauth::App};
 use serde_json::Value;
+use url::Url;
 
-use crate::support::app::{HUB, TestApp, get, small};
+use crate::support::app::{HUB, TestApp, free_address, get, small};
 use crate::support::leaks::leaks;
 
 const CLIENT_SECRET: &str = "c11ent/s3cret+with=odd\"signs-0123456789";
@@ -29,7 +30,7 @@ fn command_lines() -> String {
 }
 
 /// Everything secret that the sandbox and we have made up, with a label.
-fn secrets(app: &TestApp, asked: &[Value], back: &[url::Url]) -> Vec<(String, String)> {
+fn secrets(app: &TestApp, asked: &[Value], back: &[Url]) -> Vec<(String, String)> {
     let mut secrets = vec![
         ("the client secret".to_owned(), CLIENT_SECRET.to_owned()),
         ("the vault key".to_owned(), app.environment["FIELDMIRROR_VAULT__KEY"].clone()),
@@ -53,7 +54,12 @@ async fn live_through_it_all(log_format: &str) {
         App { client_id: CLIENT_ID.into(), client_secret: CLIENT_SECRET.into(), redirect_uris: Vec::new() };
     let options =
         SandboxOptions { access_token_life: Duration::from_secs(10), apps: vec![client], ..small(60) };
-    let settings = [("daemon.log_format", log_format), ("providers.hubspot.client_secret", CLIENT_SECRET)];
+    let metrics = free_address();
+    let settings = [
+        ("daemon.log_format", log_format),
+        ("providers.hubspot.client_secret", CLIENT_SECRET),
+        ("metrics.listen", &metrics),
+    ];
     let app = TestApp::new(options, &settings).await;
     let mut said = String::new();
     let mut lines = String::new();
@@ -106,6 +112,9 @@ async fn live_through_it_all(log_format: &str) {
         said.push_str(&ran.stderr);
         lines.push_str(&command_lines());
     }
+    let (status, _, page) = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await;
+    assert_eq!(status, 200, "{page}");
+    said.push_str(&page);
     daemon.kill().await.unwrap();
     let log = std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
     assert!(log.contains("Refreshed the token"), "the log tells what happened: {log}");

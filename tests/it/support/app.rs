@@ -299,7 +299,7 @@ const STANDING: [&str; 4] = [
 ];
 
 /// A loopback address that nobody listens on, below the ports that the system gives to outgoing connections.
-fn free_address() -> String {
+pub fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 100).unwrap_or(0) * 100;
     loop {
