@@ -47,18 +47,33 @@ may_install() {
     ((EUID == 0)) || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }
 }
 
-install_packages() {
+# What it says is shown only if it fails.
+try_install() {
     say "Installing $*"
-    local log
+    local log failed=0
     log=$(mktemp)
-    if ! { as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+    { as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
-        >"$log" 2>&1 </dev/null; then
-        tail -n 20 "$log" >&2
-        rm -f "$log"
-        fail "installing $* did not work" "install them by hand, then run this again"
-    fi
+        >"$log" 2>&1 </dev/null || failed=1
+    if ((failed)); then tail -n 20 "$log" >&2; fi
     rm -f "$log"
+    return "$failed"
+}
+
+install_packages() {
+    try_install "$@" || fail "installing $* did not work" "install them by hand, then run this again"
+}
+
+has_browser() {
+    command -v chromedriver >/dev/null &&
+        { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+}
+
+# For the tests in a real browser, which are skipped where there is none.
+prepare_browser() {
+    has_browser && return 0
+    if may_install && try_install chromium chromium-driver && has_browser; then return 0; fi
+    say "Skipped: the tests in a real browser (Debian: sudo apt-get install chromium chromium-driver to have them run)"
 }
 
 prepare_packages() {

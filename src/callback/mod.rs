@@ -20,7 +20,7 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::any;
 use serde_json::json;
 use tokio::sync::Mutex;
 use tracing::warn;
@@ -91,11 +91,12 @@ impl Endpoint {
 
 /// The routes, with their limits and headers.
 pub fn router(endpoint: Endpoint) -> Router {
+    // `any`, since `guard` knows the methods: a router that did would tell them in a header of its own.
     Router::new()
-        .route("/connect/{ticket}", get(connect))
-        .route("/oauth/callback/{provider}", get(callback))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
+        .route("/connect/{ticket}", any(connect))
+        .route("/oauth/callback/{provider}", any(callback))
+        .route("/healthz", any(|| async { "ok\n" }))
+        .route("/readyz", any(readyz))
         .fallback(|| async { shown(pages::plain(404)) })
         .layer(middleware::from_fn(guard))
         .with_state(endpoint)

@@ -5,4 +5,4 @@ mod ends;
 mod fake;
 mod keys;
 mod refresh;
-mod rig;
+pub mod rig;

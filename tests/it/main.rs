@@ -5,6 +5,7 @@ mod support;
 mod alerts;
 mod architecture;
 mod auth;
+mod callback;
 mod cli;
 mod db;
 mod doctor;

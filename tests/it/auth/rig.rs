@@ -37,7 +37,7 @@ pub struct Rig {
     pub clock: Arc<ShiftedClock>,
     vault: Arc<Vault>,
     settings: Arc<Settings>,
-    endpoint: SocketAddr,
+    pub endpoint: SocketAddr,
     stop: CancellationToken,
     pub test: TestDb,
 }

@@ -7,3 +7,5 @@ pub mod leaks;
 pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod truth;
+#[cfg(feature = "sandbox")]
+pub mod webdriver;

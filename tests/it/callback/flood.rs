@@ -1,0 +1,212 @@
+//! The whole daemon under attack: a flood, and codes that are somebody else's.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fieldmirror::sandbox::SandboxOptions;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use url::Url;
+
+use super::raw::{answer, exchange};
+use crate::auth::rig::{Shown, state_of};
+use crate::support::app::{HUB, TestApp, get, small};
+
+const FLOOD: usize = 10_000;
+/// Connections that it comes over.
+const LANES: usize = 16;
+/// What a daemon may grow by, in kB: buffers of the connections, and what the allocator keeps.
+const GROWTH_MAX_KB: u64 = 48 * 1024;
+
+fn address(app: &TestApp) -> SocketAddr {
+    app.endpoint.strip_prefix("http://").and_then(|text| text.parse().ok()).expect("an address")
+}
+
+async fn visit(app: &TestApp, target: &str, cookie: Option<&str>) -> Shown {
+    let cookie = cookie.map(|cookie| format!("Cookie: {cookie}\r\n")).unwrap_or_default();
+    let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}\r\n");
+    answer(&exchange(address(app), text.as_bytes()).await)
+}
+
+async fn ask(app: &TestApp, name: &str) -> Value {
+    app.run(&format!("enqueue --connect hubspot --name {name} --no-wait --json")).await.done().last()
+}
+
+/// A browser follows the start link and agrees. Returns the address it is sent back to, and its cookie.
+async fn agree(app: &TestApp, asked: &Value, account: u64) -> (Url, String) {
+    let start = Url::parse(asked["start_url"].as_str().expect("a link was made")).unwrap();
+    let started = visit(app, start.path(), None).await;
+    assert_eq!(started.status, 302, "{}", started.body);
+    let mut page = Url::parse(started.header("location").unwrap()).unwrap();
+    page.query_pairs_mut().append_pair("auto", "approve").append_pair("account", &account.to_string());
+    let (status, location, body) = get(&page).await;
+    let location = location.unwrap_or_else(|| panic!("the consent page answered {status}: {body}"));
+    (Url::parse(&location).unwrap(), started.cookie().unwrap().to_owned())
+}
+
+fn target(url: &Url) -> &str {
+    &url[url::Position::BeforePath..url::Position::AfterQuery]
+}
+
+/// The requests of the flood by number, with the answer that each gets.
+fn hostile(number: usize, state: &str) -> (String, u16) {
+    let forged = {
+        let at = number % state.len();
+        let other = if &state[at..=at] == "A" { "B" } else { "A" };
+        format!("{}{other}{}", &state[..at], &state[at + 1..])
+    };
+    match number % 8 {
+        0 | 1 => (format!("GET /oauth/callback/hubspot?code=C&state={forged}"), 400),
+        2 => (format!("GET /oauth/callback/hubspot?error=access_denied&state={}", "A".repeat(96)), 400),
+        3 => (format!("GET /connect/{number:A>86}"), 400),
+        4 => (format!("GET /oauth/callback/jobber?code=C&state={state}"), 400),
+        5 => (format!("GET /oauth/callback/hubspot?code={number}"), 400),
+        6 => (format!("GET /{number}?{}", "x".repeat(number % 2000)), 404),
+        _ => (format!("POST /oauth/callback/hubspot?code=C&state={state}"), 404),
+    }
+}
+
+/// Sends every `LANES`th request of the flood on one connection, one after the other.
+async fn lane(to: SocketAddr, first: usize, count: usize, state: Arc<str>) {
+    let mut stream = BufReader::new(TcpStream::connect(to).await.unwrap());
+    for number in (first..count).step_by(LANES) {
+        let (line, expected) = hostile(number, &state);
+        let text = format!("{line} HTTP/1.1\r\nHost: x\r\nCookie: fieldmirror_attempt={number}\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        assert_eq!(status_of_next(&mut stream).await, expected, "{line}");
+    }
+}
+
+async fn status_of_next(stream: &mut BufReader<TcpStream>) -> u16 {
+    let (mut status, mut length) = (None, 0);
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        if line == "\r\n" {
+            break;
+        }
+        status = status.or_else(|| line.split(' ').nth(1)?.parse().ok());
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    stream.read_exact(&mut vec![0; length]).await.unwrap();
+    status.expect("a status line")
+}
+
+async fn flood(to: SocketAddr, count: usize, state: &Arc<str>) {
+    let lanes = (0..LANES).map(|first| tokio::spawn(lane(to, first, count, Arc::clone(state))));
+    for lane in lanes.collect::<Vec<_>>() {
+        lane.await.unwrap();
+    }
+}
+
+async fn flood_until(over: Arc<AtomicBool>, to: SocketAddr, state: Arc<str>) {
+    while !over.load(Ordering::Relaxed) {
+        flood(to, FLOOD / 20, &state).await;
+    }
+}
+
+/// Transactions of the daemon's database so far.
+async fn transactions(app: &TestApp) -> i64 {
+    app.number("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+        .await
+}
+
+fn resident_kb(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory is told");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_leaves_everything_well() {
+    let app = Arc::new(TestApp::new(small(20), &[]).await);
+    let mut daemon = app.spawn_daemon("");
+    let pid = daemon.id().expect("it runs");
+    let asked = ask(&app, "acme").await;
+    let state: Arc<str> = state_of(&Url::parse(asked["authorize_url"].as_str().unwrap()).unwrap()).into();
+    let to = address(&app);
+    // What a daemon does when nobody asks anything.
+    flood(to, FLOOD / 20, &state).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = transactions(&app).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let idle_per_second = (transactions(&app).await - before) / 3;
+
+    let (before, memory, began) = (transactions(&app).await, resident_kb(pid), Instant::now());
+    let over = Arc::new(AtomicBool::new(false));
+    let looking = tokio::spawn(look(Arc::clone(&app), Arc::clone(&over)));
+    flood(to, FLOOD, &state).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    over.store(true, Ordering::Relaxed);
+    let looks = looking.await.unwrap();
+    let (spent, took) = (transactions(&app).await - before, began.elapsed());
+    let usual = idle_per_second * i64::try_from(took.as_secs() + 1).unwrap();
+    // `/readyz` asks the database too, twice a second at most.
+    assert!(spent < usual * 2 + 500, "{spent} transactions in {took:?}, {usual} were usual");
+    assert!(looks > 5, "`/readyz` was asked {looks} times");
+    let grown = resident_kb(pid).saturating_sub(memory);
+    assert!(grown < GROWTH_MAX_KB, "it grew by {grown} kB");
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.authorization_attempts").await, 1);
+
+    // A consent in the midst of it.
+    let over = Arc::new(AtomicBool::new(false));
+    let flooding = tokio::spawn(flood_until(Arc::clone(&over), to, Arc::clone(&state)));
+    let (back, cookie) = agree(&app, &asked, HUB).await;
+    let shown = visit(&app, target(&back), Some(&cookie)).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    over.store(true, Ordering::Relaxed);
+    flooding.await.unwrap();
+    app.all_read().await;
+    assert_eq!(daemon.try_wait().unwrap(), None, "the daemon lives");
+    let log = std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
+    assert!(log.lines().count() < 200, "a flood fills no log: {} lines", log.lines().count());
+    daemon.kill().await.unwrap();
+}
+
+/// Asks whether the daemon is ready until the flood is over; it always is. Returns how often.
+async fn look(app: Arc<TestApp>, over: Arc<AtomicBool>) -> usize {
+    let mut looks = 0;
+    while !over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        assert_eq!(visit(&app, "/readyz", None).await.status, 200);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    looks
+}
+
+/// A code that was caught on its way is of no use with any other state: the proof key is another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_code_connects_nothing() {
+    let app = TestApp::new(SandboxOptions { accounts: 2, ..small(20) }, &[]).await;
+    let daemon = app.daemon().await;
+    let (victim, evil) = (ask(&app, "victim").await, ask(&app, "evil").await);
+    let (theirs, their_cookie) = agree(&app, &victim, HUB).await;
+    let (own, own_cookie) = agree(&app, &evil, HUB + 1).await;
+    let part = |url: &Url, name: &str| {
+        url.query_pairs().find(|(key, _)| key == name).expect("it has it").1.into_owned()
+    };
+    let crossed =
+        format!("/oauth/callback/hubspot?code={}&state={}", part(&theirs, "code"), part(&own, "state"));
+    let shown = visit(&app, &crossed, Some(&own_cookie)).await;
+    assert!([400, 502].contains(&shown.status), "{}", shown.body);
+    // The attacker's answer, followed by the victim's browser.
+    let shown = visit(&app, target(&own), Some(&their_cookie)).await;
+    assert_eq!(shown.status, 400, "{}", shown.body);
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.tokens").await, 0);
+    let connected = "SELECT count(*) FROM fieldmirror.connections WHERE state = 'connected'";
+    assert_eq!(app.number(connected).await, 0);
+    // The victim's own is still good.
+    let shown = visit(&app, target(&theirs), Some(&their_cookie)).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    let account = "SELECT account_id FROM mirror.connections WHERE name = 'victim'";
+    assert_eq!(app.one(account).await, HUB.to_string());
+    assert_eq!(app.number(connected).await, 1);
+    daemon.stop().await;
+}

@@ -1,0 +1,10 @@
+//! The endpoint that browsers reach, under attack and in a real browser.
+
+#[cfg(feature = "sandbox")]
+mod browser;
+#[cfg(feature = "sandbox")]
+mod flood;
+mod injection;
+mod raw;
+mod states;
+mod wire;

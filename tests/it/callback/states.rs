@@ -1,0 +1,136 @@
+//! Answers with a state that is not theirs: forged, altered, doubled, replayed, late, another consent's.
+
+use chrono::TimeDelta;
+use fieldmirror::auth::ticket;
+use fieldmirror::db::connections::ConnectionState;
+
+use super::raw::assert_hardened;
+use crate::auth::rig::{Asked, Rig, state_of};
+
+#[tokio::test]
+async fn an_altered_state_is_no_state() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let state = state_of(&asked.authorize_url());
+    assert_eq!(state.len(), 96, "256 random bits, the time, a MAC of 256 bits");
+    let mut altered: Vec<String> = (0..state.len())
+        .map(|at| {
+            let other = if &state[at..=at] == "A" { "B" } else { "A" };
+            format!("{}{other}{}", &state[..at], &state[at + 1..])
+        })
+        .collect();
+    altered.extend([
+        state.to_ascii_uppercase(),
+        state[1..].to_owned(),
+        format!("{state}A"),
+        format!("{state}%3D"),
+        format!("{state}%00"),
+        format!("%20{state}"),
+        format!("{state}%0A"),
+        "A".repeat(96),
+        String::new(),
+    ]);
+    for text in altered {
+        let shown = rig.get(&format!("/oauth/callback/hubspot?code=C&state={text}"), None).await;
+        assert_eq!(shown.status, 400, "{text}");
+        assert_hardened(&shown);
+    }
+    for query in [
+        format!("code=C&code=C&state={state}"),
+        format!("code=C&state={state}&state={state}"),
+        format!("code=C&state=x&state={state}"),
+        format!("code=C&error=access_denied&state={state}"),
+        format!("code=%00&state={state}"),
+        format!("code=C&State={state}"),
+        format!("code[]=C&state={state}"),
+        format!("code=C;state={state}"),
+        format!("code=C&state={state}&{}", "a=1&".repeat(50)),
+        format!("code={}&state={state}", "C".repeat(5000)),
+    ] {
+        assert_eq!(rig.get(&format!("/oauth/callback/hubspot?{query}"), None).await.status, 400, "{query}");
+    }
+    assert_eq!(rig.fake.asked().len(), 0, "no code was redeemed");
+    // None of it has used the state up.
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_at_once_one_is_taken() {
+    let rig = Rig::new().await;
+    rig.fake.be_slow(std::time::Duration::from_millis(200));
+    let asked = rig.ask("acme").await;
+    let url = asked.authorize_url();
+    let shown = futures_util::future::join_all((0..12).map(|_| rig.come_back(&url, "code=C"))).await;
+    let mut statuses: Vec<u16> = shown.iter().map(|shown| shown.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[200].as_slice(), &[400; 11]].concat());
+    assert_eq!(rig.fake.asked().len(), 1);
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_late_answer_is_refused_whatever_it_says() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let (url, cookie) = rig.follow(&asked).await;
+    rig.clock.shift(TimeDelta::seconds(10 * 60 - 2));
+    let (still_good, _) = rig.follow(&asked).await;
+    assert_ne!(state_of(&url), state_of(&still_good));
+    rig.clock.shift(TimeDelta::seconds(2));
+    for said in ["code=C", "error=access_denied", "error=server_error"] {
+        let shown = rig.come_back_with(&url, said, Some(&cookie)).await;
+        assert_eq!(shown.status, 400, "{said}");
+        assert!(shown.body.contains("Too late"), "{said}: {}", shown.body);
+        // The cookie has the same time.
+        assert_eq!(rig.get(&format!("/oauth/callback/hubspot?{said}"), Some(&cookie)).await.status, 400);
+    }
+    assert_eq!(rig.request_row(asked.request).await.done_at, None);
+    assert_eq!(rig.fake.asked().len(), 0);
+}
+
+/// What another host below the same domain, or an older page, has put beside ours.
+#[tokio::test]
+async fn a_cookie_that_comes_twice_is_none() {
+    let rig = Rig::new().await;
+    let (asked, evil) = (rig.ask("acme").await, rig.ask("evil").await);
+    let (url, ours) = rig.follow(&asked).await;
+    let (_, theirs) = rig.follow(&evil).await;
+    for both in [format!("{ours}; {theirs}"), format!("{theirs}; {ours}"), format!("{ours}; {ours}")] {
+        let shown = rig.come_back_with(&url, "code=C", Some(&both)).await;
+        assert!(shown.body.contains("Another browser"), "{both}: {}", shown.body);
+        for said in ["code=C", "error=access_denied"] {
+            let shown = rig.get(&format!("/oauth/callback/hubspot?{said}"), Some(&both)).await;
+            assert_eq!(shown.status, 400, "{both}");
+        }
+    }
+    assert_eq!(rig.request_row(evil.request).await.done_at, None);
+    assert_eq!(rig.request_row(asked.request).await.done_at, None);
+    assert_eq!(rig.come_back_with(&url, "code=C", Some(&ours)).await.status, 200);
+}
+
+/// Who has a link may not start consents without end, and takes nobody else's place.
+#[tokio::test]
+async fn a_link_is_followed_so_often() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    // One in 256 would be counted with it.
+    let counted = |asked: &Asked| {
+        let path = asked.start_path();
+        ticket::hash(path.rsplit('/').next().expect("a ticket"))[0]
+    };
+    let mut other = rig.ask("other").await;
+    while counted(&other) == counted(&asked) {
+        other = rig.ask("other").await;
+    }
+    let mut statuses = Vec::new();
+    for _ in 0..40 {
+        statuses.push(rig.get(&asked.start_path(), None).await.status);
+    }
+    assert_eq!(statuses[..20], [302; 20]);
+    assert!(statuses[20..].iter().filter(|status| **status == 429).count() > 10, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [302, 429].contains(status)), "{statuses:?}");
+    let attempts = rig.count("SELECT count(*) AS value FROM fieldmirror.authorization_attempts").await;
+    assert!(attempts < 40, "{attempts}");
+    let (url, cookie) = rig.follow(&other).await;
+    assert_eq!(rig.come_back_with(&url, "code=C", Some(&cookie)).await.status, 200);
+}
