@@ -22,12 +22,12 @@ const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--page:#f4f6f8;--card:#fff;--line:#e2e7ec;--good:#14804a;--bad:#b3261e}\
 @media(prefers-color-scheme:dark){:root{--ink:#e8ecf1;--soft:#a3adba;--page:#12161b;--card:#1b2128;--line:#2b333d;--good:#5fce95;--bad:#ff8a80}}\
 *{box-sizing:border-box}\
-body{margin:0;min-height:100vh;display:grid;place-items:center;padding:1.5rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\
+body{margin:0;min-height:100vh;min-height:100svh;display:grid;place-items:center;padding:1.5rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\
 main{width:100%;max-width:30rem;padding:2rem;background:var(--card);border:1px solid var(--line);border-radius:14px;overflow-wrap:anywhere}\
-h1{margin:0 0 .75rem;font-size:1.35rem;line-height:1.25}\
-h1::before{content:'';display:block;width:2.5rem;height:.3rem;margin-bottom:1.25rem;border-radius:9px;background:var(--tone,var(--soft))}\
-.good{--tone:var(--good)}.bad{--tone:var(--bad)}\
-p{margin:.5rem 0 0}.hint{color:var(--soft);font-size:.93rem}\
+h1{margin:0 0 .75rem;font-size:1.35rem;line-height:1.25;text-wrap:balance}\
+h1::before{content:var(--sign,'\\2013');content:var(--sign,'\\2013')/'';display:grid;place-items:center;width:2.5rem;height:2.5rem;margin-bottom:1.1rem;border-radius:50%;border:2px solid;font-size:1.2rem;line-height:1;color:var(--tone,var(--soft))}\
+.good{--tone:var(--good);--sign:'\\2713'}.bad{--tone:var(--bad);--sign:'!'}\
+p{margin:.5rem 0 0;text-wrap:pretty}.hint{color:var(--soft);font-size:.93rem}\
 footer{margin-top:1.75rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.8rem}";
 
 /// Nothing but our own style sheet, named by its hash. No scripts, frames, forms or requests of any kind.
@@ -57,7 +57,7 @@ pub struct Page {
 pub fn ending(ending: &Ending) -> Page {
     match ending {
         Ending::Connected { name, title, account } => {
-            let text = format!("The account {} is now connected as `{}`.", shown(account), shown(name));
+            let text = format!("The account {} is now connected as {}.", shown(account), shown(name));
             page(200, Tone::Good, &format!("Connected to {title}"), &text, "You can close this window.")
         }
         Ending::Denied { title } => page(
@@ -74,7 +74,7 @@ pub fn ending(ending: &Ending) -> Page {
             Tone::Bad,
             "Another account",
             &format!(
-                "The connection `{}` belongs to another account at {title}. It was left as it is.",
+                "The connection {} belongs to another account at {title}. It was left as it is.",
                 shown(name)
             ),
             "Sign in to the right account there, then open the link that you were sent once more.",
@@ -83,7 +83,7 @@ pub fn ending(ending: &Ending) -> Page {
             400,
             Tone::Bad,
             "Connected already",
-            &format!("This account at {title} is connected already, as `{}`.", shown(by)),
+            &format!("This account at {title} is connected already, as {}.", shown(by)),
             "An account can be connected once. Ask the person who sent you the link.",
         ),
         Ending::Failed(failure) => {
@@ -94,7 +94,7 @@ pub fn ending(ending: &Ending) -> Page {
                 ),
                 _ => (
                     "The connection could not be made.",
-                    "Tell the person who sent you the link: the reason stands in the log and in `fieldmirror status`.",
+                    "Tell the person who sent you the link. The reason is on record there.",
                 ),
             };
             page(502, Tone::Bad, "Not connected", text, hint)
@@ -144,13 +144,14 @@ pub fn plain(status: u16) -> Page {
     page(status, Tone::Plain, heading, text, "")
 }
 
+/// `text` is HTML, in which what comes from outside has gone through [`shown`].
 fn page(status: u16, tone: Tone, heading: &str, text: &str, hint: &str) -> Page {
     let class = match tone {
         Tone::Good => " class=\"good\"",
         Tone::Bad => " class=\"bad\"",
         Tone::Plain => "",
     };
-    let (heading, text) = (escaped(heading), escaped(text));
+    let heading = escaped(heading);
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
@@ -164,8 +165,12 @@ fn page(status: u16, tone: Tone, heading: &str, text: &str, hint: &str) -> Page 
     Page { status, html }
 }
 
-/// A text from outside: cut, and without characters that control how others are shown.
+/// A text from outside as HTML: set off, cut, and without characters that control how others are shown.
 fn shown(text: &str) -> String {
+    format!("<b>{}</b>", escaped(&tamed(text)))
+}
+
+fn tamed(text: &str) -> String {
     let invisible = |c: char| matches!(c, '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}');
     let mut kept: String = text.chars().filter(|c| !c.is_control() && !invisible(*c)).collect();
     if let Some((end, _)) = kept.char_indices().nth(OUTSIDE_MAX) {
@@ -209,7 +214,7 @@ mod tests {
             let connected =
                 Ending::Connected { name: "acme".into(), title: "HubSpot", account: text.to_owned() };
             let html = ending(&connected).html;
-            assert!(html.contains(&format!("The account {expected} is now")), "{html}");
+            assert!(html.contains(&format!("The account <b>{expected}</b> is now")), "{html}");
             assert!(!html.contains("<script") && !html.contains("<img"), "{html}");
         }
     }
@@ -217,8 +222,8 @@ mod tests {
     #[test]
     fn long_names_are_cut() {
         let account = "ü".repeat(OUTSIDE_MAX + 5);
-        assert_eq!(shown(&account), format!("{}…", "ü".repeat(OUTSIDE_MAX)));
-        assert_eq!(shown(&"x".repeat(OUTSIDE_MAX)), "x".repeat(OUTSIDE_MAX));
+        assert_eq!(tamed(&account), format!("{}…", "ü".repeat(OUTSIDE_MAX)));
+        assert_eq!(tamed(&"x".repeat(OUTSIDE_MAX)), "x".repeat(OUTSIDE_MAX));
     }
 
     #[test]

@@ -133,7 +133,7 @@ async fn an_owner_connects_and_declines() {
         assert_says(&page, &["Not connected", "HubSpot", "Nothing has been changed"]);
         visit.assert_cookie().await;
         let page = visit.answer(line, "approve").await;
-        assert_says(&page, &["Connected to HubSpot", "`acme`", "close this window"]);
+        assert_says(&page, &["Connected to HubSpot", "connected as acme.", "close this window"]);
         visit.assert_cookie().await;
         // Loading the page again is a replay.
         browser.open(&browser.url().await).await;
