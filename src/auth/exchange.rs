@@ -12,13 +12,13 @@ use uuid::Uuid;
 
 use super::Ending;
 use super::answer::Said;
-use super::authorize::{Key, Recognised, Redeemed};
+use super::authorize::{Key, Recognised, Redeemed, Refusal};
 use super::proof::Credential;
 use super::renewal::{masked, terms};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::authorizations;
-use crate::db::connections::{self, Connection};
+use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::requests::{self, RequestKind, RequestOutcome};
 use crate::db::secrets::{self, SealedSecret};
 use crate::db::tokens::{self, NewToken};
@@ -281,6 +281,10 @@ fn write_down(
 ) -> Result<Ending, DbError> {
     if connection.account_id.as_deref().is_some_and(|known| known != proven.account.id) {
         return Ok(Ending::WrongAccount { name, title });
+    }
+    // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
+    if connection.state != ConnectionState::Connected && authorizations::is_closed(conn, request)? {
+        return Ok(Ending::Refused(Refusal::Closed));
     }
     let Account { id: account_id, name: account_name } = &proven.account;
     let id = connection.id;

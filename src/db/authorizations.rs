@@ -88,6 +88,14 @@ pub fn get(conn: &mut PgConnection, id: Uuid, now: DateTime<Utc>) -> Result<Opti
     Ok(query.get_result(conn).optional()?)
 }
 
+/// Whether the request's start link is closed. A request without one has nothing to close.
+pub fn is_closed(conn: &mut PgConnection, request: Uuid) -> Result<bool, DbError> {
+    let query = sql_query(
+        "SELECT bool_or(closed_at IS NOT NULL) IS TRUE AS value FROM fieldmirror.authorizations WHERE request_id = $1",
+    );
+    rows::value::<Bool, bool, _>(conn, query.bind::<SqlUuid, _>(request))
+}
+
 /// Closes every open start link of the connection: superseded, connected or disconnected.
 pub fn close_all(conn: &mut PgConnection, connection: ConnectionId) -> Result<(), DbError> {
     sql_query(

@@ -64,6 +64,26 @@ async fn a_disconnect_waits_for_a_refresh_and_revokes_what_it_brought() {
 }
 
 #[tokio::test]
+async fn a_disconnect_is_not_undone_by_a_consent_that_was_under_way() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let exchanged = rig.fake.count("authorization_code");
+    let asked = rig.ask_for(id).await;
+    rig.fake.be_slow(Duration::from_millis(600));
+    let url = asked.authorize_url();
+    let (shown, ()) = tokio::join!(rig.come_back(&url, "code=C"), async {
+        while rig.fake.count("authorization_code") == exchanged {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        rig.auth.disconnect(id, false).await.expect("it ends");
+    });
+    assert_eq!(shown.status, 400, "{}", shown.body);
+    assert!(shown.body.contains("No longer in use"), "{}", shown.body);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Disconnected);
+    assert_eq!(rig.maybe_token(id).await, None);
+}
+
+#[tokio::test]
 async fn a_purge_removes_rows_and_forgets_the_account() {
     let rig = Rig::new().await;
     let (id, other) = (rig.connected("acme", 1).await, rig.connected("other", 2).await);
