@@ -35,6 +35,7 @@ pub mod jobber;
 pub mod ledger;
 pub mod limits;
 pub mod oauth;
+pub mod oncehub;
 pub mod shared;
 pub mod world;
 
@@ -58,6 +59,7 @@ use crate::domain::time::{Clock, SystemClock};
 use faults::{Fault, FaultName};
 use hubspot::Hubspot;
 use oauth::App;
+use oncehub::OnceHub;
 use shared::Shared;
 
 /// The app that is registered when no other is named.
@@ -174,6 +176,7 @@ pub struct Connect {
 pub struct Sandbox {
     shared: Arc<Shared>,
     hubspot: Arc<Hubspot>,
+    oncehub: Arc<OnceHub>,
     /// All of them.
     stand_ins: Vec<Arc<dyn StandIn>>,
 }
@@ -183,8 +186,13 @@ impl Sandbox {
     pub fn new(options: SandboxOptions) -> Self {
         let shared = Shared::new(options);
         let hubspot = Hubspot::new(&shared);
-        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone()];
-        Self { shared, hubspot, stand_ins }
+        let oncehub = OnceHub::new(&shared);
+        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone(), oncehub.clone()];
+        Self { shared, hubspot, oncehub, stand_ins }
+    }
+
+    pub fn oncehub(&self) -> &Arc<OnceHub> {
+        &self.oncehub
     }
 
     pub fn stand_ins(&self) -> &[Arc<dyn StandIn>] {
