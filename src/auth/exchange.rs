@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde_json::Value;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Ending;
 use super::answer::Said;
 use super::authorize::{Key, Recognised, Redeemed, Refusal};
-use super::proof::Credential;
+use super::proof::{Credential, Shown};
 use super::renewal::{masked, terms};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
@@ -22,7 +23,7 @@ use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::requests::{self, RequestKind, RequestOutcome};
 use crate::db::secrets::{self, SealedSecret};
 use crate::db::tokens::{self, NewToken};
-use crate::db::{DbError, PgConnection, audit, rate_budget, streams};
+use crate::db::{DbError, PgConnection, audit, rate_budget, streams, turns};
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -44,6 +45,8 @@ const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(super) struct Proven {
     pub account: Account,
+    /// What is used of the account's limits already.
+    pub pacing: Value,
     pub grant_id: Uuid,
     pub token: NewToken,
     /// `None`: those that are there stay.
@@ -108,10 +111,11 @@ impl Auth {
             None => self.open_secrets(connection.id).await?,
         };
         let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
-        let account = self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
+        let Shown { account, pacing } =
+            self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
         let token = self.first_token(provider, connection, redeemed.attempt.id, &granted);
         let secrets = beside.map(|beside| self.sealed(connection, redeemed.attempt.id, &beside));
-        let proven = Proven { account, grant_id: redeemed.attempt.id, token, secrets };
+        let proven = Proven { account, pacing, grant_id: redeemed.attempt.id, token, secrets };
         let name = redeemed.connection.name.clone();
         self.establish(provider, redeemed.connection.id, name, grant, proven, request).await
     }
@@ -294,6 +298,7 @@ fn write_down(
     }
     // What ran with the grant before must not write any more.
     streams::bump(conn, id)?;
+    turns::leave_pacing(conn, id, &proven.pacing)?;
     tokens::store_first(conn, &proven.token, grant)?;
     if let Some(secrets) = &proven.secrets {
         secrets::replace(conn, id, secrets)?;

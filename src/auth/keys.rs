@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Ending;
 use super::exchange::Proven;
 use super::policy::PROBE_EVERY;
-use super::proof::Credential;
+use super::proof::{Credential, Shown};
 use super::{ACCESS_COLUMN, Auth, is_key, secret_column, text, unopened};
 use crate::config::ProviderSettings;
 use crate::db::audit;
@@ -86,7 +86,7 @@ impl Auth {
         let name = spec.secrets.first().copied().unwrap_or_default();
         let key = secrets.get(name).ok_or_else(|| bad(format!("`--secret {name}=…` is missing")))?;
         let credential = Credential { token: key, secrets };
-        let account = self.prove(provider, settings, connection, &credential, None).await?;
+        let Shown { account, pacing } = self.prove(provider, settings, connection, &credential, None).await?;
         let now = self.clock.now();
         let token = NewToken {
             connection: connection.id,
@@ -98,7 +98,13 @@ impl Auth {
             expires_at: None,
             refresh_due_at: Some(now + delta(PROBE_EVERY)),
         };
-        Ok(Proven { account, grant_id, token, secrets: Some(self.sealed(connection, grant_id, secrets)) })
+        Ok(Proven {
+            account,
+            pacing,
+            grant_id,
+            token,
+            secrets: Some(self.sealed(connection, grant_id, secrets)),
+        })
     }
 
     async fn try_client(
@@ -125,9 +131,16 @@ impl Auth {
             Err(failure) => return Err(self.no_tokens(provider, &client, failure, &[]).await?),
         };
         let credential = Credential { token: &granted.tokens.access_token, secrets };
-        let account = self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
+        let Shown { account, pacing } =
+            self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
         let token = self.first_token(provider, connection, grant_id, &granted);
-        Ok(Proven { account, grant_id, token, secrets: Some(self.sealed(connection, grant_id, secrets)) })
+        Ok(Proven {
+            account,
+            pacing,
+            grant_id,
+            token,
+            secrets: Some(self.sealed(connection, grant_id, secrets)),
+        })
     }
 
     /// The secrets that an admin gave for a connection, opened.

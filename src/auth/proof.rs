@@ -16,6 +16,7 @@ use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::delta;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted};
+use crate::http::pace::Pacer;
 use crate::http::retry;
 use crate::providers::{Account, AccountContext, Clues, Provider};
 
@@ -25,6 +26,13 @@ use super::TokenClient;
 pub(super) struct Credential<'a> {
     pub token: &'a Secret,
     pub secrets: &'a BTreeMap<String, Secret>,
+}
+
+/// The account that a credential opens.
+pub(super) struct Shown {
+    pub account: Account,
+    /// What finding that out took of the account's limits.
+    pub pacing: Value,
 }
 
 /// What providers are told of an account.
@@ -60,7 +68,7 @@ impl Auth {
         connection: &Connection,
         credential: &Credential<'_>,
         granted: Option<&Granted>,
-    ) -> Result<Account, Failure> {
+    ) -> Result<Shown, Failure> {
         let grant = connection.grant;
         let introspected = match granted {
             Some(_) if grant == GrantKind::AuthorizationCode => {
@@ -73,11 +81,15 @@ impl Auth {
         })?;
         let credentials = super::credentials(spec, credential.token.clone(), credential.secrets)?;
         let of = account_context(settings, connection);
+        let mut pacer = Pacer::of_account(&provider.buckets(&settings.extra), 0.0);
         let mut replies = Vec::new();
         for request in provider.identity_requests(&of) {
+            while let Err(wait) = pacer.take(self.clock.now(), request.buckets, request.points) {
+                tokio::time::sleep(wait).await;
+            }
             replies.push(self.question(provider, settings, &credentials, &request).await?);
         }
-        provider.identity(&Clues {
+        let account = provider.identity(&Clues {
             grant,
             granted: granted.map_or(&Value::Null, |granted| &granted.extra),
             introspected: introspected.as_ref(),
@@ -85,7 +97,8 @@ impl Auth {
             params: of.params,
             options: of.options,
             replies: &replies,
-        })
+        })?;
+        Ok(Shown { account, pacing: pacer.to_saved(self.clock.now()) })
     }
 
     /// Introspection gives a better label for the account where it exists; its failure is no harm.

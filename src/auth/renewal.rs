@@ -239,7 +239,7 @@ impl Work<'_> {
         let credential = Credential { token: &key, secrets: &secrets };
         let proven = self.auth.prove(self.provider, self.settings, &self.connection, &credential, None).await;
         let account = match proven {
-            Ok(account) => account,
+            Ok(shown) => shown.account,
             Err(failure) if failure.kind == FailureKind::NeedsReauth => {
                 return self.set_back(dead(failure.message), "probe").await;
             }

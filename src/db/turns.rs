@@ -47,6 +47,15 @@ pub fn save_pacing(
     Ok(())
 }
 
+/// Leaves to the first turn what connecting has used of the rate limits.
+pub fn leave_pacing(connection: &mut PgConnection, of: ConnectionId, pacing: &Value) -> Result<(), DbError> {
+    diesel::sql_query("UPDATE connections SET pacing = $2 WHERE id = $1")
+        .bind::<BigInt, _>(of.0)
+        .bind::<Jsonb, _>(pacing)
+        .execute(connection)?;
+    Ok(())
+}
+
 /// Whether the turn still owns the connection's streams; they are not taken from it before the transaction ends.
 pub fn owns(connection: &mut PgConnection, of: ConnectionId, epoch: i64) -> Result<bool, DbError> {
     if !lock(connection, of)? {

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use self::bucket::Bucket;
 use super::retry::RETRY_AFTER_MAX;
-use crate::domain::spec::BucketSpec;
+use crate::domain::spec::{BucketSpec, Scope};
 
 /// Tasks that ask one after the other may hand in times that are a little out of order; what is further back than
 /// this is a clock that was set back.
@@ -55,6 +55,13 @@ impl Pacer {
     pub fn new(specs: &[BucketSpec], reserve: f64) -> Self {
         let buckets = specs.iter().map(|spec| Bucket::new(*spec, reserve)).collect();
         Self { buckets, seen: DateTime::<Utc>::MIN_UTC }
+    }
+
+    /// The limits among `specs` that are an account's own.
+    pub fn of_account(specs: &[BucketSpec], reserve: f64) -> Self {
+        let own: Vec<BucketSpec> =
+            specs.iter().filter(|spec| spec.scope == Scope::Account).copied().collect();
+        Self::new(&own, reserve)
     }
 
     /// How long until one request that takes from `buckets` may leave; zero: now. The longest of the buckets decides.

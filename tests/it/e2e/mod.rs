@@ -2,6 +2,7 @@
 //! the daemon as it is run.
 
 mod mirror;
+mod oncehub;
 mod outages;
 mod secrets;
 mod tokens;

@@ -1,0 +1,252 @@
+//! OnceHub end to end: by key and by consent, what is mirrored, what changes and goes, and what goes wrong.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta};
+use fieldmirror::sandbox::SandboxOptions;
+use fieldmirror::sandbox::oncehub::{Change, OnceHub};
+use serde_json::{Value, json};
+
+use crate::support::app::{TestApp, small};
+
+/// No poll but those that a test asks for: the limit of an address is small.
+const SETTINGS: &[(&str, &str)] = &[("providers.oncehub.poll_interval", "1h")];
+
+const ALL_READ: &str =
+    "SELECT count(*) = 4 AND bool_and(backfill_done AND state = 'idle') AND NOT EXISTS (
+         SELECT FROM fieldmirror.walks WHERE mode = 'incremental' AND closed_at IS NULL) FROM mirror.freshness";
+
+const BOOKINGS: &str = "SELECT id, subject, status, provider_status, customer_name, customer_email, customer_phone,
+    timezone, owner_id, owner_name, location, cancel_reason, job_id, cancelled_at, url, connection_name, provider,
+    (extract(epoch FROM created_at) * 1000)::bigint AS created,
+    (extract(epoch FROM updated_at) * 1000)::bigint AS updated,
+    (extract(epoch FROM starts_at) * 1000)::bigint AS starts,
+    (extract(epoch FROM ends_at) * 1000)::bigint AS ends, deleted_at IS NOT NULL AS deleted
+  FROM mirror.bookings ORDER BY id";
+
+fn account(app: &TestApp) -> String {
+    app.sandbox.control().oncehub().account_ids().remove(0)
+}
+
+fn change(app: &TestApp, change: &Change) -> Vec<String> {
+    app.sandbox.control().oncehub().change(&account(app), change).expect("a booking")
+}
+
+/// Connects by API key, handed over in a file.
+async fn connect(app: &TestApp, name: &str, key: &str) -> crate::support::app::Ran {
+    let file = app.folder.join("oncehub.key");
+    std::fs::write(&file, key).unwrap();
+    app.run(&format!("enqueue --connect oncehub --name {name} --secret api_key=@{} --json", file.display()))
+        .await
+}
+
+async fn mirrored(app: &TestApp) {
+    let object = connect(app, "acme", &OnceHub::api_key(&account(app))).await.done().last();
+    assert_eq!(object["state"], "connected");
+    assert_eq!(object["account_id"], account(app).as_str());
+    app.wait_until("everything has been read once", ALL_READ).await;
+}
+
+async fn resync(app: &TestApp) {
+    app.run("enqueue --resync acme --wait").await.done();
+}
+
+/// What `mirror.bookings` should say, worked out by hand from the sandbox's records.
+async fn hold_against_truth(app: &TestApp) {
+    let users: BTreeMap<String, Value> = app
+        .rows("SELECT id, raw FROM mirror.oncehub_users")
+        .await
+        .into_iter()
+        .map(|row| (row["id"].as_str().unwrap().to_owned(), row["raw"].clone()))
+        .collect();
+    let mut truth = app.sandbox.control().oncehub().truth(&account(app)).unwrap();
+    truth.sort_by_key(|line| line["id"].as_str().unwrap().to_owned());
+    let expected: Vec<Value> = truth.iter().map(|line| expected(line, &users)).collect();
+    let found = app.rows(BOOKINGS).await;
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found, expected);
+    }
+}
+
+fn expected(line: &Value, users: &BTreeMap<String, Value>) -> Value {
+    let booking = &line["booking"];
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let ms = |name: &str| {
+        DateTime::parse_from_rfc3339(booking[name].as_str().unwrap()).unwrap().timestamp_millis()
+    };
+    let form = &booking["form_submission"];
+    let owner = text(&booking["owner"]).or_else(|| text(&booking["owner"]["id"])).unwrap();
+    let user = &users[&owner];
+    let names: Vec<String> =
+        ["first_name", "last_name"].iter().filter_map(|name| text(&user[name])).collect();
+    let owner_name = if names.is_empty() { text(&user["email"]) } else { Some(names.join(" ")) };
+    let calendar = text(&booking["booking_calendar"]).map(|id| match id.chars().last() {
+        Some('1') => "Boiler service visit",
+        Some('2') => "Roof inspection visit",
+        _ => "Emergency visit",
+    });
+    let event_type =
+        text(&booking["event_type"]).map(|id| if id.ends_with('1') { "Consultation" } else { "Follow-up" });
+    let subject = text(&booking["subject"]);
+    let status = booking["status"].as_str().unwrap();
+    let starts = ms("starting_time");
+    json!({
+        "id": booking["id"], "provider": "oncehub", "connection_name": "acme",
+        "subject": subject.as_deref().or(calendar).or(event_type),
+        "status": match status { "canceled" => "cancelled", "waitlisted" => "other", known => known },
+        "provider_status": status,
+        "customer_name": form["name"], "customer_email": form["email"],
+        "customer_phone": text(&form["mobile_phone"]).or_else(|| text(&form["phone"])),
+        "timezone": booking["customer_timezone"], "owner_id": owner, "owner_name": owner_name,
+        "location": booking["location_description"], "job_id": null, "cancelled_at": null, "url": null,
+        "cancel_reason": (status == "canceled").then(|| booking["cancel_reschedule_information"]["reason"].clone()),
+        "created": ms("creation_time"), "updated": ms("last_updated_time"), "starts": starts,
+        "ends": starts + TimeDelta::minutes(booking["duration_minutes"].as_i64().unwrap()).num_milliseconds(),
+        "deleted": line["deleted"],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bookings_are_mirrored_by_key_and_follow_what_happens() {
+    let app = TestApp::new(small(240), SETTINGS).await;
+    let daemon = app.daemon().await;
+    mirrored(&app).await;
+    hold_against_truth(&app).await;
+    let kept = "SELECT count(*) FROM mirror.oncehub_bookings WHERE raw::text ~ 'join_url|cancel_url|reschedule_url|ics_url'";
+    assert_eq!(app.number(kept).await, 0, "links that act are not stored");
+
+    let ids: Vec<String> = app
+        .sandbox
+        .control()
+        .oncehub()
+        .truth(&account(&app))
+        .unwrap()
+        .iter()
+        .map(|line| line["id"].as_str().unwrap().to_owned())
+        .collect();
+    let asked = app.asked("bookings");
+    change(&app, &Change::Cancel { id: ids[3].clone(), reason: "ill".to_owned() });
+    let fields = json!({"subject": "Moved", "in_trash": true, "new_field": {"n": 9_007_199_254_740_993_u64}});
+    change(&app, &Change::Set { id: ids[4].clone(), fields: fields.as_object().unwrap().clone() });
+    change(&app, &Change::Create { count: 2 });
+    resync(&app).await;
+    hold_against_truth(&app).await;
+    assert_eq!(app.asked("bookings") - asked, 1, "a poll is one request");
+
+    // Deleted for good: only a sweep can tell, and it asks for each by its id.
+    change(&app, &Change::Delete { id: ids[0].clone(), gone: false });
+    change(&app, &Change::Delete { id: ids[1].clone(), gone: true });
+    app.execute("UPDATE fieldmirror.walks SET due_at = now() WHERE mode = 'sweep'").await;
+    app.wait_until(
+        "the sweep has closed",
+        "SELECT count(*) = 1 FROM mirror.sync_runs WHERE mode = 'sweep' AND outcome = 'closed'",
+    )
+    .await;
+    hold_against_truth(&app).await;
+    assert_eq!(app.asked("one"), 2);
+    let evidence = app.rows("SELECT deleted_evidence FROM mirror.oncehub_bookings WHERE deleted_at IS NOT NULL ORDER BY id DESC").await;
+    assert_eq!(
+        evidence,
+        [
+            json!({"deleted_evidence": "OnceHub shows it as `deleted`"}),
+            json!({"deleted_evidence": "OnceHub answers 404 for its id"})
+        ]
+    );
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_verified_and_one_that_is_deleted_is_noticed() {
+    let app = TestApp::new(small(20), SETTINGS).await;
+    let daemon = app.daemon().await;
+    let refused = connect(&app, "acme", "wrong").await;
+    assert_eq!(refused.code, 1, "{}", refused.stdout);
+    assert!(refused.stdout.contains("not accepted"), "{}", refused.stdout);
+    app.faults(&["no_scope=any"]);
+    let forbidden = connect(&app, "acme", &OnceHub::api_key(&account(&app))).await;
+    assert_ne!(forbidden.code, 0);
+    assert!(forbidden.stdout.contains("matter of the plan"), "{}", forbidden.stdout);
+    app.faults(&[]);
+    mirrored(&app).await;
+    let again = connect(&app, "other", &OnceHub::api_key(&account(&app))).await;
+    assert_eq!(again.code, 1, "one connection for an account: {}", again.stdout);
+
+    app.sandbox.control().oncehub().revoke(&account(&app));
+    app.run("enqueue --resync acme").await.done();
+    app.wait_until(
+        "the key is known to be dead",
+        "SELECT state = 'needs_reauth' FROM mirror.connections WHERE name = 'acme'",
+    )
+    .await;
+    let status = app.run("status acme").await;
+    assert!(
+        status.stdout.contains("needs_reauth") && status.stdout.contains("not accepted"),
+        "{}",
+        status.stdout
+    );
+    assert_eq!(app.number("SELECT count(*) FROM mirror.bookings WHERE deleted_at IS NULL").await, 20);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_is_waited_out_and_a_broken_list_stands_alone() {
+    let app = TestApp::new(small(230), SETTINGS).await;
+    let daemon = app.daemon().await;
+    app.faults(&["throttle_storm=1,on:bookings", "malformed=/data,on:event_types"]);
+    let object = connect(&app, "acme", &OnceHub::api_key(&account(&app))).await.done().last();
+    assert_eq!(object["state"], "connected");
+    // What is refused again after a short pause waits for the whole span of the address.
+    app.wait_until("the limit is waited for", "SELECT coalesce(bool_or(state = 'backing_off'
+        AND not_before > now() + interval '4 minutes'), false) FROM fieldmirror.stream_state WHERE stream = 'bookings'").await;
+    let refused = app.sandbox.control().ledger().of_status(429);
+    assert!(refused <= 3, "{refused} refusals");
+    let others = "SELECT string_agg(stream || ' ' || state, ', ' ORDER BY stream) FROM mirror.freshness WHERE stream <> 'bookings'";
+    assert_eq!(app.one(others).await, "booking_calendars idle, event_types stalled, users idle");
+
+    app.faults(&[]);
+    app.execute("UPDATE fieldmirror.stream_state SET not_before = NULL; DELETE FROM fieldmirror.rate_budget;
+        UPDATE fieldmirror.connections SET pacing = '{}'; UPDATE fieldmirror.walks SET due_at = now() WHERE mode <> 'sweep'").await;
+    app.wait_until("everything has been read once", ALL_READ).await;
+    hold_against_truth(&app).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_private_consent_is_kept_fresh() {
+    let options = SandboxOptions { access_token_life: std::time::Duration::from_secs(8), ..small(20) };
+    let app = TestApp::new(options, SETTINGS).await;
+    let daemon = app.daemon().await;
+    app.consent("enqueue --connect oncehub --name acme --grant authorization_code").await;
+    app.wait_until("everything has been read once", ALL_READ).await;
+    app.wait_until("the token was renewed", "SELECT generation >= 2 FROM fieldmirror.tokens").await;
+    resync(&app).await;
+    hold_against_truth(&app).await;
+    assert_eq!(app.sandbox.control().ledger().of_status(401), 0);
+    daemon.stop().await;
+}
+
+/// Two daemons behind one address, two accounts, polling as often as they can: OnceHub refuses nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_daemons_share_the_limit_of_their_address() {
+    let options = SandboxOptions { accounts: 2, ..small(300) };
+    let settings = [("providers.oncehub.poll_interval", "1s"), ("daemon.egress_group", "office")];
+    let app = TestApp::new(options, &settings).await;
+    let daemon = app.daemon().await;
+    let mut other = app.environment.clone();
+    other.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
+    let second = app.daemon_with(&other).await;
+    for (name, account) in ["acme", "beta"].into_iter().zip(app.sandbox.control().oncehub().account_ids()) {
+        connect(&app, name, &OnceHub::api_key(&account)).await.done();
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(8)).await;
+    let asked: u64 = ["bookings", "users", "booking_calendars", "event_types", "test"]
+        .iter()
+        .map(|of| app.asked(of))
+        .sum();
+    assert!(asked >= 18, "what may go at once goes: {asked}");
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+    daemon.stop().await;
+    second.stop().await;
+}
