@@ -9,10 +9,10 @@ use tracing::{error, warn};
 use super::policy::{self, DEAD_RETRY, RETRY_FIRST, RETRY_MAX};
 use super::refresh::{Refreshed, client_of};
 use super::renewal::{Fault, Work, note};
-use super::{Auth, permit_scope};
+use super::{Auth, Standing, permit_scope};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::RefreshAttempt;
-use crate::db::tokens::{self, Setback};
+use crate::db::tokens::{self, Setback, Token};
 use crate::db::{DbError, PgConnection, rate_budget};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
@@ -130,6 +130,39 @@ impl Work<'_> {
 }
 
 impl Auth {
+    /// The provider's API says that a grant has ended, such as by the account's owner: the connection needs a new
+    /// consent. The token is kept and tried again as after any such verdict; one that has moved on since `generation` is
+    /// not touched.
+    ///
+    /// # Errors
+    /// When the database does not go along.
+    pub async fn ended(&self, id: ConnectionId, generation: i64, why: &str) -> Result<(), Failure> {
+        let Standing { connection, token } = self.standing(id).await?;
+        let lives = |token: &Token| token.generation == generation && token.rejected_at.is_none();
+        let Some(token) = token.filter(lives) else { return Ok(()) };
+        let (provider, _) = self.provider(&connection.provider)?;
+        let now = self.clock.now();
+        let setback = Setback {
+            last_error: why.to_owned(),
+            kind: FailureKind::NeedsReauth.label(),
+            refresh_due_at: now + delta(DEAD_RETRY),
+            rejected_at: Some(now),
+        };
+        let report = Report {
+            event: "request",
+            setback,
+            client_of: (connection.grant == GrantKind::AuthorizationCode).then_some(provider.spec().name),
+            spared_until: now + delta(RETRY_MAX),
+            daemon: self.daemon,
+        };
+        // Which token it is about. No refresh was begun, so there is none to close.
+        let (grant_id, daemon) = (token.grant_id, self.daemon);
+        let about = RefreshAttempt { connection: id, grant_id, generation, daemon, started_at: now };
+        let aftermath = self.transaction(move |conn| write_down(conn, &about, &report)).await?;
+        warn!(connection.id = %id, outcome = aftermath.word(), "The grant of `{}` has ended: {why}", connection.name);
+        Ok(())
+    }
+
     /// Takes deaths back that turn out to be the client's fault, not the accounts'. Returns how many.
     async fn acquit(&self, provider: &'static dyn Provider) -> Result<usize, Failure> {
         let name = provider.spec().name;

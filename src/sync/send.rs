@@ -118,7 +118,14 @@ impl Sender<'_> {
                     match self.provider.judge(request, &reply) {
                         Verdict::Accept => return Ok(reply),
                         Verdict::RestartPaging { why } => return Err(Halt::Restart(why)),
-                        Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
+                        Verdict::Fail(failure) => {
+                            if failure.kind == FailureKind::NeedsReauth {
+                                let ended =
+                                    self.auth.ended(self.connection, access.generation, &failure.message);
+                                ended.await.map_err(Halt::Failed)?;
+                            }
+                            return Err(Halt::Failed(failure));
+                        }
                         Verdict::Throttled { bucket, wait_ms } => {
                             tally.throttled.fetch_add(1, Ordering::Relaxed);
                             measure::refusal(self.provider.spec().name, bucket);
