@@ -98,6 +98,25 @@ fn every_conversation_goes_as_written() {
     }
 }
 
+/// Every record that a provider's conversations bring, with its stream. `change` alters what is answered, which must
+/// bring the same records and end in the same way.
+pub fn records(
+    provider: &'static dyn Provider,
+    change: impl Fn(&mut Value),
+) -> Vec<(&'static StreamSpec, Record)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(provider.spec().name);
+    let mut found = Vec::new();
+    for folder in children(&root) {
+        let mut case = read_case(&folder);
+        let plain = Conversation::new(provider, &case, &folder).run().outcome();
+        case.replies.iter_mut().for_each(|answer| change(&mut answer.json));
+        let changed = Conversation::new(provider, &case, &folder).run();
+        assert_eq!(changed.outcome(), plain, "{}", folder.display());
+        found.extend(changed.records.into_iter().map(|record| (changed.stream, record)));
+    }
+    found
+}
+
 /// What a folder holds, sorted; the folder must be there.
 fn children(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("`{}`: {error}", folder.display()));
@@ -118,7 +137,7 @@ fn read_case(folder: &Path) -> Case {
 }
 
 fn check(provider: &'static dyn Provider, case: &Case, folder: &Path) {
-    let transcript = Conversation::new(provider, case, folder).run();
+    let transcript = Conversation::new(provider, case, folder).run().transcript;
     let text = serde_json::to_string_pretty(&transcript).expect("JSON can be written");
     insta::with_settings!({
         snapshot_path => folder,
@@ -139,6 +158,7 @@ struct Conversation<'a> {
     walk: Walk,
     answered: usize,
     transcript: Vec<Value>,
+    records: Vec<Record>,
 }
 
 impl<'a> Conversation<'a> {
@@ -151,10 +171,20 @@ impl<'a> Conversation<'a> {
             assert!(case.facts.contains_key(*fact), "{}: `{fact}` must be known", folder.display());
         }
         let walk = Walk { mode, started_at: case.started_at, from: case.from };
-        Self { provider, case, folder, stream, walk, answered: 0, transcript: Vec::new() }
+        Self {
+            provider,
+            case,
+            folder,
+            stream,
+            walk,
+            answered: 0,
+            transcript: Vec::new(),
+            records: Vec::new(),
+        }
     }
 
-    fn run(mut self) -> Value {
+    /// Speaks it to its end.
+    fn run(mut self) -> Self {
         let spec = self.provider.spec();
         let walk = self.walk.clone();
         let cx = StepContext {
@@ -179,6 +209,7 @@ impl<'a> Conversation<'a> {
                 }
                 Ok(Step::Emit { page, at: next }) => {
                     self.note(json!({"emit": self.page(&page), "position": next.at}));
+                    self.records.extend(page.records);
                     at = saved(&next);
                 }
                 Ok(Step::Done) => {
@@ -202,10 +233,17 @@ impl<'a> Conversation<'a> {
         self.transcript.push(event);
     }
 
-    fn end(self) -> Value {
+    fn end(self) -> Self {
         let folder = self.folder.display();
         assert_eq!(self.answered, self.case.replies.len(), "{folder}: replies that nothing asked for");
-        Value::Array(self.transcript)
+        self
+    }
+
+    /// The ids of its records, and the kind of its end.
+    fn outcome(&self) -> (Vec<String>, String) {
+        let ids = self.records.iter().map(|record| record.id.clone()).collect();
+        let end = self.transcript.last().expect("something happened");
+        (ids, end.get("failure").unwrap_or(end).to_string())
     }
 
     /// The next replies, one for each request; `None` when one of them is not for the state machine.

@@ -15,6 +15,7 @@ mod hubspot;
 mod logging;
 mod metrics;
 mod migrations;
+mod passage;
 mod private_server;
 mod queue;
 mod readme;

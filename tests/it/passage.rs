@@ -1,0 +1,157 @@
+//! What providers may send at any time and must never lose a record: fields and words that nobody knows yet, values that
+//! are null or not there, ids that no float holds. For every record of every provider's conversations.
+
+use std::sync::LazyLock;
+
+use fieldmirror::domain::record::Record;
+use fieldmirror::domain::spec::{ColumnType, StreamSpec};
+use fieldmirror::domain::values::{self, Cell};
+use fieldmirror::providers::REGISTRY;
+use fieldmirror::sync::extract;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::fixtures::records;
+
+/// Beyond 2^53: the next float is another number.
+const BIG: &str = "9007199254740993";
+
+#[test]
+fn unknown_fields_pass() {
+    for provider in REGISTRY {
+        let records = records(*provider, add_unknown);
+        assert!(!records.is_empty());
+        let carried = records.iter().filter(|(_, record)| record.raw.to_string().contains("not_known_yet"));
+        assert!(carried.count() > 0, "{}: unknown fields are in raw", provider.spec().name);
+    }
+}
+
+/// Puts a field into every object.
+fn add_unknown(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(add_unknown);
+            fields.insert("not_known_yet".to_owned(), json!({"a": [1, null]}));
+        }
+        Value::Array(items) => items.iter_mut().for_each(add_unknown),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_column_takes_what_may_come() {
+    for_every_record(|stream, record| {
+        for (place, column) in stream.columns.iter().enumerate() {
+            let with = |value: Value| {
+                let mut changed = record.clone();
+                let there = put(&mut changed.raw, column.at, &value);
+                there.then(|| read(stream, &changed, place))
+            };
+            let name = format!("{}.{} of {}", stream.name, column.name, record.id);
+            // All that a `*` gathers comes from one list.
+            let whole = column.at.split("/*").next().unwrap_or_default();
+            for change in [put_null, take] {
+                let mut changed = record.clone();
+                change(&mut changed.raw, whole);
+                let (cell, misfit) = read(stream, &changed, place);
+                assert!(!misfit && cell.is_none(), "{name}: what is not there is null");
+            }
+            match column.kind {
+                ColumnType::Text | ColumnType::Reference => {
+                    let word = with(json!("WORD_OF_TOMORROW"));
+                    assert!(
+                        word.is_none_or(|read| read == (Some("WORD_OF_TOMORROW".to_owned()), false)),
+                        "{name}"
+                    );
+                    assert_exact(with(number()), &name);
+                }
+                ColumnType::Bigint | ColumnType::Numeric => assert_exact(with(number()), &name),
+                // A word where none can be is null, and the row stays.
+                ColumnType::Timestamptz | ColumnType::Boolean | ColumnType::Cents => {
+                    assert!(
+                        with(json!("WORD_OF_TOMORROW")).is_none_or(|read| read == (None, true)),
+                        "{name}"
+                    );
+                }
+                ColumnType::TextArray => {}
+            }
+        }
+    });
+}
+
+fn number() -> Value {
+    serde_json::from_str(BIG).expect("a number")
+}
+
+#[track_caller]
+fn assert_exact(read: Option<(Option<String>, bool)>, name: &str) {
+    assert!(read.is_none_or(|read| read == (Some(BIG.to_owned()), false)), "{name} loses digits");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_value_costs_a_row(junk in junk()) {
+        for_every_record(|stream, record| {
+            let mut changed = record.clone();
+            for column in stream.columns {
+                put(&mut changed.raw, column.at, &junk);
+            }
+            let (row, misfits) = extract::row(stream, &changed);
+            assert_eq!(row.id, record.id);
+            assert_eq!(row.cells.len(), stream.columns.len());
+            assert!(misfits <= stream.columns.len());
+        });
+    }
+}
+
+fn junk() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,40}".prop_map(Value::from),
+        "[0-9]{1,40}(\\.[0-9]{1,20})?".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::hash_map("id|[a-z]{1,4}", inner, 0..3)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+fn for_every_record(check: impl Fn(&'static StreamSpec, &Record)) {
+    static ALL: LazyLock<Vec<(&'static StreamSpec, Record)>> =
+        LazyLock::new(|| REGISTRY.iter().flat_map(|provider| records(*provider, |_| {})).collect());
+    assert!(!ALL.is_empty());
+    ALL.iter().for_each(|(stream, record)| check(stream, record));
+}
+
+/// A column's cell, and whether its value did not fit.
+fn read(stream: &'static StreamSpec, record: &Record, place: usize) -> (Option<String>, bool) {
+    let column = &stream.columns[place];
+    let misfit = values::cell(column.kind, &record.raw, column.at) == Cell::Misfit;
+    let (row, _) = extract::row(stream, record);
+    (row.cells[place].clone(), misfit)
+}
+
+/// Puts a value where a pointer leads. Says whether there is such a place.
+fn put(raw: &mut Value, pointer: &str, value: &Value) -> bool {
+    raw.pointer_mut(pointer).map(|place| *place = value.clone()).is_some()
+}
+
+fn put_null(raw: &mut Value, pointer: &str) {
+    put(raw, pointer, &Value::Null);
+}
+
+/// Takes away what a pointer leads to.
+fn take(raw: &mut Value, pointer: &str) {
+    let Some((parent, key)) = pointer.rsplit_once('/') else { return };
+    if let Some(fields) = raw.pointer_mut(parent).and_then(Value::as_object_mut) {
+        fields.remove(key);
+    }
+}
