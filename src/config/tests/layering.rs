@@ -149,7 +149,8 @@ fn variables_are_read_as_the_type_of_their_setting() {
 #[test]
 fn a_provider_is_added_by_a_section() {
     let (_, hubspot) = DEFAULT_TOML.split_once("[providers.hubspot]").expect("the section");
-    let schema = format!("{DEFAULT_TOML}[providers.acme]{hubspot}location_ids = []\ntimezone = \"\"\n");
+    let hubspot = hubspot.split_once("\n[").map_or(hubspot, |(section, _)| section);
+    let schema = format!("{DEFAULT_TOML}[providers.acme]{hubspot}\nlocation_ids = []\ntimezone = \"\"\n");
     let read = |set: &[(&str, &str)]| load_over(&schema, &variables(Sources::none(), set));
     let set = [
         ("FIELDMIRROR_PROVIDERS__ACME__LOCATION_IDS", "1,2"),
