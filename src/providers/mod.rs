@@ -3,6 +3,7 @@
 
 pub mod hubspot;
 mod interpret;
+pub mod jobber;
 mod judge;
 pub mod oncehub;
 
@@ -157,7 +158,7 @@ pub struct Limit {
 }
 
 /// Every provider there is; one line each.
-pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot, &oncehub::OnceHub];
+pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot, &jobber::Jobber, &oncehub::OnceHub];
 
 /// The provider of that name.
 pub fn provider(name: &str) -> Option<&'static dyn Provider> {

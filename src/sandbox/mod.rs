@@ -25,6 +25,7 @@
 //! | `GET /control/hubspot/accounts/HUBID/truth` | every ticket there is or was, as JSON lines |
 //! | `POST /control/hubspot/accounts/HUBID/revoke` | uninstalls: grants and all their tokens die |
 //! | `POST /control/hubspot/expire-tokens` | every access token expires now |
+//! | the same below `/control/jobber` | as for HubSpot, with [`jobber::Change`]: `{"do": "complete", "id": "…"}` |
 //!
 //! The control endpoint has no lock on it. The sandbox is for loopback.
 
@@ -58,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::time::{Clock, SystemClock};
 use faults::{Fault, FaultName};
 use hubspot::Hubspot;
+use jobber::Jobber;
 use oauth::App;
 use oncehub::OnceHub;
 use shared::Shared;
@@ -176,6 +178,7 @@ pub struct Connect {
 pub struct Sandbox {
     shared: Arc<Shared>,
     hubspot: Arc<Hubspot>,
+    jobber: Arc<Jobber>,
     oncehub: Arc<OnceHub>,
     /// All of them.
     stand_ins: Vec<Arc<dyn StandIn>>,
@@ -186,9 +189,10 @@ impl Sandbox {
     pub fn new(options: SandboxOptions) -> Self {
         let shared = Shared::new(options);
         let hubspot = Hubspot::new(&shared);
+        let jobber = Jobber::new(&shared);
         let oncehub = OnceHub::new(&shared);
-        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone(), oncehub.clone()];
-        Self { shared, hubspot, oncehub, stand_ins }
+        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone(), jobber.clone(), oncehub.clone()];
+        Self { shared, hubspot, jobber, oncehub, stand_ins }
     }
 
     pub fn oncehub(&self) -> &Arc<OnceHub> {
@@ -213,6 +217,10 @@ impl Sandbox {
 
     pub fn hubspot(&self) -> &Arc<Hubspot> {
         &self.hubspot
+    }
+
+    pub fn jobber(&self) -> &Arc<Jobber> {
+        &self.jobber
     }
 
     /// Answers counted so far.

@@ -6,6 +6,7 @@ use crate::support::postgres::TestDb;
 
 const README: &str = include_str!("../../README.md");
 const HUBSPOT: &str = include_str!("../../docs/providers/hubspot.md");
+const JOBBER: &str = include_str!("../../docs/providers/jobber.md");
 
 /// The contents of code blocks of a language, indented ones included.
 fn blocks(text: &str, language: &str) -> Vec<String> {
@@ -39,7 +40,7 @@ async fn the_queries_run() {
 
 #[test]
 fn the_commands_exist() {
-    let commands: Vec<String> = [README, HUBSPOT]
+    let commands: Vec<String> = [README, HUBSPOT, JOBBER]
         .iter()
         .flat_map(|text| blocks(text, "console"))
         .flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>())

@@ -29,12 +29,12 @@ use url::{Url, form_urlencoded};
 
 pub use control::{Change, ControlError};
 
-use super::Part;
 use super::faults::{FaultName, Spot};
 use super::limits::RollingWindow;
 use super::oauth::{AuthServer, BearerFault, Choice, TokenRules, consent_answer};
 use super::shared::{self, Shared};
 use super::world;
+use super::{Connect, Part, StandIn};
 use crate::domain::graphql::{self, Operation};
 use account::Account;
 use budget::{Budget, Left};
@@ -77,6 +77,43 @@ struct Caller {
     key: String,
 }
 
+impl StandIn for Jobber {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn title(&self) -> &'static str {
+        "Jobber"
+    }
+
+    fn part(self: Arc<Self>) -> Part {
+        let control = Router::new()
+            .route("/accounts", get(accounts))
+            .route("/accounts/{account}", post(change_account))
+            .route("/accounts/{account}/truth", get(truth))
+            .route("/accounts/{account}/revoke", post(revoke_account))
+            .route("/expire-tokens", post(expire_tokens))
+            .with_state(self.clone());
+        Part { api: Router::new().fallback(serve).with_state(self), control }
+    }
+
+    fn addresses(&self) -> &'static [(&'static str, &'static str)] {
+        &[("api_base", "/api"), ("authorize_url", "/api/oauth/authorize"), ("token_url", "/api/oauth/token")]
+    }
+
+    fn connects(&self) -> Vec<Connect> {
+        vec![Connect { grant: "authorization_code", ..Connect::default() }]
+    }
+
+    fn accounts(&self) -> Value {
+        self.account_ids().into()
+    }
+
+    fn redemptions(&self) -> Value {
+        self.auth.redemptions()
+    }
+}
+
 impl Jobber {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
         let options = &shared.options;
@@ -102,18 +139,6 @@ impl Jobber {
             budget: Budget::new(POINTS_MAX, POINTS_SECONDLY),
             shared: shared.clone(),
         })
-    }
-
-    /// Its routes, for the provider's prefix and for the control endpoint.
-    pub fn part(self: &Arc<Self>) -> Part {
-        let control = Router::new()
-            .route("/accounts", get(accounts))
-            .route("/accounts/{account}", post(change_account))
-            .route("/accounts/{account}/truth", get(truth))
-            .route("/accounts/{account}/revoke", post(revoke_account))
-            .route("/expire-tokens", post(expire_tokens))
-            .with_state(self.clone());
-        Part { api: Router::new().fallback(serve).with_state(self.clone()), control }
     }
 
     pub fn auth(&self) -> &AuthServer {

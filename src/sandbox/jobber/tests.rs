@@ -15,7 +15,7 @@ use url::{Url, form_urlencoded};
 use super::{Change, Jobber};
 use crate::domain::time::ShiftedClock;
 use crate::sandbox::shared::Shared;
-use crate::sandbox::{CLIENT_ID, CLIENT_SECRET, SandboxOptions};
+use crate::sandbox::{CLIENT_ID, CLIENT_SECRET, SandboxOptions, StandIn};
 
 const REDIRECT: &str = "http://127.0.0.1:9/cb";
 const JOBS: &str = "query Jobs($n: Int!, $after: String) { jobs(first: $n, after: $after, sort: [{key: UPDATED_AT, \
@@ -41,7 +41,7 @@ impl World {
             ..Default::default()
         });
         let jobber = Jobber::new(&shared);
-        let (router, account) = (jobber.part().api, jobber.account_ids()[0].clone());
+        let (router, account) = (jobber.clone().part().api, jobber.account_ids()[0].clone());
         let mut world = Self { jobber, router, clock, account, bearer: String::new() };
         world.bearer = world.tokens().await["access_token"].as_str().unwrap().to_owned();
         world

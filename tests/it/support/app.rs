@@ -313,17 +313,41 @@ pub fn free_address() -> String {
 
 /// One GET on loopback: the status (0: no answer), where a redirect leads, the body.
 pub async fn get(url: &Url) -> (u16, Option<String>, String) {
+    let Got { status, location, body, .. } = get_with_cookie(url, None).await;
+    (status, location, body)
+}
+
+/// What came back to a browser.
+#[derive(Debug, Default)]
+pub struct Got {
+    /// 0: no answer.
+    pub status: u16,
+    pub location: Option<String>,
+    /// A cookie that was set, as it is sent back.
+    pub cookie: Option<String>,
+    pub body: String,
+}
+
+/// One GET on loopback, with a cookie.
+pub async fn get_with_cookie(url: &Url, cookie: Option<&str>) -> Got {
     let host = format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(80));
     let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let cookie = cookie.map(|cookie| format!("Cookie: {cookie}\r\n")).unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{cookie}Connection: close\r\n\r\n");
     let answer = send(&host, &request).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    let location = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
-    });
-    (status, location, body.to_owned())
+    let header = |wanted: &str| {
+        head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
+        })
+    };
+    Got {
+        status: head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0),
+        location: header("location"),
+        cookie: header("set-cookie").and_then(|set| Some(set.split_once(';')?.0.to_owned())),
+        body: body.to_owned(),
+    }
 }
 
 /// One request as it is written. The whole answer; empty where there is none.

@@ -1,0 +1,150 @@
+//! The queries, and what of them is asked for.
+//!
+//! A fragment's first line of fields is needed; each line after the comment is one part that a query can do without,
+//! named by its first word.
+
+pub(super) const ACCOUNT: &str = include_str!("account.graphql");
+pub(super) const DISCONNECT: &str = include_str!("disconnect.graphql");
+pub(super) const CHANGED_JOBS: &str = include_str!("changed.graphql");
+
+/// How the records of a stream are asked for.
+#[derive(Debug)]
+pub(super) struct Records {
+    /// The list's field, and that of one record.
+    pub(super) list: &'static str,
+    pub(super) one: &'static str,
+    query: &'static str,
+    fields: &'static str,
+    /// The scope that shows them, where its name is known.
+    pub(super) scope: Option<&'static str>,
+}
+
+pub(super) static JOBS: Records = Records {
+    list: "jobs",
+    one: "job",
+    query: include_str!("jobs.graphql"),
+    fields: include_str!("job.graphql"),
+    scope: Some("read_jobs"),
+};
+pub(super) static VISITS: Records = Records {
+    list: "visits",
+    one: "visit",
+    query: include_str!("visits.graphql"),
+    fields: include_str!("visit.graphql"),
+    scope: None,
+};
+pub(super) static CLIENTS: Records = Records {
+    list: "clients",
+    one: "client",
+    query: include_str!("clients.graphql"),
+    fields: include_str!("client.graphql"),
+    scope: Some("read_clients"),
+};
+
+impl Records {
+    /// The query for a page, without some of its parts. `filter` is an object in GraphQL's own writing: a literal
+    /// needs no name of a type, and the types of filters are named differently from version to version.
+    pub(super) fn page(&self, without: &[String], filter: Option<&str>) -> String {
+        let filter = filter.map_or_else(String::new, |filter| format!("filter: {filter},"));
+        format!("{}\n{}", self.query.replace("# filter", &filter), self.fields_without(without))
+    }
+
+    /// The query for some records by their ids, as `r0`, `r1` and so on.
+    pub(super) fn some(&self, ids: &[String], without: &[String]) -> String {
+        let one = |(place, id): (usize, &String)| {
+            format!("  r{place}: {}(id: {}) {{ ...Fields }}\n", self.one, quoted(id))
+        };
+        let ones: String = ids.iter().enumerate().map(one).collect();
+        format!("query Probe {{\n  account {{ id }}\n{ones}}}\n{}", self.fields_without(without))
+    }
+
+    /// The parts that a query can do without: name and line.
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let optional = self.fields.lines().skip_while(|line| !line.contains('#')).skip(1);
+        optional.filter_map(|line| {
+            let name = line.trim().split(|c: char| !c.is_alphanumeric()).next()?;
+            (!name.is_empty()).then_some((name, line))
+        })
+    }
+
+    fn fields_without(&self, without: &[String]) -> String {
+        let kept = self.fields.lines().filter(|line| !line.contains('#')).filter(|line| {
+            let dropped =
+                |(name, part): (&str, &str)| part == *line && without.iter().any(|gone| gone == name);
+            !self.parts().any(dropped)
+        });
+        kept.flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// The parts to do without from now on, when a query without `without` was refused for what `names` says. Empty:
+    /// there is nothing left to leave out.
+    pub(super) fn also_without(&self, names: &[String], without: &[String]) -> Vec<String> {
+        let left: Vec<(&str, &str)> =
+            self.parts().filter(|(name, _)| !without.iter().any(|gone| gone == name)).collect();
+        let holds =
+            |line: &str, name: &str| line.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
+        let by_name = left.iter().find(|(part, _)| names.iter().any(|name| name == part));
+        let within = || left.iter().find(|(_, line)| names.first().is_some_and(|name| holds(line, name)));
+        match by_name.or_else(within) {
+            Some((part, _)) => vec![(*part).to_owned()],
+            None => left.into_iter().map(|(part, _)| part.to_owned()).collect(),
+        }
+    }
+}
+
+/// A text as a literal; GraphQL escapes as JSON does.
+pub(super) fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::graphql;
+
+    #[test]
+    fn every_document_can_be_read() {
+        for document in [ACCOUNT, DISCONNECT, CHANGED_JOBS] {
+            graphql::parse(document).unwrap();
+        }
+        for (records, parts) in [(&JOBS, 8), (&VISITS, 3), (&CLIENTS, 6)] {
+            assert_eq!(records.parts().count(), parts, "{}", records.list);
+            let all: Vec<String> = records.parts().map(|(name, _)| name.to_owned()).collect();
+            for without in [&all[..0], &all[..1], &all] {
+                let page = records.page(without, Some("{createdAt: {after: \"x\"}}"));
+                let operation = graphql::parse(&page).unwrap();
+                let list = operation.fields.iter().find(|field| field.name == records.list).unwrap();
+                assert_eq!(list.argument("filter").is_some(), records.query.contains("# filter"), "{page}");
+                let nodes = list.field("nodes").unwrap();
+                assert!(without.iter().all(|part| nodes.field(part).is_none()), "{page}");
+                assert_eq!(nodes.field(&all[2]).is_some(), without.len() < 3, "{page}");
+                assert!(nodes.field("id").is_some(), "{page}");
+                let some = records.some(&["a\"b".to_owned(), "c".to_owned()], without);
+                let roots = graphql::parse(&some).unwrap().fields.into_iter().map(|field| field.name);
+                assert_eq!(roots.collect::<Vec<_>>(), ["account", records.one, records.one], "{some}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_left_out() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (refused, without, expected) in [
+            (&["total"][..], &[][..], &["total"][..]),
+            (&["name", "jobs", "nodes", "client", "name"], &[], &["client"]),
+            (&["outstandingAmount"], &[], &["jobBalanceTotals"]),
+            (&["street"], &["client"], &["property"]),
+            // Nothing that can be left out has the name: all of it is, once.
+            (
+                &["startAt"],
+                &["client", "property", "total", "jobType", "billingType", "instructions", "jobberWebUri"],
+                &["jobBalanceTotals"],
+            ),
+        ] {
+            assert_eq!(JOBS.also_without(&names(refused), &names(without)), expected, "{refused:?}");
+        }
+        let all: Vec<String> = JOBS.parts().map(|(name, _)| name.to_owned()).collect();
+        assert_eq!(JOBS.also_without(&[], &[]), all);
+        assert!(JOBS.also_without(&names(&["startAt"]), &all).is_empty());
+    }
+}

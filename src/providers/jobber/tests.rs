@@ -1,0 +1,212 @@
+//! What answers mean, what requests look like, and what a probe shows.
+
+use chrono::DateTime;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::step::{Facts, Params, Walk};
+
+fn reply(status: u16, body: Value) -> Reply {
+    Reply { status, headers: [].into(), body: Body::Json(body), sent_at: DateTime::UNIX_EPOCH }
+}
+
+fn asked(purpose: &'static str, after: Value) -> Request {
+    ask(&Options::new(), purpose, document::ACCOUNT.to_owned(), json!({"n": 50, "after": after}))
+}
+
+fn error(message: &str, extensions: Value) -> Value {
+    json!({"errors": [{"message": message, "extensions": extensions}], "data": null})
+}
+
+fn throttled(requested: u64, left: u64, max: u64) -> Value {
+    let mut body = error("Throttled", json!({"code": "THROTTLED"}));
+    body["extensions"] = json!({"cost": {"requestedQueryCost": requested, "actualQueryCost": 0,
+        "throttleStatus": {"maximumAvailable": max, "currentlyAvailable": left, "restoreRate": 500}}});
+    body
+}
+
+/// The verdict in a word, with what it waits for.
+fn verdict(request: &Request, reply: &Reply) -> String {
+    match Jobber.judge(request, reply) {
+        Verdict::Accept => "accept".to_owned(),
+        Verdict::Throttled { bucket, wait_ms } => format!("throttled {bucket} {wait_ms:?}"),
+        Verdict::Retry { wait_ms, .. } => format!("retry {wait_ms:?}"),
+        Verdict::RefreshToken => "refresh".to_owned(),
+        Verdict::RestartPaging { .. } => "restart".to_owned(),
+        Verdict::Fail(failure) => failure.kind.label().to_owned(),
+    }
+}
+
+#[test]
+fn what_answers_mean() {
+    let jobs = || asked("jobs", Value::Null);
+    let later = || asked("jobs", json!("Mg"));
+    let account = || asked("account", Value::Null);
+    let unknown = || error("Field 'x' doesn't exist on type 'Job'", json!({"code": "undefinedField"}));
+    let hidden = || error("The field x on an object of type Job was hidden due to permissions", Value::Null);
+    let gone =
+        || json!({"message": "User has disconnected this app from their account. Please delete this token"});
+    let cursor = || error("Invalid cursor for argument 'after'", Value::Null);
+    let mut partial = json!({"data": {"jobs": {"nodes": [{"id": "1", "client": null}]}}});
+    partial["errors"] =
+        json!([{"message": "An unexpected error occurred", "path": ["jobs", "nodes", 0, "client"]}]);
+    for (request, status, body, expected) in [
+        (jobs(), 200, json!({"data": {}}), "accept"),
+        (jobs(), 200, json!({"data": null}), "provider_changed"),
+        (jobs(), 200, json!({"message": "moved"}), "provider_changed"),
+        (jobs(), 200, json!([]), "provider_changed"),
+        (jobs(), 200, partial, "retry None"),
+        (jobs(), 200, throttled(1_400, 400, 10_000), "throttled points Some(3000)"),
+        (jobs(), 429, throttled(1_400, 400, 10_000), "throttled points Some(3000)"),
+        (jobs(), 200, throttled(1_400, 1_400, 10_000), "throttled points Some(1000)"),
+        (jobs(), 200, throttled(20_000, 9_000, 10_000), "accept"),
+        (account(), 200, throttled(20_000, 9_000, 10_000), "provider_changed"),
+        (jobs(), 200, error("Throttled", Value::Null), "throttled points None"),
+        (jobs(), 429, json!("Too Many Requests"), "throttled requests None"),
+        (jobs(), 200, error("no", json!({"code": "UNAUTHENTICATED"})), "refresh"),
+        (jobs(), 401, json!({"message": "Access token expired"}), "refresh"),
+        (jobs(), 200, gone(), "needs_reauth"),
+        (jobs(), 401, gone(), "needs_reauth"),
+        (account(), 403, gone(), "needs_reauth"),
+        (jobs(), 200, json!({"error": {"message": "This account is not active"}}), "needs_reauth"),
+        (jobs(), 200, json!({"message": "Service temporarily unavailable"}), "retry Some(60000)"),
+        (jobs(), 503, json!({"message": "Service temporarily unavailable"}), "retry Some(60000)"),
+        (jobs(), 502, json!({}), "retry None"),
+        (jobs(), 200, unknown(), "accept"),
+        (account(), 200, unknown(), "provider_changed"),
+        (jobs(), 200, hidden(), "accept"),
+        (account(), 200, hidden(), "forbidden"),
+        (jobs(), 403, json!({}), "forbidden"),
+        (jobs(), 404, json!({}), "our_bug"),
+        (later(), 200, cursor(), "restart"),
+        (jobs(), 200, cursor(), "retry None"),
+        (
+            account(),
+            200,
+            json!({"data": {"appDisconnect": {"userErrors": [{"message": "no"}]}}}),
+            "provider_changed",
+        ),
+        (account(), 200, json!({"data": {"appDisconnect": {"userErrors": []}}}), "accept"),
+    ] {
+        assert_eq!(verdict(&request, &reply(status, body.clone())), expected, "{status} {body}");
+    }
+    let html = Reply { body: Body::Text("<html>".to_owned()), ..reply(200, Value::Null) };
+    assert_eq!(verdict(&jobs(), &html), "provider_changed");
+}
+
+#[test]
+fn what_the_token_endpoint_says() {
+    let not_valid = || json!({"message": "The provided refresh token is not valid."});
+    for (status, body, expected) in [
+        (400, not_valid(), "dead"),
+        (401, not_valid(), "dead"),
+        (403, json!({}), "dead"),
+        (401, json!({"error": "invalid_grant"}), "dead"),
+        (401, json!({"error": "invalid_client"}), "misconfigured"),
+        (404, not_valid(), "retry"),
+        (429, not_valid(), "retry"),
+        (500, not_valid(), "retry"),
+        (503, json!({"error": "invalid_grant"}), "retry"),
+    ] {
+        let verdict = match Jobber.judge_token(status, &Body::Json(body.clone())) {
+            TokenVerdict::Dead(said) => {
+                assert!(!said.is_empty(), "{body}");
+                "dead"
+            }
+            TokenVerdict::Misconfigured(_) => "misconfigured",
+            TokenVerdict::Retry(_) => "retry",
+        };
+        assert_eq!(verdict, expected, "{status} {body}");
+    }
+}
+
+#[test]
+fn what_is_left_of_the_budget() {
+    let status = json!({"maximumAvailable": 10000.0, "currentlyAvailable": 9380, "restoreRate": 500.0});
+    let told =
+        reply(200, json!({"extensions": {"cost": {"actualQueryCost": 620, "throttleStatus": status}}}));
+    let limit = Jobber.limits(&asked("jobs", Value::Null), &told).unwrap();
+    assert_eq!((limit.bucket, limit.max, limit.remaining), (POINTS, Some(10_000), Some(9_380)));
+    assert_eq!((limit.per_ms, limit.charged), (Some(20_000), Some(620)));
+    assert_eq!(Jobber.limits(&asked("jobs", Value::Null), &reply(200, json!({"data": {}}))), None);
+}
+
+#[test]
+fn requests_name_the_version_and_what_they_cost() {
+    let options: Options = [("graphql_version".to_owned(), json!("2026-05-12"))].into();
+    let page = document::JOBS.page(&[], None);
+    let request = ask(&options, "jobs", page, json!({"n": 50, "after": null}));
+    assert_eq!(request.headers, [("x-jobber-graphql-version", "2026-05-12".to_owned())]);
+    assert_eq!((request.path.as_str(), request.buckets), ("/graphql", BUCKETS));
+    // The account and its id, the list, 50 times 28 fields, the page's three.
+    assert_eq!(request.points, 2 + 1 + 50 * 28 + 3);
+    assert_eq!(asked("account", Value::Null).headers[0].1, VERSION, "where nothing is set");
+}
+
+/// What a probe for two jobs shows, as words.
+fn probed(facts: &Facts, body: Value) -> Result<Vec<String>, Failure> {
+    let walk = Walk { mode: Mode::Sweep, started_at: DateTime::UNIX_EPOCH, from: None };
+    let (params, options) = (Params::new(), Options::new());
+    let stream = SPEC.stream("jobs").unwrap();
+    let cx = StepContext {
+        stream,
+        walk: &walk,
+        api_version: "",
+        page_size: 50,
+        facts,
+        params: &params,
+        options: &options,
+    };
+    let ids: Vec<String> = (0..30).map(|n| format!("J{n}")).collect();
+    let (request, taken) = Jobber.probe(&cx, &ids).unwrap();
+    assert_eq!(taken, PROBED_MAX);
+    assert_eq!(request.points, 2 + 20 * 29);
+    let shown = Jobber.probed(&cx, &ids[..2], &reply(200, body))?;
+    Ok(shown
+        .into_iter()
+        .map(|presence| match presence {
+            Presence::Here(record) => format!("here {}", record.unwrap().id),
+            Presence::Gone { evidence } => evidence,
+            Presence::Unknown => "unknown".to_owned(),
+        })
+        .collect())
+}
+
+#[test]
+fn what_is_gone_is_proven() {
+    let ours: Facts = [("account_id".to_owned(), json!("A"))].into();
+    let data = json!({"data": {"account": {"id": "A"}, "r0": {"id": "J0"}, "r1": null}});
+    assert_eq!(probed(&ours, data.clone()).unwrap(), ["here J0", "Jobber knows no job of this id"]);
+    let nothing = ["unknown"; 2];
+    assert_eq!(probed(&Facts::new(), data).unwrap(), nothing, "whose answer it is has to be known");
+    let other = json!({"data": {"account": {"id": "B"}, "r0": null, "r1": null}});
+    assert_eq!(probed(&ours, other).unwrap(), nothing);
+    assert_eq!(probed(&ours, json!({"data": {"account": {"id": "A"}}})).unwrap(), nothing);
+    let lacks = error(
+        "Field 'job' doesn't exist on type 'Query'",
+        json!({"code": "undefinedField", "fieldName": "job"}),
+    );
+    assert_eq!(probed(&ours, lacks).unwrap(), ["not among all jobs that Jobber lists"; 2]);
+    let hidden = error("The field job on an object of type Query was hidden due to permissions", Value::Null);
+    assert_eq!(probed(&ours, hidden).unwrap_err().kind.label(), "forbidden");
+}
+
+#[test]
+fn whose_account_it_is() {
+    let told = |body| {
+        let clues = Clues {
+            grant: GrantKind::AuthorizationCode,
+            granted: &Value::Null,
+            introspected: None,
+            claims: None,
+            params: &Params::new(),
+            options: &Options::new(),
+            replies: &[reply(200, body)],
+        };
+        Jobber.identity(&clues)
+    };
+    let account = told(json!({"data": {"account": {"id": "A", "name": "Acme"}}})).unwrap();
+    assert_eq!((account.id.as_str(), account.name.as_deref()), ("A", Some("Acme")));
+    assert_eq!(told(json!({"data": {"account": {"id": "A", "name": ""}}})).unwrap().name, None);
+    assert_eq!(told(json!({"data": {"account": null}})).unwrap_err().kind, FailureKind::ProviderChanged);
+}
