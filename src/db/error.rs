@@ -104,8 +104,24 @@ impl DbError {
 impl From<&DbError> for Failure {
     /// The whole chain in one line.
     fn from(error: &DbError) -> Self {
-        Self::new(error.kind(), chain(error))
+        let message = chain(error);
+        let message = match cause(&message) {
+            Some(cause) => format!("{cause}: {message}"),
+            None => message,
+        };
+        Self::new(error.kind(), message)
     }
+}
+
+/// What an operator has to see to, where the server's own words do not say it plainly.
+fn cause(message: &str) -> Option<&'static str> {
+    const CAUSES: [(&str, &str); 4] = [
+        ("No space left on device", "the database's disk is full"),
+        ("could not extend file", "the database's disk is full"),
+        ("in a read-only transaction", "the database is read-only"),
+        ("recovery is in progress", "the database is a standby, which is read-only"),
+    ];
+    CAUSES.iter().find(|(words, _)| message.contains(words)).map(|(_, cause)| *cause)
 }
 
 /// Seconds, for the text of [`DbError::Busy`].
@@ -238,6 +254,25 @@ mod tests {
             DbError::connect(plain).to_string(),
             "connecting to Postgres: connection to server at \"h\" failed: x"
         );
+    }
+
+    #[test]
+    fn what_an_operator_has_to_see_to_comes_first() {
+        let full = query(
+            DatabaseErrorKind::Unknown,
+            "could not extend file \"base/16385/16405\": No space left on device",
+        );
+        let failure = Failure::from(&full);
+        assert_eq!(failure.kind, FailureKind::Transient);
+        assert!(
+            failure.message.starts_with("the database's disk is full: asking the database: "),
+            "{failure}"
+        );
+        let standby =
+            query(DatabaseErrorKind::ReadOnlyTransaction, "cannot execute INSERT in a read-only transaction");
+        let failure = Failure::from(&standby);
+        assert_eq!(failure.kind, FailureKind::Transient);
+        assert!(failure.message.starts_with("the database is read-only: "), "{failure}");
     }
 
     #[test]

@@ -166,3 +166,82 @@ async fn a_database_that_goes_and_comes_back() {
     server.stop().await;
     let _ = std::fs::remove_dir_all(folder);
 }
+
+/// What a full disk makes of every write to the mirror's largest table.
+const DISK_FULL: &str = "CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'could not extend file \"base/16385/16405\": No space left on device' USING ERRCODE = 'disk_full';
+    END $$;
+    CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON mirror.hubspot_tickets
+        FOR EACH STATEMENT EXECUTE FUNCTION public.disk_full()";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_for_a_while() {
+    let app = TestApp::new(small(300), &[("providers.hubspot.page_size", "25")]).await;
+    app.faults(&["slow=100,on:batch_read"]);
+    let mut daemon = app.spawn_daemon("");
+    app.connect("acme").await;
+    app.wait_until("some pages", "SELECT count(*) > 0 FROM mirror.hubspot_tickets").await;
+    app.execute(DISK_FULL).await;
+    app.wait_until(
+        "the first read has stopped, and says why",
+        "SELECT bool_or(last_error LIKE 'the database''s disk is full: %') FROM fieldmirror.stream_state WHERE stream = 'tickets'",
+    )
+    .await;
+    let rows = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
+    let status = app.run("status --json").await.last().to_string();
+    assert!(status.contains("the database's disk is full"), "{status}");
+    // What can be stored is stored.
+    app.run("enqueue --refresh acme").await.done();
+    app.wait_until("the token is refreshed", "SELECT generation = 2 FROM fieldmirror.tokens").await;
+    assert_eq!(app.number("SELECT count(*) FROM mirror.hubspot_tickets").await, rows);
+    assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
+
+    app.execute("DROP TRIGGER disk_full ON mirror.hubspot_tickets").await;
+    app.faults(&[]);
+    app.all_read().await;
+    hold_against_mirror(&app).await;
+    let parked = "SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')";
+    assert_eq!(app.rows(parked).await, Vec::<Value>::new());
+    daemon.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_read_only_for_a_while() {
+    let folder = short_folder("readonly");
+    let options = options(&folder);
+    let started = tokio::task::spawn_blocking(move || PrivateServer::start_blocking(options).unwrap());
+    let server = started.await.unwrap();
+    migrations::run(&server.url()).await.unwrap();
+    let db = Db::connect(&server.url(), 2).unwrap();
+    let app =
+        TestApp::over(small(600), &[("providers.hubspot.page_size", "25")], server.url(), db, None).await;
+    app.faults(&["slow=100,on:batch_read"]);
+    let mut daemon = app.spawn_daemon("");
+    app.connect("acme").await;
+    app.wait_until("some pages", "SELECT count(*) > 0 FROM mirror.hubspot_tickets").await;
+    wait_for_ready(&app, 200).await;
+    // As a standby offers itself after a failover, in every session at once.
+    app.execute("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    app.execute("SELECT pg_reload_conf()").await;
+    wait_for_ready(&app, 503).await;
+    let rows = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(app.number("SELECT count(*) FROM mirror.hubspot_tickets").await, rows, "nothing is written");
+    assert_eq!(app.asked("token_refresh"), 0, "no token is asked for that could not be stored");
+    assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
+    let log = std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
+    assert!(log.contains("the database is read-only"), "{log}");
+
+    app.execute("ALTER SYSTEM RESET default_transaction_read_only").await;
+    app.execute("SELECT pg_reload_conf()").await;
+    wait_for_ready(&app, 200).await;
+    app.faults(&[]);
+    app.all_read().await;
+    hold_against_mirror(&app).await;
+    let parked = "SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')";
+    assert_eq!(app.rows(parked).await, Vec::<Value>::new());
+    daemon.kill().await.unwrap();
+    app.db.close();
+    server.stop().await;
+    let _ = std::fs::remove_dir_all(folder);
+}
