@@ -37,6 +37,9 @@ has_postgres() {
     return 1
 }
 
+# Judges the unit. Its tests say so where it is not there, so that nothing else depends on it.
+has_systemd_analyze() { command -v systemd-analyze >/dev/null; }
+
 # Runs a command as root, or fails at once.
 as_root() {
     if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi
@@ -90,6 +93,16 @@ prepare_packages() {
     has_libpq || fail "a program still cannot be linked against libpq" "see what \`pg_config --libdir\` says"
     has_postgres || fail "the Postgres server of this distribution is older than $POSTGRES_MIN" \
         "https://www.postgresql.org/download/linux/ has newer packages"
+}
+
+# For `scripts/test` alone.
+prepare_systemd_analyze() {
+    has_systemd_analyze && return 0
+    if may_install; then
+        install_packages systemd
+    else
+        say "The unit's tests are left out: there is no systemd-analyze (Debian, Ubuntu: sudo apt-get install systemd)"
+    fi
 }
 
 # Arguments: the parts of the toolchain that are needed besides cargo itself.

@@ -54,13 +54,14 @@ impl Auth {
         })
         .await?;
         // Needs an access token that lives, so it comes before refreshes are shut out.
-        let by_request = self.revoke_by_request(id).await?;
+        let by_request = self.answered(Box::pin(self.revoke_by_request(id))).await??;
         // A refresh that is under way may be about to bring another token: it is waited for.
         let held = self.shut_out(id).await?;
         let revoked = match (by_request, held) {
             (Some(revoked), _) => revoked,
             (None, Some((Standing { connection, token: Some(token) }, _))) => {
-                self.revoke(&connection, &token).await
+                let asked = self.answered(Box::pin(self.revoke(&connection, &token))).await;
+                asked.unwrap_or_else(|failure| Revoked::Failed(failure.message))
             }
             (None, _) => Revoked::NotPossible,
         };

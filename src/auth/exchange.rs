@@ -141,7 +141,7 @@ impl Auth {
             Deadline::after(EXCHANGE_MAX),
             self.clock.as_ref(),
         );
-        match asked.await {
+        match self.answered(asked).await? {
             Ok(granted) => Ok(granted),
             Err(failure) => Err(self.no_tokens(provider, &client, failure, &[code]).await?),
         }

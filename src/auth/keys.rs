@@ -126,7 +126,7 @@ impl Auth {
             Deadline::after(EXCHANGE_MAX),
             self.clock.as_ref(),
         );
-        let granted = match asked.await {
+        let granted = match self.answered(asked).await? {
             Ok(granted) => granted,
             Err(failure) => return Err(self.no_tokens(provider, &client, failure, &[]).await?),
         };

@@ -10,6 +10,7 @@
 pub mod answer;
 pub mod authorize;
 mod client;
+mod closing;
 pub mod disconnect;
 mod ending;
 pub mod exchange;
@@ -50,6 +51,7 @@ use crate::vault::{Bound, Vault, VaultError};
 pub use ending::Ending;
 
 use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};
+use closing::Closing;
 use refresh::{Refreshed, Why};
 
 /// The longest that [`Auth::access_token`] waits for a refresh: one exchange of ours, or somebody else's open one.
@@ -74,13 +76,16 @@ pub struct Parts {
 
 /// The grants of all connections. Clones share everything.
 #[derive(Clone)]
-pub struct Auth(Arc<Parts>);
+pub struct Auth {
+    parts: Arc<Parts>,
+    closing: Closing,
+}
 
 impl Deref for Auth {
     type Target = Parts;
 
     fn deref(&self) -> &Parts {
-        &self.0
+        &self.parts
     }
 }
 
@@ -111,7 +116,23 @@ pub(crate) struct Standing {
 
 impl Auth {
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self { parts: Arc::new(parts), closing: Closing::default() }
+    }
+
+    /// The same grants under other settings. Whoever works with these here ends with them.
+    pub fn with_settings(&self, settings: Arc<Settings>) -> Self {
+        let Parts { db, vault, http, clock, daemon, host, tasks, .. } = &*self.parts;
+        let parts = Parts {
+            db: db.clone(),
+            vault: Arc::clone(vault),
+            http: http.clone(),
+            settings,
+            clock: Arc::clone(clock),
+            daemon: *daemon,
+            host: host.clone(),
+            tasks: tasks.clone(),
+        };
+        Self { parts: Arc::new(parts), closing: self.closing.clone() }
     }
 
     /// Returns when no exchange is under way any more. New ones are still let in: jobs are stopped before.

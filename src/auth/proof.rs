@@ -69,6 +69,18 @@ impl Auth {
         credential: &Credential<'_>,
         granted: Option<&Granted>,
     ) -> Result<Shown, Failure> {
+        let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, granted));
+        self.answered(asked).await?
+    }
+
+    async fn ask_whose(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        connection: &Connection,
+        credential: &Credential<'_>,
+        granted: Option<&Granted>,
+    ) -> Result<Shown, Failure> {
         let grant = connection.grant;
         let introspected = match granted {
             Some(_) if grant == GrantKind::AuthorizationCode => {

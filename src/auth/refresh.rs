@@ -182,7 +182,7 @@ impl Auth {
             match held {
                 Held::Mine(held) => return Ok(Some(*held)),
                 Held::Nothing => return Ok(None),
-                Held::Theirs if deadline.left().is_zero() => {
+                Held::Theirs if deadline.left().is_zero() || self.is_closing() => {
                     return Err(Failure::transient("a refresh of the connection's token does not end"));
                 }
                 Held::Theirs => tokio::time::sleep(LOOK_EVERY).await,

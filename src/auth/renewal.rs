@@ -60,7 +60,8 @@ pub(super) struct Fault {
 
 impl Work<'_> {
     pub(super) async fn renew(&self, deadline: Deadline) -> Result<Refreshed, Failure> {
-        let granted = match self.exchange(deadline).await {
+        let exchanged = self.auth.answered(Box::pin(self.exchange(deadline))).await;
+        let granted = match exchanged.map_err(passing).flatten() {
             Ok(granted) => granted,
             Err(fault) => return self.set_back(fault, "refresh").await,
         };

@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use serde_json::json;
 use tokio::sync::Mutex;
+use tower::ServiceExt as _;
 use tracing::warn;
 
 pub use server::serve;
@@ -31,6 +32,7 @@ use crate::auth::Auth;
 use crate::auth::Ending;
 use crate::auth::answer::{Answer, BroughtBy};
 use crate::auth::authorize::{Recognised, Refusal, Started};
+use crate::domain::current::Current;
 use crate::domain::measure;
 use limits::{Busy, Limits};
 use pages::Page;
@@ -53,6 +55,12 @@ pub struct Ready {
     pub workers: bool,
 }
 
+impl Ready {
+    pub fn all(self) -> bool {
+        self.database && self.key && self.workers
+    }
+}
+
 /// Asked for `/readyz`; bounds its own time.
 pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Ready> + Send>> + Send + Sync>;
 
@@ -69,6 +77,11 @@ pub struct Endpoint {
 impl Endpoint {
     pub fn new(auth: Auth, ready: ReadyCheck) -> Self {
         Self { auth, ready, ready_said: Arc::default(), limits: Limits::default() }
+    }
+
+    /// The same endpoint, its limits with what has been counted, under other settings.
+    pub fn with_auth(&self, auth: Auth) -> Self {
+        Self { auth, ..self.clone() }
     }
 
     /// As browsers see us.
@@ -100,6 +113,14 @@ pub fn router(endpoint: Endpoint) -> Router {
         .fallback(|| async { shown(pages::plain(404)) })
         .layer(middleware::from_fn(guard))
         .with_state(endpoint)
+}
+
+/// A router that answers as the present one does: settings may change while it serves.
+pub fn present(routers: Arc<Current<Router>>) -> Router {
+    Router::new().fallback_service(tower::service_fn(move |request: Request| {
+        let router = routers.get();
+        async move { Router::clone(&router).oneshot(request).await }
+    }))
 }
 
 /// A part of a path as its text; what is no text is nothing.
@@ -161,8 +182,9 @@ fn text(part: Part) -> String {
 }
 
 async fn readyz(State(endpoint): State<Endpoint>) -> Response {
-    let Ready { database, key, workers } = endpoint.ready().await;
-    let status = if database && key && workers { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let ready = endpoint.ready().await;
+    let Ready { database, key, workers } = ready;
+    let status = if ready.all() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({"database": database, "key": key, "workers": workers});
     (status, axum::Json(body)).into_response()
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use console::{Style, Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::report::Error;
+use crate::daemon::service::Order;
 
 /// The width of what is not a terminal, such as a pipe or a file.
 const WIDTH_ELSEWHERE: usize = 100;
@@ -147,6 +149,29 @@ pub async fn told_to_stop() {
             }
         }
     }
+}
+
+/// What the process is told by signals, from now on: to stop, or by SIGHUP to read its settings again.
+pub fn orders() -> mpsc::Receiver<Order> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (tell, orders) = mpsc::channel(1);
+    let hangups = signal(SignalKind::hangup());
+    tokio::spawn(async move {
+        let reload = async {
+            let Ok(mut hangups) = hangups else { return std::future::pending().await };
+            while hangups.recv().await.is_some() {
+                // One that is not yet obeyed stands for this one too.
+                let _ = tell.try_send(Order::Reload);
+            }
+        };
+        tokio::select! {
+            () = told_to_stop() => {}
+            () = reload => {}
+        }
+        // A daemon that has ended needs no order.
+        let _ = tell.send(Order::Stop).await;
+    });
+    orders
 }
 
 #[cfg(test)]

@@ -205,6 +205,12 @@ impl Settings {
         }
     }
 
+    /// Providers whose connections are synced.
+    pub fn enabled_providers(&self) -> Vec<String> {
+        let enabled = self.providers.iter().filter(|(_, provider)| provider.enabled);
+        enabled.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The built-in settings, for tests: as for root on a host named `host`.
     pub fn example() -> Self {
         super::load(&super::Sources::none()).expect("the built-in settings have no problem").settings

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The file that is read when it is there.
@@ -14,6 +13,9 @@ pub const ENVIRONMENT_PREFIX: &str = "FIELDMIRROR_";
 
 /// Variables of the test suite, which are never settings.
 pub(super) const TEST_PREFIX: &str = "FIELDMIRROR_TEST_";
+
+/// The kernel's names have at most 64 bytes.
+const HOST_NAME_BYTES: usize = 256;
 
 /// Which secrets are read. Commands run as users who may not read the daemon's files, and need none of them but the
 /// way to the database.
@@ -41,7 +43,7 @@ pub struct Sources {
     pub system_file: Option<PathBuf>,
     /// Files that must be there, in order.
     pub files: Vec<PathBuf>,
-    /// `FIELDMIRROR_…`, and of the others `STATE_DIRECTORY`, `XDG_STATE_HOME` and `HOME`.
+    /// `FIELDMIRROR_…`, and of the others `STATE_DIRECTORY`, `NOTIFY_SOCKET`, `XDG_STATE_HOME` and `HOME`.
     pub environment: BTreeMap<String, OsString>,
     /// Where systemd put credentials.
     pub credentials: Option<PathBuf>,
@@ -82,6 +84,11 @@ impl Sources {
         }
     }
 
+    /// Whether systemd has started us and wants to hear from us (`Type=notify`).
+    pub fn under_systemd(&self) -> bool {
+        self.environment.contains_key("NOTIFY_SOCKET")
+    }
+
     pub(super) fn directory_variable(&self, name: &str) -> Option<&Path> {
         self.environment.get(name).map(Path::new).filter(|path| path.is_absolute())
     }
@@ -93,11 +100,15 @@ fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The kernel's name for this host; `localhost` where /proc is not mounted.
+/// The kernel's name for this host. Not read from /proc/sys, which a unit may hide (`ProcSubset=pid`).
 pub fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+    let mut name = [0_u8; HOST_NAME_BYTES];
+    #[expect(unsafe_code, reason = "the standard library does not tell the host's name")]
+    // SAFETY: it writes into a live local of which it is told the size, less one byte that stays zero.
+    let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), HOST_NAME_BYTES - 1) } != 0;
+    let length = name.iter().position(|byte| *byte == 0).unwrap_or(0);
+    let name = String::from_utf8_lossy(&name[..length]).trim().to_owned();
+    if failed || name.is_empty() { "localhost".to_owned() } else { name }
 }
 
 #[cfg(test)]

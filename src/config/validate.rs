@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::reader::Reader;
 use super::settings::Settings;
+use super::sources::Purpose;
 
 pub(super) const URL_EXPECTED: &str =
     "an https URL (http only for a loopback host) without user name, password and fragment";
@@ -74,6 +75,7 @@ pub(super) fn database_url_fault(text: &str) -> Option<String> {
 
 /// Rules between settings. Only asked when each of them fits by itself.
 pub(super) fn combinations(settings: &Settings, reader: &mut Reader<'_>) {
+    private_server_is_allowed(settings, reader);
     let (callback, metrics) = (settings.callback.listen, settings.metrics.listen);
     if callback == metrics && callback.port() != 0 {
         let (_, origin) = reader.layers.effective("metrics.listen");
@@ -83,6 +85,24 @@ pub(super) fn combinations(settings: &Settings, reader: &mut Reader<'_>) {
             "an address and port of its own",
             &origin,
             "choose another port for one of them",
+        );
+    }
+}
+
+/// The private server is for trying things out: a service that is meant to last has a database that somebody looks
+/// after, and systemd would hold a server inside the daemon's own walls.
+fn private_server_is_allowed(settings: &Settings, reader: &mut Reader<'_>) {
+    const KEY: &str = "database.url";
+    let sources = reader.sources;
+    if sources.purpose == Purpose::Daemon && sources.under_systemd() && settings.database.url.is_none() {
+        let (_, origin) = reader.layers.effective(KEY);
+        reader.problem(
+            KEY,
+            "no address, under systemd (NOTIFY_SOCKET is set)",
+            "the address of a Postgres database",
+            &origin,
+            "write it into a file of mode 0600 and give that to the unit, as in \
+             `LoadCredential=database.url:/etc/fieldmirror/database.url`",
         );
     }
 }

@@ -7,30 +7,37 @@ pub mod alerts;
 pub mod postgres;
 mod prometheus;
 mod readiness;
+mod reload;
+pub mod service;
+mod standing;
 pub mod telemetry;
+pub mod watchdog;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::auth::{Auth, Parts};
-use crate::callback;
+use crate::callback::{self, ReadyCheck};
 use crate::config::Settings;
 use crate::db::{Db, DbError, PgConnection, daemons, migrations, tokens, vault_keys};
+use crate::domain::current::Current;
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
 use crate::domain::time::{Clock, SystemClock};
 use crate::http::{Client, HttpError, HttpLimits};
 use crate::jobs::scheduler::Scheduler;
-use crate::jobs::{Hub, HubError, QueueLimits};
+use crate::jobs::{Hub, HubError, Pulse, QueueLimits, SILENCE_MAX, Sign};
 use crate::sync::Engine;
 use crate::vault::{Vault, VaultError, key_id_of};
 use postgres::{PrivateServer, PrivateServerError};
@@ -39,8 +46,18 @@ use postgres::{PrivateServer, PrivateServerError};
 const BEAT_EVERY: Duration = Duration::from_secs(4);
 /// Daemons that have been silent for this long are forgotten.
 const FORGET_AFTER: Duration = Duration::from_hours(24);
-/// How long running jobs have to save their place when the daemon stops.
-const GRACE: Duration = Duration::from_secs(20);
+/// How long running jobs have to save their place when the daemon stops, and exchanges of tokens to be answered. All
+/// limits of [`Daemon::stop`] together, the queue's own wait included, stay below 30 s; only tokens in hand that the
+/// database does not take are waited for longer.
+const GRACE: Duration = Duration::from_secs(18);
+/// How long the scheduler and the endpoint have to end after that.
+const TASKS_END_MAX: Duration = Duration::from_secs(3);
+/// How long signing off in the database may take.
+const SIGN_OFF_MAX: Duration = Duration::from_secs(2);
+/// How often the runtime shows that it runs tasks, and how long it may fail to: a machine that is short of processors
+/// delays a task by seconds.
+const RUNTIME_BEATS_EVERY: Duration = Duration::from_secs(1);
+const RUNTIME_SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// What a test, the demo or `main` may choose besides the settings.
 pub struct Options {
@@ -119,11 +136,17 @@ pub struct Daemon {
     pub database_url: Secret,
     db: Db,
     auth: Auth,
+    engine: Arc<Current<Engine>>,
+    endpoint: callback::Endpoint,
+    routers: Arc<Current<Router>>,
     id: Uuid,
     stop: CancellationToken,
     workers: JoinHandle<()>,
     tasks: TaskTracker,
     server: Option<PrivateServer>,
+    ready: ReadyCheck,
+    /// How the parts are doing.
+    signs: Arc<dyn Fn() -> Vec<Sign> + Send + Sync>,
 }
 
 impl Daemon {
@@ -156,7 +179,7 @@ impl Daemon {
             host: crate::config::host_name(),
             tasks: TaskTracker::new(),
         });
-        let engine = Arc::new(Engine {
+        let engine = Current::new(Engine {
             db: db.clone(),
             auth: auth.clone(),
             client,
@@ -169,27 +192,34 @@ impl Daemon {
         let started_at = options.clock.now();
         let scheduler = Scheduler {
             db: db.clone(),
-            auth: auth.clone(),
+            engine: Arc::clone(&engine),
             clock: options.clock,
-            providers: enabled(&settings),
+            pulse: Arc::default(),
         };
+        let signs = signs(&hub, &scheduler.pulse, &tasks, &stop);
         tasks.spawn(scheduler.run(hub.ticks(), stop.clone()));
         tasks.spawn(beat(db.clone(), id, stop.clone()));
         let watch = alerts::Watch {
             db: db.clone(),
-            clock: Arc::clone(&engine.clock),
+            clock: Arc::clone(&engine.get().clock),
             settings: Arc::clone(&settings),
             daemon: id,
             host: crate::config::host_name(),
         };
         tasks.spawn(watch.run(stop.clone()));
         let ready = readiness::check(db.clone(), auth.clone(), Arc::clone(&hub));
-        let router = callback::router(callback::Endpoint::new(auth.clone(), ready));
-        tasks.spawn(callback::serve(callback_listener, router, stop.clone()));
-        let page = prometheus::Page::new(db.clone(), Arc::clone(&hub), enabled(&settings), started_at);
+        let endpoint = callback::Endpoint::new(auth.clone(), Arc::clone(&ready));
+        let routers = Current::new(callback::router(endpoint.clone()));
+        tasks.spawn(callback::serve(
+            callback_listener,
+            callback::present(Arc::clone(&routers)),
+            stop.clone(),
+        ));
+        let page =
+            prometheus::Page::new(db.clone(), Arc::clone(&hub), settings.enabled_providers(), started_at);
         tasks.spawn(callback::serve(metrics_listener, prometheus::router(page), stop.clone()));
         tasks.spawn(prometheus::upkeep(stop.clone()));
-        let workers = tokio::spawn(work(hub, engine, settings.daemon.workers, stop.clone()));
+        let workers = tokio::spawn(work(hub, Arc::clone(&engine), settings.daemon.workers, stop.clone()));
         info!(callback.listen = %callback_addr, metrics.listen = %metrics_addr, daemon.id = %id,
             "Serving on {callback_addr}, metrics on {metrics_addr}");
         Ok(Self {
@@ -198,11 +228,16 @@ impl Daemon {
             database_url: url,
             db,
             auth,
+            engine,
+            endpoint,
+            routers,
             id,
             stop,
             workers,
             tasks,
             server,
+            ready,
+            signs,
         })
     }
 
@@ -210,45 +245,46 @@ impl Daemon {
         &self.db
     }
 
+    /// Works with other settings from now on, as far as they can change while it runs: see [`reload`].
+    fn take(&self, settings: Settings) {
+        let now = self.engine.get();
+        let settings = Arc::new(reload::merged(&now.settings, settings));
+        let auth = now.auth.with_settings(Arc::clone(&settings));
+        self.routers.set(callback::router(self.endpoint.with_auth(auth.clone())));
+        self.engine.set(Engine { auth, settings, ..Engine::clone(&now) });
+    }
+
+    /// Runs something beside the daemon that ends with it.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// Ends it. Nothing is lost: what was under way is saved or runs to its end.
     pub async fn stop(self) {
         info!("Stopping");
         self.stop.cancel();
+        self.auth.close_within(GRACE);
         if let Err(error) = self.workers.await {
             warn!(error = chain(&error), "The workers ended badly");
         }
         self.auth.drained().await;
         self.tasks.close();
-        self.tasks.wait().await;
+        if timeout(TASKS_END_MAX, self.tasks.wait()).await.is_err() {
+            warn!("Not all parts of the daemon ended in time: what they had to save is saved");
+        }
         let id = self.id;
-        if let Err(error) = self.db.run(move |connection| daemons::remove(connection, id)).await {
-            warn!(error = %Failure::from(&error), "Could not sign off in the database");
+        let signed_off = self.db.run(move |connection| daemons::remove(connection, id));
+        match timeout(SIGN_OFF_MAX, signed_off).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(error = %Failure::from(&error), "Could not sign off in the database");
+            }
+            Err(_) => warn!("Could not sign off in the database, which does not answer"),
         }
         self.db.close();
         if let Some(server) = self.server {
             server.stop().await;
         }
-    }
-}
-
-/// Runs a daemon until `shutdown`.
-pub async fn run(
-    settings: Settings,
-    options: Options,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), StartError> {
-    let daemon = Daemon::start(settings, options).await?;
-    notify(&[sd_notify::NotifyState::Ready]);
-    shutdown.await;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    daemon.stop().await;
-    Ok(())
-}
-
-/// Tells systemd, where it listens.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        warn!(error = chain(&error), "Could not notify systemd");
     }
 }
 
@@ -313,6 +349,32 @@ async fn beat(db: Db, id: Uuid, stop: CancellationToken) {
     }
 }
 
+/// What the watchdog looks at. The runtime's own sign is a task that comes round.
+fn signs(
+    hub: &Arc<Hub>,
+    scheduler: &Arc<Pulse>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Arc<dyn Fn() -> Vec<Sign> + Send + Sync> {
+    let runtime: Arc<Pulse> = Arc::default();
+    let (beating, stop) = (Arc::clone(&runtime), stop.clone());
+    tasks.spawn(async move {
+        while !stop.is_cancelled() {
+            beating.beat();
+            tokio::time::sleep(RUNTIME_BEATS_EVERY).await;
+        }
+    });
+    let (hub, scheduler) = (Arc::downgrade(hub), Arc::clone(scheduler));
+    Arc::new(move || {
+        let mut signs = vec![
+            Sign::of("the runtime", &runtime, RUNTIME_SILENT_MAX),
+            Sign::of("the scheduler", &scheduler, SILENCE_MAX),
+        ];
+        signs.extend(hub.upgrade().into_iter().flat_map(|hub| hub.signs()));
+        signs
+    })
+}
+
 /// The listener that the setting `key` asks for, if it is not bound already, and where it is.
 async fn listener(
     key: &'static str,
@@ -330,14 +392,10 @@ async fn listener(
     listening.await.map_err(|source| StartError::Listen { address, key, source })
 }
 
-async fn work(hub: Arc<Hub>, engine: Arc<Engine>, workers: usize, stop: CancellationToken) {
+async fn work(hub: Arc<Hub>, engine: Arc<Current<Engine>>, workers: usize, stop: CancellationToken) {
     let monitor = crate::jobs::workers(&hub, workers, &engine);
     let signal = async move { stop.cancelled().await };
     if let Err(error) = hub.serve(monitor, signal, GRACE).await {
         warn!(error = chain(&error), "The workers ended badly");
     }
-}
-
-fn enabled(settings: &Settings) -> Vec<String> {
-    settings.providers.iter().filter(|(_, provider)| provider.enabled).map(|(name, _)| name.clone()).collect()
 }

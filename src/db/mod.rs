@@ -25,6 +25,7 @@ pub mod daemons;
 pub mod error;
 pub mod evidence;
 pub mod gauges;
+pub mod glance;
 pub mod migrations;
 pub mod mirror;
 pub mod queue;

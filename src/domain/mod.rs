@@ -1,5 +1,6 @@
 //! Plain types that every layer shares. No I/O, no async, no clock of its own, nothing of ours imported.
 
+pub mod current;
 pub mod failure;
 pub mod forecast;
 pub mod graphql;

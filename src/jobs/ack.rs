@@ -20,6 +20,7 @@ use tracing::{Instrument, error, info_span, warn};
 use super::Outcome;
 use super::hub::Hub;
 use super::lease::Lease;
+use super::pulse::Beating;
 use crate::db::queue::Ending;
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
@@ -74,9 +75,12 @@ where
             "job", job.id = %lease.job, job.kind = lease.kind, job.attempt = lease.attempt,
             connection.id = lease.connection.map(|id| id.0)
         );
+        let pulse = self.hub.shared.pulse_of(lease.kind).unwrap_or_default();
         let run = self.inner.call(task).map(|ended| ended.map_err(Into::into));
+        let run = Beating { pulse: Arc::clone(&pulse), inner: Box::pin(run) };
         let run = tokio::spawn(run.instrument(span.clone()));
-        let ended = tokio::spawn(supervise(Arc::clone(&self.hub), lease, run).instrument(span));
+        let supervised = Box::pin(supervise(Arc::clone(&self.hub), lease, run));
+        let ended = tokio::spawn(Beating { pulse, inner: supervised }.instrument(span));
         ended.map(|joined| joined.map_err(Into::into)).boxed()
     }
 }

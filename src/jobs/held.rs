@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::lane::Lane;
 use super::lease::Lease;
 use super::limits::QueueLimits;
+use super::pulse::{Pulse, SILENCE_MAX, Sign};
 use crate::db::queue::{Holding, JobId};
 
 struct Held {
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) claimed_at: Mutex<Option<Instant>>,
     pub(super) beat_at: Mutex<Option<Instant>>,
     pub(super) released: Notify,
+    pub(super) keeper_pulse: Pulse,
     held: Mutex<HashMap<JobId, Held>>,
     lanes: Mutex<HashMap<&'static str, Arc<Lane>>>,
 }
@@ -54,6 +56,7 @@ impl Shared {
             tick: watch::Sender::new(0),
             held: Mutex::default(),
             released: Notify::new(),
+            keeper_pulse: Pulse::default(),
             lanes: Mutex::default(),
             claimed_at: Mutex::default(),
             beat_at: Mutex::default(),
@@ -83,8 +86,9 @@ impl Shared {
     }
 
     /// The lane of a kind, made on the first call; it outlives the workers, so that a restarted one keeps the limit.
-    pub(super) fn lane(&self, kind: &'static str, slots: usize) -> Arc<Lane> {
-        Arc::clone(lock(&self.lanes).entry(kind).or_insert_with(|| Arc::new(Lane::new(kind, slots))))
+    pub(super) fn lane(&self, kind: &'static str, slots: usize, silent_max: Duration) -> Arc<Lane> {
+        let new = || Arc::new(Lane::new(kind, slots, silent_max));
+        Arc::clone(lock(&self.lanes).entry(kind).or_insert_with(new))
     }
 
     pub(super) fn kinds(&self) -> Vec<&'static str> {
@@ -103,6 +107,29 @@ impl Shared {
 
     pub(super) fn held_jobs(&self) -> Vec<JobId> {
         lock(&self.held).keys().copied().collect()
+    }
+
+    /// What runs of this kind beat on.
+    pub(super) fn pulse_of(&self, kind: &str) -> Option<Arc<Pulse>> {
+        lock(&self.lanes).get(kind).map(|lane| Arc::clone(&lane.pulse))
+    }
+
+    /// How the keeper and the workers are doing. A claimed job whose run does not begin is a worker that takes none.
+    pub(super) fn signs(&self) -> Vec<Sign> {
+        let mut signs = vec![Sign::of("the keeper of the queue", &self.keeper_pulse, SILENCE_MAX)];
+        let lanes: Vec<Arc<Lane>> = lock(&self.lanes).values().map(Arc::clone).collect();
+        let of_lane = |lane: &Arc<Lane>| {
+            let part = format!("the workers for `{}` jobs", lane.kind);
+            Sign::of(part, &lane.pulse, lane.silent_max)
+        };
+        signs.extend(lanes.iter().map(of_lane));
+        let untaken = self.waiting().into_iter().map(|lease| Sign {
+            part: format!("the worker that should take `{}` job {}", lease.kind, lease.job),
+            silent_for: lease.held_for(),
+            allowed: SILENCE_MAX,
+        });
+        signs.extend(untaken);
+        signs
     }
 
     /// The leases of jobs whose run has not begun.

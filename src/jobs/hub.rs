@@ -17,6 +17,7 @@ use super::held::{Shared, lock};
 use super::keeper;
 use super::lease::Lease;
 use super::limits::QueueLimits;
+use super::pulse::Sign;
 use crate::db::queue::{self, ClaimLimits, Claimed, SessionError};
 use crate::db::{Db, DbError};
 use crate::domain::secret::Secret;
@@ -83,6 +84,11 @@ impl Hub {
     /// The kinds of job that this process works on.
     pub fn kinds(&self) -> Vec<&'static str> {
         self.shared.kinds()
+    }
+
+    /// How the keeper and the workers are doing, for the watchdog.
+    pub fn signs(&self) -> Vec<Sign> {
+        self.shared.signs()
     }
 
     /// Runs the workers until `signal`; then nothing new starts, runs are asked to stop and have `grace` to do so, and what

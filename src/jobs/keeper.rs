@@ -26,6 +26,7 @@ fn keep(shared: &Shared, url: &Secret) {
     let mut pause = Duration::ZERO;
     let mut away = false;
     while !stopped(shared) {
+        shared.keeper_pulse.beat();
         let error = match Session::open(url) {
             Ok(mut session) => {
                 if away {
@@ -60,6 +61,7 @@ fn attend(shared: &Shared, session: &mut Session) -> Result<(), SessionError> {
     tick(shared);
     let (mut beat_at, mut prune_at) = (Instant::now(), Instant::now() + limits.prune_every);
     while !stopped(shared) {
+        shared.keeper_pulse.beat();
         let now = Instant::now();
         if now >= beat_at {
             beat(shared, session)?;

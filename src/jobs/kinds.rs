@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::sync::Sync;
 use super::{Hub, Job, Lease, Outcome, connect, disconnect, refresh_token, register};
+use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::time::delta;
@@ -19,7 +20,7 @@ const TOKEN_SLOTS: usize = 8;
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A worker for every kind. `turns` is how many connections are synced at a time.
-pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Engine>) -> Monitor {
+pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Current<Engine>>) -> Monitor {
     let monitor = Monitor::new();
     let monitor = register::<Sync>(monitor, hub, turns, Arc::clone(engine));
     let monitor = register::<RefreshToken>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
@@ -30,40 +31,44 @@ pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Engine>) -> Monitor {
 struct Connect;
 
 impl Job for Connect {
-    type App = Engine;
+    type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "connect";
     const TIMEOUT: Duration = Duration::from_mins(2);
 
-    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
-        ended(Self::KIND, connection, engine, connect::run(&engine.auth, connection).await)
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
+        let engine = engine.get();
+        ended(Self::KIND, connection, &engine, connect::run(&engine.auth, connection).await)
     }
 }
 
 struct RefreshToken;
 
 impl Job for RefreshToken {
-    type App = Engine;
+    type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "refresh_token";
     const TIMEOUT: Duration = Duration::from_mins(2);
 
-    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
-        ended(Self::KIND, connection, engine, refresh_token::run(&engine.auth, connection).await)
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
+        let engine = engine.get();
+        ended(Self::KIND, connection, &engine, refresh_token::run(&engine.auth, connection).await)
     }
 }
 
 struct Disconnect;
 
 impl Job for Disconnect {
-    type App = Engine;
+    type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "disconnect";
     /// A large mirror takes a while to purge.
     const TIMEOUT: Duration = Duration::from_hours(1);
+    const SILENT_MAX: Duration = Self::TIMEOUT;
 
-    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Engine>) -> Outcome {
-        ended(Self::KIND, connection, engine, disconnect::run(&engine.auth, connection).await)
+    async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
+        let engine = engine.get();
+        ended(Self::KIND, connection, &engine, disconnect::run(&engine.auth, connection).await)
     }
 }
 

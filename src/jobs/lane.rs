@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::hub::Hub;
 use super::lease::Lease;
 use super::limits::next_pause;
+use super::pulse::Pulse;
 use crate::domain::failure::chain;
 
 /// The most jobs that one claim takes.
@@ -24,12 +25,22 @@ pub(super) struct Lane {
     pub(super) slots_max: usize,
     slots: Arc<Semaphore>,
     woken: Notify,
+    /// Beats when the fetcher comes round, and when a run is woken.
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) silent_max: Duration,
 }
 
 impl Lane {
-    pub(super) fn new(kind: &'static str, slots: usize) -> Self {
+    pub(super) fn new(kind: &'static str, slots: usize, silent_max: Duration) -> Self {
         let slots_max = slots.max(1);
-        Self { kind, slots_max, slots: Arc::new(Semaphore::new(slots_max)), woken: Notify::new() }
+        Self {
+            kind,
+            slots_max,
+            slots: Arc::new(Semaphore::new(slots_max)),
+            woken: Notify::new(),
+            pulse: Arc::default(),
+            silent_max,
+        }
     }
 
     /// A job of the kind may have become due.
@@ -55,6 +66,7 @@ pub(super) async fn fetch(
 ) {
     let mut outage = None;
     loop {
+        lane.pulse.beat();
         let slots = tokio::select! {
             biased;
             () = stop.cancelled() => return,

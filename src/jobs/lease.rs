@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -30,6 +31,7 @@ pub struct Lease {
     pub crashes: i32,
     owner: Uuid,
     stage: AtomicU8,
+    since: Instant,
     lost: CancellationToken,
     draining: CancellationToken,
 }
@@ -53,6 +55,7 @@ impl Lease {
             crashes: claimed.crashes,
             owner,
             stage: AtomicU8::new(WAITING),
+            since: Instant::now(),
             lost: CancellationToken::new(),
             draining: draining.clone(),
         })
@@ -88,6 +91,10 @@ impl Lease {
 
     pub(super) fn set_started(&self) {
         self.stage.store(STARTED, Ordering::SeqCst);
+    }
+
+    pub(super) fn held_for(&self) -> Duration {
+        self.since.elapsed()
     }
 
     pub(super) fn is_waiting(&self) -> bool {

@@ -19,6 +19,7 @@ mod kinds;
 mod lane;
 mod lease;
 mod limits;
+mod pulse;
 pub mod refresh_token;
 pub mod scheduler;
 mod sync;
@@ -38,6 +39,7 @@ pub use hub::{Hub, HubError, Vitals};
 pub use kinds::workers;
 pub use lease::{Lease, Stop};
 pub use limits::QueueLimits;
+pub use pulse::{Pulse, SILENCE_MAX, Sign};
 
 use crate::domain::ids::ConnectionId;
 
@@ -86,6 +88,8 @@ pub trait Job: Send + Sync + 'static {
     const KIND: &'static str;
     /// A run that takes longer is dropped and has failed. Blocking calls that it made go on: give them limits of their own.
     const TIMEOUT: Duration;
+    /// How long all runs may be silent while no more of them could begin, before the workers count as stuck.
+    const SILENT_MAX: Duration = SILENCE_MAX;
 
     /// One run. It should end soon after [`Lease::stopped`] resolves. A panic is contained and counts as a crash.
     fn run(
@@ -98,7 +102,7 @@ pub trait Job: Send + Sync + 'static {
 /// Adds a worker for `J` that runs at most `slots` jobs at a time.
 pub fn register<J: Job>(monitor: Monitor, hub: &Arc<Hub>, slots: usize, app: Arc<J::App>) -> Monitor {
     let hub = Arc::clone(hub);
-    let lane = hub.shared.lane(J::KIND, slots);
+    let lane = hub.shared.lane(J::KIND, slots, J::SILENT_MAX);
     monitor.register(move |restarts| {
         WorkerBuilder::new(format!("{}-{restarts}", J::KIND))
             .backend(backend::Queue::new(Arc::clone(&hub), Arc::clone(&lane)))

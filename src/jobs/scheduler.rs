@@ -10,13 +10,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::auth::Auth;
+use super::Pulse;
 use crate::db::requests::RequestKind;
 use crate::db::{Db, DbError, PgConnection, queue, requests, streams, sync_runs, tokens};
+use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
 use crate::domain::time::{Clock, delta, until};
+use crate::sync::Engine;
 
 /// The longest pause between two looks at the tables, whether or not anybody gave notice.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -33,10 +35,9 @@ const RUNS_KEPT: Duration = Duration::from_hours(30 * 24);
 /// Derives jobs from the tables until `stop`.
 pub struct Scheduler {
     pub db: Db,
-    pub auth: Auth,
+    pub engine: Arc<Current<Engine>>,
     pub clock: Arc<dyn Clock>,
-    /// Providers that the settings enable.
-    pub providers: Vec<String>,
+    pub pulse: Arc<Pulse>,
 }
 
 impl Scheduler {
@@ -45,6 +46,7 @@ impl Scheduler {
         let mut failing = false;
         let mut pruned_at = self.clock.now();
         loop {
+            self.pulse.beat();
             let now = self.clock.now();
             let ticked = self.tick(now).await;
             measure::tick(ticked.is_ok());
@@ -81,8 +83,9 @@ impl Scheduler {
 
     /// One look at the tables. Returns when the next thing falls due, as far as is known.
     async fn tick(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Failure> {
-        self.auth.expire_authorizations(now).await?;
-        let providers = self.providers.clone();
+        let engine = self.engine.get();
+        engine.auth.expire_authorizations(now).await?;
+        let providers = engine.settings.enabled_providers();
         let derived = self.db.transaction(move |connection| derive(connection, &providers, now)).await;
         derived.map_err(|error| Failure::from(&error))
     }

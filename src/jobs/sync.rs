@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::{Job, Lease, Outcome};
 use crate::db::{queue, sync_runs};
+use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
@@ -16,14 +17,15 @@ use crate::sync::{Engine, TurnEnd};
 pub struct Sync;
 
 impl Job for Sync {
-    type App = Engine;
+    type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "sync";
     /// Far beyond `sync.turn_limit`: a turn ends by itself, this only catches one that hangs.
     const TIMEOUT: Duration = Duration::from_mins(15);
 
-    async fn run(connection: ConnectionId, lease: &Lease, engine: &Arc<Engine>) -> Outcome {
-        forgive(connection, lease, engine).await;
+    async fn run(connection: ConnectionId, lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
+        let engine = engine.get();
+        forgive(connection, lease, &engine).await;
         let (stop, began) = (CancellationToken::new(), Instant::now());
         let turn = engine.turn(connection, &stop);
         tokio::pin!(turn);
@@ -35,7 +37,7 @@ impl Job for Sync {
             }
         };
         measure::turn(TurnEnd::word(&ended), began.elapsed());
-        super::kinds::ended(Self::KIND, connection, engine, ended.map(drop))
+        super::kinds::ended(Self::KIND, connection, &engine, ended.map(drop))
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use fieldmirror::daemon::postgres::PrivateServer;
+use fieldmirror::daemon::service::Tell;
+use fieldmirror::daemon::watchdog::Watchdog;
 use fieldmirror::db::queue::{
     self, ClaimLimits, Ending, Enqueued, Holding, JobId, JobRow, JobState, Retried, SessionError,
 };
@@ -26,6 +29,7 @@ use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::jobs::{Hub, HubError, Job, Lease, Outcome, QueueLimits, Stop, register};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use sd_notify::NotifyState;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -778,4 +782,115 @@ async fn the_database_itself_refuses_a_second_live_job() {
         .await
         .unwrap();
     assert!(gone.holds);
+}
+
+/// As a kind whose runs may be silent for a second.
+struct Quiet;
+
+impl Job for Quiet {
+    type App = Script;
+    type Subject = ConnectionId;
+    const KIND: &'static str = "quiet";
+    const TIMEOUT: Duration = Duration::from_mins(1);
+    const SILENT_MAX: Duration = Duration::from_secs(1);
+
+    async fn run(connection: ConnectionId, lease: &Lease, app: &Arc<Script>) -> Outcome {
+        app.run(connection, lease).await
+    }
+}
+
+/// Feeds no systemd, but counts the meals.
+fn watchdog(hub: &Arc<Hub>) -> (Watchdog, Arc<AtomicUsize>) {
+    let meals: Arc<AtomicUsize> = Arc::default();
+    let (counted, hub) = (Arc::clone(&meals), Arc::clone(hub));
+    let tell: Tell = Arc::new(move |states: &[NotifyState<'_>]| {
+        let fed = states.iter().filter(|state| state.to_string() == "WATCHDOG=1").count();
+        counted.fetch_add(fed, Ordering::SeqCst);
+    });
+    (Watchdog::start(Duration::from_millis(500), move || hub.signs(), tell).unwrap(), meals)
+}
+
+/// Whether it is fed, by and by.
+async fn is_fed(meals: &AtomicUsize) -> bool {
+    let before = meals.load(Ordering::SeqCst);
+    sleep(Duration::from_millis(600)).await;
+    meals.load(Ordering::SeqCst) > before
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_all_hang_starve_the_watchdog() {
+    let base = Base::new(3).await;
+    let hub = base.hub(quick()).await;
+    // The first connection's run waits for what comes; the others' wait for what never comes.
+    let script = Script::new(|connection, _| {
+        async move {
+            match connection {
+                ConnectionId(1) => sleep(Duration::from_millis(200)).await,
+                _ => pending::<()>().await,
+            }
+            Outcome::Done
+        }
+        .boxed()
+    });
+    let monitor = register::<Quiet>(Monitor::new(), &hub, 2, script);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = Arc::clone(&hub);
+    let signal = async move { _ = stopped.await };
+    let task = tokio::spawn(async move { serving.serve(monitor, signal, GRACE).await });
+    let (_watchdog, meals) = watchdog(&hub);
+    let enqueue = |connection| {
+        let connection = Some(ConnectionId(connection));
+        base.db.transaction(move |conn| queue::enqueue(conn, Quiet::KIND, connection, None))
+    };
+    let quiet_max = Quiet::SILENT_MAX + Duration::from_millis(500);
+    sleep(quiet_max).await;
+    assert!(is_fed(&meals).await, "nothing to do is no reason to be restarted");
+    enqueue(2).await.unwrap();
+    sleep(quiet_max).await;
+    assert!(is_fed(&meals).await, "the other slot is free");
+    enqueue(1).await.unwrap();
+    sleep(quiet_max).await;
+    assert!(is_fed(&meals).await, "the other slot has worked");
+    enqueue(3).await.unwrap();
+    sleep(quiet_max).await;
+    assert!(!is_fed(&meals).await, "all hang");
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_starves_no_watchdog() {
+    let folder = short_folder("watchdog");
+    let options = options(&folder);
+    let started = tokio::task::spawn_blocking(move || PrivateServer::start_blocking(options).unwrap());
+    let server = started.await.unwrap();
+    migrations::run(&server.url()).await.unwrap();
+    let base = Base::at(server.url());
+    base.connections(1).await;
+    let hub = base.hub(quick()).await;
+    // What ended cannot be written down, and holds its slot.
+    let script = Script::new(|_, _| {
+        async {
+            sleep(Duration::from_secs(2)).await;
+            Outcome::Done
+        }
+        .boxed()
+    });
+    let monitor = register::<Quiet>(Monitor::new(), &hub, 1, script);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = Arc::clone(&hub);
+    let signal = async move { _ = stopped.await };
+    let task = tokio::spawn(async move { serving.serve(monitor, signal, GRACE).await });
+    let (_watchdog, meals) = watchdog(&hub);
+    let enqueued =
+        base.db.transaction(|conn| queue::enqueue(conn, Quiet::KIND, Some(ConnectionId(1)), None)).await;
+    enqueued.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    server.stop().await;
+    sleep(Duration::from_secs(6)).await;
+    assert!(is_fed(&meals).await);
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
+    base.db.close();
+    let _ = std::fs::remove_dir_all(folder);
 }

@@ -134,3 +134,16 @@ fn all_problems_are_told_at_once() {
     }
     assert!(!text.contains("hunter2"), "{text}");
 }
+
+#[test]
+fn systemd_starts_no_private_server() {
+    let under_systemd = || variables(Sources::none(), &[("NOTIFY_SOCKET", "/run/systemd/notify")]);
+    let told = problems(&under_systemd());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].key, "database.url");
+    assert!(told[0].remedy.contains("LoadCredential=database.url:"), "{}", told[0]);
+    let command = Sources { purpose: Purpose::Command, ..under_systemd() };
+    assert!(load(&command).is_ok(), "a command starts no server");
+    let given = [("NOTIFY_SOCKET", "/run/x"), ("FIELDMIRROR_DATABASE__URL", "postgres://h/d")];
+    assert!(load(&variables(Sources::none(), &given)).is_ok());
+}

@@ -6,6 +6,7 @@ mod mirror;
 mod oncehub;
 mod outages;
 mod secrets;
+mod service;
 mod tokens;
 mod trouble;
 mod why;

@@ -4,6 +4,8 @@
 pub mod app;
 #[cfg(feature = "sandbox")]
 pub mod leaks;
+#[cfg(feature = "sandbox")]
+pub mod notify;
 pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod truth;

@@ -1,0 +1,139 @@
+//! What docs/OPERATIONS.md promises: its commands and snippets are those of the product, and its backup restores.
+
+use std::path::Path;
+
+use fieldmirror::config::{self, Purpose, Sources};
+
+use crate::readme::blocks;
+
+const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
+
+#[test]
+fn settings_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("config/production.example.toml")];
+    for (number, block) in blocks(OPERATIONS, "toml").into_iter().enumerate() {
+        let path = folder.path().join(format!("{number}.toml"));
+        std::fs::write(&path, block).unwrap();
+        files.push(path);
+    }
+    assert!(files.len() >= 2);
+    for file in files {
+        let sources = Sources { files: vec![file.clone()], purpose: Purpose::Command, ..Sources::none() };
+        assert!(config::load(&sources).is_ok(), "{}: {:?}", file.display(), config::load(&sources).err());
+    }
+}
+
+#[test]
+fn files_that_are_installed_exist() {
+    let installed = blocks(OPERATIONS, "sh").into_iter().flat_map(|block| {
+        block.lines().filter(|line| line.starts_with("install -m")).map(str::to_owned).collect::<Vec<_>>()
+    });
+    let sources: Vec<String> = installed
+        .flat_map(|line| line.split_whitespace().skip(3).map(str::to_owned).collect::<Vec<_>>())
+        .filter(|word| !word.starts_with('/') && !word.starts_with("target/"))
+        .collect();
+    assert!(sources.len() >= 4, "{sources:?}");
+    for source in sources {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(&source).exists(), "{source}");
+    }
+}
+
+/// The command of that program, as it stands in the text.
+#[cfg(feature = "sandbox")]
+fn command_of(program: &str) -> String {
+    let found = blocks(OPERATIONS, "sh").into_iter().find_map(|block| {
+        block.lines().find(|line| line.starts_with(&format!("{program} "))).map(str::to_owned)
+    });
+    found.unwrap_or_else(|| panic!("the text has no `{program}`"))
+}
+
+/// Where the newest Postgres' programs are, since Debian does not put all of them into the path.
+#[cfg(feature = "sandbox")]
+fn postgres_bin() -> Option<std::path::PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let bins = versions.filter_map(|version| Some(version.ok()?.path().join("bin")));
+    bins.filter(|bin| bin.join("pg_dump").exists()).max_by_key(|bin| {
+        bin.parent().and_then(|folder| folder.file_name()?.to_str()?.parse::<u32>().ok()).unwrap_or(0)
+    })
+}
+
+#[cfg(feature = "sandbox")]
+const RESTORED: &str = "restored_by_operations";
+
+#[cfg(feature = "sandbox")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_restored_with_its_key_and_with_no_other() {
+    use fieldmirror::db::{Db, admin, rows};
+    use fieldmirror::vault::generate_key;
+
+    use crate::support::app::{TestApp, small};
+    use crate::support::postgres::server;
+
+    let mut path = std::ffi::OsString::from("/usr/local/bin:/usr/bin:/bin");
+    if let Some(bin) = postgres_bin() {
+        path.push(":");
+        path.push(bin);
+    }
+    let app = TestApp::new(small(60), &[]).await;
+    let mut daemon = app.spawn_daemon("");
+    app.mirrored("acme").await;
+    daemon.kill().await.unwrap();
+
+    let url = server().url_of(RESTORED);
+    admin::drop_database(&server().url(), RESTORED).unwrap();
+    admin::create_if_missing(&server().url(), RESTORED).unwrap();
+    for program in ["pg_dump", "pg_restore"] {
+        let line = command_of(program);
+        let ran = tokio::process::Command::new("sh")
+            .args(["-ec", &line])
+            .current_dir(&app.folder)
+            .env("PATH", &path)
+            .env("DATABASE_URL", &app.environment["FIELDMIRROR_DATABASE__URL"])
+            .env("RESTORED_URL", url.expose())
+            .output()
+            .await
+            .unwrap();
+        if ran.status.code() == Some(127) {
+            eprintln!("not checked: backup and restore, since there is no `{program}`");
+            return;
+        }
+        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+
+    let rows_before = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
+    let app = app.with("database.url", url.expose());
+    let key = app.environment["FIELDMIRROR_VAULT__KEY"].clone();
+    let app = app.with("vault.key", generate_key().expose());
+    let refused = app.run("run --json").await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stdout.contains("sealed with vault key"), "{refused:?}");
+
+    let app = app.with("vault.key", &key);
+    app.sandbox.control().ledger().reset();
+    let mut daemon = app.spawn_daemon("");
+    app.run("enqueue --refresh acme").await.done();
+    let db = Db::connect(&url, 2).unwrap();
+    let look = || {
+        db.run(|connection| {
+            rows::objects(
+                connection,
+                "SELECT (SELECT generation FROM fieldmirror.tokens) AS generation,
+                (SELECT count(*) FROM mirror.hubspot_tickets) AS tickets",
+            )
+        })
+    };
+    let deadline = std::time::Instant::now() + crate::support::app::PATIENCE;
+    loop {
+        let found = look().await.unwrap().remove(0);
+        assert_eq!(found["tickets"], rows_before);
+        if found["generation"] == 2 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "the restored grant is not refreshed: {found}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    daemon.kill().await.unwrap();
+    db.close();
+    admin::drop_database(&server().url(), RESTORED).unwrap();
+}
