@@ -11,7 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::error::DbError;
-use super::rows;
+use super::{rows, views};
 use crate::domain::ids::{ConnectionId, ConnectionName};
 use crate::domain::spec::GrantKind;
 use crate::domain::step::Params;
@@ -319,8 +319,9 @@ pub fn purge(conn: &mut PgConnection, id: ConnectionId, tables: &[&'static str])
         if !rows::value::<diesel::sql_types::Bool, bool, _>(conn, query.bind::<Text, _>(table))? {
             continue;
         }
-        // The view of this one account, where there is one.
-        sql_query(format!("DROP VIEW IF EXISTS mirror.{table}_c{id}")).execute(conn)?;
+        // The view of this one account, where there is one. What an analyst built on it keeps it, without rows: tokens and
+        // rows must not stay for its sake.
+        conn.transaction(|conn| views::drop(conn, id, table)).ok();
         gone += sql_query(format!("DELETE FROM mirror.{table} WHERE connection_id = $1"))
             .bind::<BigInt, _>(id.0)
             .execute(conn)? as u64;

@@ -8,6 +8,7 @@ use fieldmirror::db::rate_budget::{self, Lease};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
 use fieldmirror::db::{daemons, vault_keys};
 use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::BucketSpec;
 use fieldmirror::jobs;
 use serde_json::json;
@@ -94,6 +95,10 @@ async fn a_purge_removes_rows_and_forgets_the_account() {
     .await;
     rig.auth.disconnect(id, false).await.expect("it ends");
     assert_eq!(rig.count("SELECT count(*) AS value FROM mirror.hubspot_tickets").await, 2, "rows are kept");
+    // What an analyst has built on the account's own view is no reason to keep anything.
+    assert_eq!(id, ConnectionId(1));
+    rig.execute("CREATE VIEW mirror.hubspot_tickets_c1 AS SELECT id FROM mirror.hubspot_tickets").await;
+    rig.execute("CREATE VIEW public.report AS SELECT id FROM mirror.hubspot_tickets_c1").await;
     rig.auth.disconnect(id, true).await.expect("it ends");
     assert_eq!(rig.count("SELECT count(*) AS value FROM mirror.hubspot_tickets").await, 1);
     assert_eq!(rig.connection(id).await.account_id, None);
