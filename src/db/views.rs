@@ -4,17 +4,19 @@ use std::fmt::Write as _;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::Text;
 
 use super::error::DbError;
 use super::rows;
 use crate::domain::ids::ConnectionId;
-use crate::domain::view::{AccountView, ViewType};
+use crate::domain::view::{AccountView, ViewColumn, ViewType};
 
 /// Columns of a view; Postgres ends at 1,664, and sooner for wide rows.
 const COLUMNS_MAX: usize = 1500;
 /// Bytes of a name in Postgres.
 const NAME_MAX: usize = 63;
+/// An analyst's query is not waited for longer, as whoever asks next would wait behind us.
+const PATIENCE: &str = "SET LOCAL lock_timeout = '2s';";
 /// Columns that come first in every such view.
 const FIRST: [&str; 5] = ["connection_id", "id", "source_created_at", "source_updated_at", "deleted_at"];
 
@@ -23,19 +25,31 @@ pub fn name(of: ConnectionId, view: &AccountView) -> String {
     format!("{}_c{of}", view.table)
 }
 
-pub fn exists(connection: &mut PgConnection, of: ConnectionId, view: &AccountView) -> Result<bool, DbError> {
-    let query = diesel::sql_query("SELECT to_regclass('mirror.' || $1) IS NOT NULL AS value")
-        .bind::<Text, _>(name(of, view));
-    rows::value::<Bool, bool, _>(connection, query)
+/// Whether the view is there with these columns, of these types. Only the server knows: a turn that learned of other
+/// columns may have died before it made the view anew.
+pub fn is_current(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    view: &AccountView,
+) -> Result<bool, DbError> {
+    let query = diesel::sql_query(
+        "SELECT attname || ' ' || coalesce(col_description(attrelid, attnum), '') AS value FROM pg_attribute
+         WHERE attrelid = to_regclass('mirror.' || $1) AND attnum > 0 ORDER BY attnum",
+    );
+    let there = rows::values::<Text, String, _>(connection, query.bind::<Text, _>(name(of, view)))?;
+    let first = FIRST.iter().map(|called| format!("{called} {}", comment_of_first(view.table)));
+    let own = columns(view).map(|(called, column)| format!("{called} {}", comment(column)));
+    Ok(there.into_iter().eq(first.chain(own)))
 }
 
 /// Makes the view, or makes it anew. When other views stand on it and its columns cannot be kept in their places, it
 /// stays as it is and the error says so.
 pub fn create(connection: &mut PgConnection, of: ConnectionId, view: &AccountView) -> Result<(), DbError> {
     let create = definition(of, view);
-    let replaced = connection.transaction(|connection| connection.batch_execute(&create));
+    let replace = format!("{PATIENCE} {create}");
+    let replaced = connection.transaction(|connection| connection.batch_execute(&replace));
     if replaced.is_err() {
-        let drop = format!("DROP VIEW IF EXISTS mirror.{}; {create}", name(of, view));
+        let drop = format!("{PATIENCE} DROP VIEW IF EXISTS mirror.{}; {create}", name(of, view));
         connection.transaction(|connection| connection.batch_execute(&drop))?;
     }
     Ok(())
@@ -49,29 +63,45 @@ pub fn drop(connection: &mut PgConnection, of: ConnectionId, view: &str) -> Resu
 fn definition(of: ConnectionId, view: &AccountView) -> String {
     let table = view.table;
     let name = name(of, view);
-    let mut taken: Vec<String> = FIRST.iter().map(|&column| column.to_owned()).collect();
-    let mut columns = String::new();
+    let mut shown = String::new();
     let mut comments = format!(
         "COMMENT ON VIEW mirror.{name} IS {};",
         literal(&format!("mirror.{table} of connection {of}, one column for each property of the account"))
     );
     for column in FIRST {
-        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{column} IS 'As in mirror.{table}';");
+        let comment = literal(&comment_of_first(table));
+        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{column} IS {comment};");
     }
-    for column in view.columns.iter().take(COLUMNS_MAX) {
-        let shown = free_name(&column.name, &taken);
+    for (called, column) in columns(view) {
         let path = column.path.iter().map(|key| literal(key)).collect::<Vec<_>>().join(", ");
         let text = format!("jsonb_extract_path_text(raw, {path})");
-        let _ = write!(columns, ", {} AS {}", cast(column.kind, &text), identifier(&shown));
-        let comment = literal(&format!("{} ({})", column.comment, column.kind.word()));
-        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{} IS {comment};", identifier(&shown));
-        taken.push(shown);
+        let _ = write!(shown, ", {} AS {}", cast(column.kind, &text), identifier(&called));
+        let comment = literal(&comment(column));
+        let _ = write!(comments, "COMMENT ON COLUMN mirror.{name}.{} IS {comment};", identifier(&called));
     }
     let first = FIRST.join(", ");
     format!(
-        "CREATE OR REPLACE VIEW mirror.{name} AS SELECT {first}{columns} FROM mirror.{table}
+        "CREATE OR REPLACE VIEW mirror.{name} AS SELECT {first}{shown} FROM mirror.{table}
          WHERE connection_id = {of}; {comments}"
     )
+}
+
+/// The view's own columns, as they are called there.
+fn columns(view: &AccountView) -> impl Iterator<Item = (String, &ViewColumn)> {
+    let mut taken: Vec<String> = FIRST.iter().map(|&column| column.to_owned()).collect();
+    view.columns.iter().take(COLUMNS_MAX).map(move |column| {
+        let called = free_name(&column.name, &taken);
+        taken.push(called.clone());
+        (called, column)
+    })
+}
+
+fn comment_of_first(table: &str) -> String {
+    format!("As in mirror.{table}")
+}
+
+fn comment(column: &ViewColumn) -> String {
+    format!("{} ({})", column.comment, column.kind.word())
 }
 
 /// A cast that does not raise. An empty text is a value that was cleared.

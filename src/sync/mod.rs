@@ -273,18 +273,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the account's own view when what it shows has changed, unless the connection was ended meanwhile. A view
+    /// Makes the account's own view when it does not show what it should, unless the connection was ended meanwhile. A view
     /// that cannot be made loses no data.
     async fn show_account(&self, turn: &Turn) {
         let (of, provider, epoch) = (turn.connection.id, turn.provider, turn.epoch);
-        let known = turn.facts.clone();
         let shown = self.db.transaction(move |connection| {
             if !turns::owns(connection, of, epoch)? {
                 return Ok(());
             }
             let facts = turns::facts(connection, of)?;
             match provider.account_view(&facts) {
-                Some(view) if facts != known || !views::exists(connection, of, &view)? => {
+                Some(view) if !views::is_current(connection, of, &view)? => {
                     views::create(connection, of, &view)
                 }
                 _ => Ok(()),

@@ -268,7 +268,13 @@ async fn create(database: &TestDb, columns: Vec<ViewColumn>) -> AccountView {
     let made = view.clone();
     let created = database.db.run(move |connection| views::create(connection, OF, &made)).await;
     created.expect("the view is made");
+    assert!(is_current(database, &view).await, "{view:?}");
     view
+}
+
+async fn is_current(database: &TestDb, view: &AccountView) -> bool {
+    let view = view.clone();
+    database.db.run(move |connection| views::is_current(connection, OF, &view)).await.unwrap()
 }
 
 /// Name and type of each column, in order.
@@ -381,14 +387,18 @@ async fn made_anew_when_properties_and_types_change() {
 
     // What an analyst built on it stays, and so does the view, until that is out of the way.
     execute(&database, "CREATE VIEW public.report AS SELECT c FROM mirror.hubspot_tickets_c1").await;
-    let other = AccountView { columns: vec![column("d", ViewType::Numeric)], ..view };
+    let other = AccountView { columns: vec![column("d", ViewType::Numeric)], ..view.clone() };
+    let wanted = other.clone();
     let made = database.db.run(move |connection| views::create(connection, OF, &other)).await;
     assert!(made.is_err(), "a view that others stand on was dropped");
+    assert!(!is_current(&database, &wanted).await && is_current(&database, &view).await);
     assert_eq!(shape(&database).await.last().map(String::as_str), Some("c: text"));
     execute(&database, "DROP VIEW public.report").await;
 
-    create(&database, Vec::new()).await;
+    let none = create(&database, Vec::new()).await;
     assert_eq!(shape(&database).await.len(), 5);
+    execute(&database, "DROP VIEW mirror.hubspot_tickets_c1").await;
+    assert!(!is_current(&database, &none).await);
 }
 
 #[tokio::test]
