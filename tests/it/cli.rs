@@ -403,6 +403,13 @@ async fn a_consent_that_is_denied_or_not_waited_for() {
     assert!(message.contains("the owner pressed `Cancel`"), "{message}");
     assert_eq!(ran.last()["outcome"], "denied");
 
+    // One that never began is told at once.
+    let child = site.start("enqueue --connect hubspot --name acme --no-wait --json");
+    let request = site.request(RequestKind::Connect).await;
+    site.finish(&request, RequestOutcome::Failed, Some("`client_id` is not set")).await;
+    let ran = ended(child);
+    assert!(ran.refused(2, "failed").contains("`client_id` is not set"));
+
     // The name is still pending: it may be asked for again.
     let child = site.start("enqueue --connect hubspot --name acme --no-wait");
     let request = site.request(RequestKind::Connect).await;

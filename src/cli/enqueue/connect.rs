@@ -154,7 +154,9 @@ async fn see_through(
     if cx.terminal.json {
         terminal::print_object(&object.json())?;
     }
-    if !given.wait {
+    // Without links a consent has ended before it began: that is told, whether or not its end is waited for.
+    let is_over = object.connection.grant.needs_consent() && object.links.is_none();
+    if !given.wait && !is_over {
         if object.links.is_none() && !cx.terminal.json {
             terminal::line(&format!(
                 "Requested; `fieldmirror status {}` shows how it goes",
