@@ -195,6 +195,8 @@ async fn enqueue(daemon: &Daemon, words: &[String]) -> Result<Option<Url>, Error
         .args(words)
         .args(["--no-wait", "--json"])
         .env("FIELDMIRROR_DATABASE__URL", daemon.database_url.expose())
+        // A file of this machine's own settings would be a second address.
+        .env("FIELDMIRROR_DATABASE__URL_FILE", "")
         .output()
         .await
         .map_err(|error| Error::io("running `fieldmirror enqueue`", &error))?;
