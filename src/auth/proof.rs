@@ -153,7 +153,12 @@ impl Auth {
             let (failure, wait) = match sent.await {
                 Ok(Ok(reply)) => match provider.judge(request, &reply) {
                     Verdict::Accept => return Ok(reply),
-                    verdict => self.judged(provider, verdict)?,
+                    verdict => {
+                        let (failure, wait) = self.judged(provider, verdict)?;
+                        let asked = reply.header("retry-after");
+                        let asked = asked.and_then(|text| retry::parse_retry_after(text, self.clock.now()));
+                        (failure, asked.or(wait))
+                    }
                 },
                 Ok(Err(error)) => (Failure::new(error.kind, in_words(provider, &error.message)), None),
                 Err(_) => (Failure::transient(in_words(provider, "no answer in time")), None),

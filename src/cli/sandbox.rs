@@ -110,7 +110,9 @@ fn text(base: &str, settings: &[Setting]) -> String {
             section = provider;
             lines.extend([String::new(), format!("[providers.{provider}]")]);
         }
-        lines.push(format!("{key} = \"{value}\""));
+        // Numbers stand bare.
+        let quote = if value.parse::<u32>().is_ok() { "" } else { "\"" };
+        lines.push(format!("{key} = {quote}{value}{quote}"));
     }
     lines.join("\n")
 }

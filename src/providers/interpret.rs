@@ -23,6 +23,10 @@ use crate::domain::values;
 struct At {
     /// The next page, where pages are numbered; 0 and 1 are the first.
     page: u64,
+    /// Records in a page, as when the walk began, where pages are numbered: among pages of another size a number means
+    /// nothing. 0: as many as the settings say.
+    #[serde(skip_serializing_if = "is_zero")]
+    size: u32,
     /// The next page, where it is named by an id or a cursor.
     after: Option<String>,
     /// The ends of the page before, by which a repetition is known.
@@ -36,6 +40,11 @@ struct At {
     ended: bool,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// The next step of a walk over a regular list.
 pub fn step(
     spec: &'static ProviderSpec,
@@ -46,9 +55,12 @@ pub fn step(
     let Read::List(list) = &cx.stream.read else {
         return Err(Failure::bug(format!("{} does not say how to read `{}`", spec.name, cx.stream.name)));
     };
-    let here: At = at.read();
+    let mut here: At = at.read();
     if here.ended {
         return Ok(Step::Done);
+    }
+    if here.size == 0 && matches!(list.paging, Paging::Numbered { .. }) {
+        here.size = cx.page_size.max(1);
     }
     match replies.into_iter().next() {
         None => Ok(Step::Send { requests: vec![request(cx, list, &here)?], at: Position::of(&here) }),
@@ -64,7 +76,8 @@ fn request(cx: &StepContext<'_>, list: &ListSpec, here: &At) -> Result<Request, 
     let owned = |(name, value): &(&'static str, &str)| (*name, (*value).to_owned());
     request.query.extend(list.query.iter().map(owned));
     if !list.size.is_empty() {
-        request.query.push((list.size, cx.page_size.max(1).to_string()));
+        let size = if here.size == 0 { cx.page_size.max(1) } else { here.size };
+        request.query.push((list.size, size.to_string()));
     }
     match (list.changes, cx.walk.mode, cx.walk.from) {
         (Changes::Window { from, to }, Mode::Incremental, Some(bound)) => {
@@ -206,11 +219,8 @@ fn below(cx: &StepContext<'_>, list: &ListSpec, at: &mut At, records: &[Record])
     };
     let modified =
         |record: &Record| values::at(&record.raw, cx.stream.updated_at).and_then(values::timestamp);
-    let Some(times) = records.iter().map(modified).collect::<Option<Vec<_>>>() else {
-        // What has no time of modification may stand anywhere.
-        at.unordered = true;
-        return false;
-    };
+    // What has no time of modification stands before or after all that has one, and is found by a sweep.
+    let times: Vec<DateTime<Utc>> = records.iter().filter_map(modified).collect();
     // Records that change during the walk jump to the top and push others to the next page: those come twice, so only a
     // page that begins above the one before it is out of order.
     at.unordered |= !times.is_sorted_by(|one, next| one >= next);
@@ -225,9 +235,9 @@ fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut A
     let Paging::Numbered { total, .. } = list.paging else { return };
     next.total = if total.is_empty() { None } else { values::at(body, total).and_then(Value::as_u64) };
     let gone = here.total.zip(next.total).map_or(0, |(before, now)| before.saturating_sub(now));
-    if gone > 0 {
+    if gone > 0 && here.page > 1 {
         let pages = gone.div_ceil(u64::try_from(size.max(1)).unwrap_or(u64::MAX));
-        next.page = here.page.max(1).saturating_sub(pages).max(1);
+        next.page = here.page.saturating_sub(pages).max(1);
         next.ended = false;
     }
 }

@@ -58,6 +58,12 @@ pub trait Provider: Send + Sync + 'static {
         self.spec().buckets.to_vec()
     }
 
+    /// Requests of one connection that may be under way at once, with settings of the provider's own.
+    fn in_flight_max(&self, options: &Options) -> usize {
+        let _ = options;
+        self.spec().in_flight_max
+    }
+
     /// How long a change may take to become visible to a walk over `stream`, where that is longer than the settings
     /// hold back anyway.
     fn visibility_lag(&self, stream: &StreamSpec, options: &Options) -> Duration {

@@ -155,6 +155,11 @@ pub trait StandIn: Send + Sync {
     /// Settings of the provider's section that lead here: keys and what stands behind `http://HOST/{name}`.
     fn addresses(&self) -> &'static [(&'static str, &'static str)];
 
+    /// Further settings of the provider's section that suit a stand-in.
+    fn settings(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// How its first account is connected, one entry for each kind of grant, the usual one first.
     fn connects(&self) -> Vec<Connect>;
 
@@ -210,7 +215,8 @@ impl Sandbox {
             let client = [("client_id", CLIENT_ID.to_owned()), ("client_secret", CLIENT_SECRET.to_owned())];
             let addresses =
                 stand_in.addresses().iter().map(move |(key, path)| (*key, format!("{base}/{name}{path}")));
-            client.into_iter().chain(addresses).map(move |(key, value)| (name, key, value))
+            let further = stand_in.settings().iter().map(|(key, value)| (*key, (*value).to_owned()));
+            client.into_iter().chain(addresses).chain(further).map(move |(key, value)| (name, key, value))
         };
         self.stand_ins.iter().flat_map(of).collect()
     }

@@ -98,7 +98,7 @@ impl Sender<'_> {
         let mut tries = 0;
         loop {
             // Permits come last: a request that leaves later than its permits say meets those of the next span. The
-            // semaphore is never closed.
+            // slot is kept until a refusal is noted: the next in line must not leave before. It is never closed.
             let slot = self.in_flight.acquire().await;
             let access = self.access().await?;
             self.wait_for_permits(request, deadline).await?;
@@ -107,7 +107,6 @@ impl Sender<'_> {
             measure::request(self.provider.spec().name, request.buckets);
             let leaves = Instant::now();
             let sent = self.client.send(self.api_base, request, &access.credentials, self.clock).await;
-            drop(slot);
             let status = sent.as_ref().ok().map(|reply| reply.status);
             measure::response(self.provider.spec().name, status, leaves.elapsed());
             tries += 1;
@@ -150,6 +149,7 @@ impl Sender<'_> {
             if tries >= TRIES_MAX {
                 return Err(Halt::Failed(Failure::transient(format!("{why}, {tries} times"))));
             }
+            drop(slot);
             self.sleep(wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP)), deadline).await?;
         }
     }

@@ -113,10 +113,12 @@ fn filled<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     fields.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
-/// How long the access token lives: `expires_in`, else `expires_at`, else the JWT's `exp`. Zero, negative and absurd
-/// values mean unknown.
+/// How long the access token lives: `expires_in`, less the token's age where `created_at` tells it (Housecall Pro), else
+/// `expires_at`, else the JWT's `exp`. Zero, negative and absurd values mean unknown.
 fn life(fields: &Map<String, Value>, now: DateTime<Utc>, reads_jwt: bool) -> Option<Duration> {
     let told = fields.get("expires_in").and_then(seconds);
+    let age = fields.get("created_at").and_then(moment).map(|created_at| until(now, created_at));
+    let told = told.map(|told| age.and_then(|age| told.checked_sub(age)).unwrap_or(told));
     let dated = || Some(until(moment(fields.get("expires_at")?)?, now));
     let claimed = || Some(until(moment(claims(filled(fields, "access_token")?)?.get("exp")?)?, now));
     told.and_then(believable)

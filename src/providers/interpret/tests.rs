@@ -82,6 +82,10 @@ struct Went {
 
 /// Walks with `answers` in their order; the walk is taken up anew from its saved position after every page.
 fn go(stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
+    go_from(Position::start(), stream, walk, answers)
+}
+
+fn go_from(start: Position, stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
     let cx = StepContext {
         stream,
@@ -94,7 +98,7 @@ fn go(stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
     };
     let mut answers = answers.into_iter();
     let mut went = Went { lines: Vec::new(), ids: Vec::new(), end: Ok(()) };
-    let (mut here, mut replies) = (Position::start(), Vec::new());
+    let (mut here, mut replies) = (start, Vec::new());
     loop {
         match step(&SPEC, &cx, &here, std::mem::take(&mut replies)) {
             Ok(Step::Send { requests, at }) => {
@@ -170,6 +174,47 @@ fn a_list_that_has_become_shorter_has_moved_up() {
     );
     assert!(went.end.is_ok());
     assert_eq!(went.ids, ["a", "b", "d", "b", "c", "d"]);
+}
+
+#[test]
+fn a_first_page_has_nothing_before_it() {
+    // Stepped back to page 1, and another record of a later page is deleted meanwhile.
+    let went = go(
+        &PAGES,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 3, "total": 6})),
+            page(&[("d", 4), ("e", 5)], json!({"pages": 3, "total": 5})),
+            page(&[("b", 2), ("c", 3)], json!({"pages": 2, "total": 4})),
+            page(&[("d", 4), ("f", 6)], json!({"pages": 2, "total": 4})),
+        ],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids.join(""), "abdebcdf");
+}
+
+#[test]
+fn a_walk_keeps_the_page_size_that_it_began_with() {
+    let began = Position::of(&json!({"page": 3, "size": 5}));
+    let last = vec![page(&[("k", 1)], json!({"pages": 3}))];
+    let went = go_from(began, &PAGES, &walk(Mode::Backfill, None), last);
+    assert_eq!(went.lines, ["/firm/f7/visits?expand=all&limit=5&sort=id&page=3"]);
+}
+
+#[test]
+fn records_without_a_time_say_nothing_about_the_order() {
+    let undated = |rest: Value| {
+        let mut page = page(&[("n", 0), ("a", 900)], rest);
+        page["data"][0]["at"] = Value::Null;
+        page
+    };
+    let went = go(
+        &PAGES,
+        &walk(Mode::Incremental, Some(500)),
+        vec![undated(json!({"pages": 9})), page(&[("b", 400), ("c", 300)], json!({"pages": 9}))],
+    );
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["n", "a", "b", "c"]);
 }
 
 #[test]
