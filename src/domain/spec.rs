@@ -127,22 +127,29 @@ pub struct BucketSpec {
     pub per: Duration,
     pub counts: Counts,
     pub scope: Scope,
+    /// Whether the provider publishes it. After refusals of one that it does not, pauses double.
+    pub published: bool,
 }
 
 impl BucketSpec {
+    /// A pace of our own for requests to one account, where the provider publishes no limit.
+    pub const fn own_pace(name: &'static str, limit: u32, per: Duration) -> Self {
+        Self { published: false, ..Self::requests(name, limit, per) }
+    }
+
     /// At most `limit` requests to one account in any span of `per`.
     pub const fn requests(name: &'static str, limit: u32, per: Duration) -> Self {
-        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Account }
+        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Account, published: true }
     }
 
     /// A budget of `limit` points for one account, which comes back evenly: all of it in `per`.
     pub const fn points(name: &'static str, limit: u32, per: Duration) -> Self {
-        Self { name, limit, per, counts: Counts::Points, scope: Scope::Account }
+        Self { name, limit, per, counts: Counts::Points, scope: Scope::Account, published: true }
     }
 
     /// At most `limit` requests from one address in any span of `per`, whichever account they are for.
     pub const fn egress(name: &'static str, limit: u32, per: Duration) -> Self {
-        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Egress }
+        Self { name, limit, per, counts: Counts::Requests, scope: Scope::Egress, published: true }
     }
 }
 

@@ -20,6 +20,9 @@ const ARRIVAL_JITTER_MAX: Duration = Duration::from_millis(500);
 /// Pauses after refusals without a wait grow by the bucket's span each time, as HubSpot's own client does (10 s for
 /// ten-second buckets, 1 s for secondly ones), up to this.
 const REFUSED_PAUSE_MAX: Duration = Duration::from_mins(15);
+/// Where no limit is published they double, since a step means nothing, up to this.
+const UNPUBLISHED_PAUSE_MAX: Duration = Duration::from_mins(5);
+const DOUBLINGS_MAX: u32 = 16;
 /// The shortest pause after a refusal: a `Retry-After: 0` must not become a hot loop.
 const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(1);
 
@@ -109,10 +112,18 @@ impl Bucket {
         if !self.paused(now) {
             self.refusals = self.refusals.saturating_add(1);
         }
-        let step = self.spec.per.max(REFUSED_PAUSE_MIN);
-        let grown = step.saturating_mul(self.refusals.max(1)).min(REFUSED_PAUSE_MAX);
-        self.hold(now, wait.unwrap_or(grown).max(REFUSED_PAUSE_MIN));
+        self.hold(now, wait.unwrap_or_else(|| self.grown()).max(REFUSED_PAUSE_MIN));
         self.paused_until.map_or(Duration::ZERO, |then| until(then, now))
+    }
+
+    /// The pause after so many refusals in a row.
+    fn grown(&self) -> Duration {
+        let step = self.spec.per.max(REFUSED_PAUSE_MIN);
+        if self.spec.published {
+            return step.saturating_mul(self.refusals.max(1)).min(REFUSED_PAUSE_MAX);
+        }
+        let doublings = self.refusals.saturating_sub(1).min(DOUBLINGS_MAX);
+        step.saturating_mul(1 << doublings).min(UNPUBLISHED_PAUSE_MAX)
     }
 
     pub(super) fn succeeded(&mut self, now: DateTime<Utc>) {

@@ -69,6 +69,23 @@ fn unknown_buckets_are_the_first() {
 }
 
 #[test]
+fn pauses_double_where_no_limit_is_published() {
+    let mut pacer = Pacer::new(&[BucketSpec::own_pace("own", 1, Duration::from_secs(1))], 0.1);
+    let mut now = 0;
+    for expected_s in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+        assert_eq!(pacer.refused(at(now), "own", None), Duration::from_secs(expected_s));
+        now += i64::try_from(expected_s).unwrap() * 1000 + 50;
+    }
+    assert_eq!(
+        pacer.refused(at(now), "own", Some(Duration::from_secs(7))),
+        Duration::from_secs(7),
+        "as asked"
+    );
+    pacer.succeeded(at(now + 7_050), &["own"]);
+    assert_eq!(pacer.refused(at(now + 8_000), "own", None), Duration::from_secs(1), "the first again");
+}
+
+#[test]
 fn refusals_pause_longer_each_time() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     let mut now = 0;
