@@ -1,6 +1,7 @@
 //! Who we can mirror, and how each of them speaks. No I/O, no async, no clock: a provider is a static description
 //! plus pure functions where its API is odd. The engine alone sends, waits, retries and writes.
 
+pub mod housecallpro;
 pub mod hubspot;
 mod interpret;
 pub mod jobber;
@@ -164,7 +165,8 @@ pub struct Limit {
 }
 
 /// Every provider there is; one line each.
-pub static REGISTRY: &[&dyn Provider] = &[&hubspot::HubSpot, &jobber::Jobber, &oncehub::OnceHub];
+pub static REGISTRY: &[&dyn Provider] =
+    &[&housecallpro::HousecallPro, &hubspot::HubSpot, &jobber::Jobber, &oncehub::OnceHub];
 
 /// The provider of that name.
 pub fn provider(name: &str) -> Option<&'static dyn Provider> {

@@ -26,6 +26,7 @@
 //! | `POST /control/hubspot/accounts/HUBID/revoke` | uninstalls: grants and all their tokens die |
 //! | `POST /control/hubspot/expire-tokens` | every access token expires now |
 //! | the same below `/control/jobber` | as for HubSpot, with [`jobber::Change`]: `{"do": "complete", "id": "…"}` |
+//! | the same below `/control/housecallpro` | with [`housecallpro::Change`], for example `{"do": "cancel", "id": "job_…", "by": "user"}` |
 //!
 //! The control endpoint has no lock on it. The sandbox is for loopback.
 
@@ -58,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::time::{Clock, SystemClock};
 use faults::{Fault, FaultName};
+use housecallpro::Housecallpro;
 use hubspot::Hubspot;
 use jobber::Jobber;
 use oauth::App;
@@ -185,6 +187,7 @@ pub struct Sandbox {
     hubspot: Arc<Hubspot>,
     jobber: Arc<Jobber>,
     oncehub: Arc<OnceHub>,
+    housecallpro: Arc<Housecallpro>,
     /// All of them.
     stand_ins: Vec<Arc<dyn StandIn>>,
 }
@@ -196,8 +199,10 @@ impl Sandbox {
         let hubspot = Hubspot::new(&shared);
         let jobber = Jobber::new(&shared);
         let oncehub = OnceHub::new(&shared);
-        let stand_ins: Vec<Arc<dyn StandIn>> = vec![hubspot.clone(), jobber.clone(), oncehub.clone()];
-        Self { shared, hubspot, jobber, oncehub, stand_ins }
+        let housecallpro = Housecallpro::new(&shared);
+        let stand_ins: Vec<Arc<dyn StandIn>> =
+            vec![hubspot.clone(), jobber.clone(), oncehub.clone(), housecallpro.clone()];
+        Self { shared, hubspot, jobber, oncehub, housecallpro, stand_ins }
     }
 
     pub fn oncehub(&self) -> &Arc<OnceHub> {
@@ -227,6 +232,10 @@ impl Sandbox {
 
     pub fn jobber(&self) -> &Arc<Jobber> {
         &self.jobber
+    }
+
+    pub fn housecallpro(&self) -> &Arc<Housecallpro> {
+        &self.housecallpro
     }
 
     /// Answers counted so far.

@@ -119,7 +119,7 @@ impl Housecallpro {
             "account": account.id(), "name": account.companies[0].name, "api_key": Self::api_key(&account.id()),
             "locations": locations.map(|place| json!({"id": place.id.to_string(), "name": place.name})).collect::<Vec<_>>(),
             "jobs": count(Kind::Job), "customers": count(Kind::Customer), "employees": count(Kind::Employee),
-            "most_at_once": self.most_at_once(&account.id()),
+            "most_at_once": self.most_at_once(&account.id()), "came_early": self.came_early(&account.id()),
         })
     }
 }

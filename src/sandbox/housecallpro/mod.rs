@@ -25,7 +25,7 @@ mod tests;
 mod tokens;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -43,7 +43,7 @@ pub use control::{By, Change, ControlError, Left};
 use super::faults::{FaultName, Spot};
 use super::oauth::{AuthServer, Choice, TokenRules, consent_answer};
 use super::shared::{self, Shared};
-use super::{Part, world};
+use super::{Connect, Part, StandIn, world};
 use account::{Account, Kind, Standing};
 use list::{Manners, Query};
 use refusals::Refusal;
@@ -61,16 +61,30 @@ const CODE_LIFE: Duration = Duration::from_mins(10);
 const ACCESS_TOKEN_BYTES: usize = 48;
 /// No body that a reader sends is longer.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// By how much two clocks may differ over a pause.
+const CLOCKS_DIFFER_MS: i64 = 20;
 /// How long a 429 says to wait, where it says so.
-const THROTTLED_S: u32 = 1;
+const THROTTLED_S: u32 = 2;
 
 /// The part of the sandbox that plays Housecall Pro.
 pub struct Housecallpro {
     shared: Arc<Shared>,
     auth: AuthServer,
     accounts: Vec<(String, RwLock<Account>)>,
-    /// Requests under way by account: now, and the most there ever were.
-    under_way: Mutex<BTreeMap<String, (usize, usize)>>,
+    /// By account.
+    traffic: Mutex<BTreeMap<String, Traffic>>,
+}
+
+/// How an account's requests came.
+#[derive(Default)]
+struct Traffic {
+    under_way: usize,
+    /// The most that were ever under way at once.
+    most: usize,
+    /// When the pause is over that a 429 asked for.
+    quiet_until_ms: i64,
+    /// Requests that came before that.
+    early: u64,
 }
 
 /// Who calls.
@@ -125,6 +139,50 @@ impl<'a> Route<'a> {
     }
 }
 
+impl StandIn for Housecallpro {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn title(&self) -> &'static str {
+        "Housecall Pro"
+    }
+
+    fn part(self: Arc<Self>) -> Part {
+        let control = Router::new()
+            .route("/accounts", get(accounts))
+            .route("/accounts/{account}", post(change_account))
+            .route("/accounts/{account}/truth", get(truth))
+            .route("/accounts/{account}/revoke", post(revoke_account))
+            .route("/expire-tokens", post(expire_tokens))
+            .with_state(self.clone());
+        Part { api: Router::new().fallback(serve).with_state(self), control }
+    }
+
+    fn addresses(&self) -> &'static [(&'static str, &'static str)] {
+        &[("api_base", ""), ("authorize_url", "/oauth/authorize"), ("token_url", "/oauth/token")]
+    }
+
+    /// There is no limit here, and none of the vendor's that our own pace would have to stay below.
+    fn settings(&self) -> &'static [(&'static str, &'static str)] {
+        &[("requests_per_minute", "6000")]
+    }
+
+    fn connects(&self) -> Vec<Connect> {
+        let key = Self::api_key(&self.account_ids()[0]);
+        let by_key = Connect { grant: "api_key", secrets: vec![("api_key", key)], ..Connect::default() };
+        vec![Connect { grant: "authorization_code", ..Connect::default() }, by_key]
+    }
+
+    fn accounts(&self) -> Value {
+        self.account_ids().into()
+    }
+
+    fn redemptions(&self) -> Value {
+        self.auth.redemptions()
+    }
+}
+
 impl Housecallpro {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
         let options = &shared.options;
@@ -144,21 +202,9 @@ impl Housecallpro {
         Arc::new(Self {
             auth: AuthServer::new(options.apps.clone(), rules),
             accounts: accounts.collect(),
-            under_way: Mutex::default(),
+            traffic: Mutex::default(),
             shared: shared.clone(),
         })
-    }
-
-    /// Its routes, for the provider's prefix and for the control endpoint.
-    pub fn part(self: &Arc<Self>) -> Part {
-        let control = Router::new()
-            .route("/accounts", get(accounts))
-            .route("/accounts/{account}", post(change_account))
-            .route("/accounts/{account}/truth", get(truth))
-            .route("/accounts/{account}/revoke", post(revoke_account))
-            .route("/expire-tokens", post(expire_tokens))
-            .with_state(self.clone());
-        Part { api: Router::new().fallback(serve).with_state(self.clone()), control }
     }
 
     pub fn auth(&self) -> &AuthServer {
@@ -196,11 +242,26 @@ impl Housecallpro {
 
     /// The most requests of an account that were ever under way at the same time.
     pub fn most_at_once(&self, account: &str) -> usize {
-        self.under_way().get(account).map_or(0, |(_, most)| *most)
+        self.traffic().get(account).map_or(0, |traffic| traffic.most)
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (usize, usize)>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Requests of an account that came before the pause was over that a 429 asked for.
+    pub fn came_early(&self, account: &str) -> u64 {
+        self.traffic().get(account).map_or(0, |traffic| traffic.early)
+    }
+
+    fn traffic(&self) -> MutexGuard<'_, BTreeMap<String, Traffic>> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// 429, with or without the time to wait.
+    fn throttle(&self, headers: &HeaderMap, spot: Spot) -> Response {
+        let tells = self.shared.faults.strikes(FaultName::RetryAfter, spot);
+        if let Some(caller) = self.caller(headers).filter(|_| tells) {
+            let quiet_until_ms = self.shared.now_ms() + i64::from(THROTTLED_S) * 1000;
+            self.traffic().entry(caller.account).or_default().quiet_until_ms = quiet_until_ms;
+        }
+        refusals::throttled(tells.then_some(THROTTLED_S))
     }
 
     fn answer(&self, route: Route<'_>, spot: Spot, parts: &Parts, body: &[u8]) -> Response {
@@ -209,8 +270,7 @@ impl Housecallpro {
             Route::Authorize => self.authorize(query),
             Route::Token => self.token(spot, &parts.headers, body),
             _ if self.shared.faults.strikes(FaultName::ThrottleStorm, spot) => {
-                let tells = self.shared.faults.strikes(FaultName::RetryAfter, spot);
-                refusals::throttled(tells.then_some(THROTTLED_S))
+                self.throttle(&parts.headers, spot)
             }
             _ => match self.data(route, spot, parts, query) {
                 Ok(value) => shared::json(200, &value),
@@ -319,10 +379,12 @@ impl<'a> UnderWay<'a> {
     fn begin(of: &'a Housecallpro, headers: &HeaderMap) -> Self {
         let account = of.caller(headers).map(|caller| caller.account);
         if let Some(account) = &account {
-            let mut under_way = of.under_way();
-            let (now, most) = under_way.entry(account.clone()).or_default();
-            *now += 1;
-            *most = (*most).max(*now);
+            let now_ms = of.shared.now_ms();
+            let mut all = of.traffic();
+            let traffic = all.entry(account.clone()).or_default();
+            traffic.under_way += 1;
+            traffic.most = traffic.most.max(traffic.under_way);
+            traffic.early += u64::from(now_ms + CLOCKS_DIFFER_MS < traffic.quiet_until_ms);
         }
         Self { of, account }
     }
@@ -331,9 +393,9 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if let Some(account) = &self.account
-            && let Some((now, _)) = self.of.under_way().get_mut(account)
+            && let Some(traffic) = self.of.traffic().get_mut(account)
         {
-            *now -= 1;
+            traffic.under_way -= 1;
         }
     }
 }

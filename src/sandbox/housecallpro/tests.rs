@@ -47,7 +47,7 @@ impl World {
         let options = SandboxOptions { records, clock: clock.clone(), ..Default::default() };
         let part = Housecallpro::new(&Shared::new(options));
         let account = part.account_ids()[0].clone();
-        Self { router: part.part().api, part, clock, account }
+        Self { router: part.clone().part().api, part, clock, account }
     }
 
     fn faults(&self, texts: &[&str]) {
@@ -334,7 +334,10 @@ async fn refusals_without_a_limit_may_say_how_long() {
     let world = World::new(5);
     world.faults(&["throttle_storm=1x", "retry_after=1x"]);
     let answer = world.get("/jobs").await;
-    assert_eq!((answer.status, answer.headers[RETRY_AFTER].to_str().unwrap()), (429, "1"));
+    assert_eq!((answer.status, answer.headers[RETRY_AFTER].to_str().unwrap()), (429, "2"));
+    assert_eq!(world.part.came_early(&world.account), 0);
+    world.get("/jobs").await;
+    assert_eq!(world.part.came_early(&world.account), 1);
     world.faults(&["throttle_storm=1x"]);
     let answer = world.get("/jobs").await;
     assert!(answer.status == 429 && !answer.headers.contains_key(RETRY_AFTER));
