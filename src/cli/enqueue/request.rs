@@ -347,7 +347,7 @@ mod tests {
             vec![connection(3, S::Connected), connection(2, S::Disconnected), connection(1, S::NeedsReauth)];
         let chosen = choose(all.clone(), &request(None, sync(&[]))).unwrap();
         assert_eq!(chosen.iter().map(|c| c.id.0).collect::<Vec<_>>(), [1, 3]);
-        assert_eq!(choose(all, &request(None, sync(&["visits"]))).unwrap_err().kind, Kind::UnknownName);
+        assert_eq!(choose(all, &request(None, sync(&["sprockets"]))).unwrap_err().kind, Kind::UnknownName);
     }
 
     fn line(outcome: Option<RequestOutcome>) -> Line {

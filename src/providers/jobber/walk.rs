@@ -52,8 +52,8 @@ struct Here {
     after: Option<String>,
     /// What has been learned about asking.
     learned: Option<Learned>,
-    /// The modification of the last record of the page before.
-    last: Option<DateTime<Utc>>,
+    /// The modification of the first record of the page before.
+    first: Option<DateTime<Utc>>,
     /// The list is not in the order that it was asked for in: it has to be read to its end.
     disordered: bool,
     /// Changed jobs whose visits are being read, and the cursor behind them.
@@ -176,13 +176,15 @@ impl Walking<'_> {
     /// Whether a page of a list with the newest first lies wholly below the walk's bound. A list that turns out not to
     /// be in that order has no such page.
     fn is_below(&self, here: &mut Here, nodes: &[Value]) -> bool {
-        for node in nodes {
-            let updated = modified(node);
-            here.disordered |= updated.is_none() || here.last.is_some_and(|last| updated > Some(last));
-            here.last = updated.or(here.last);
-        }
-        let from = self.cx.walk.from;
-        !here.disordered && !nodes.is_empty() && nodes.iter().all(|node| modified(node) < from)
+        let times: Vec<Option<DateTime<Utc>>> = nodes.iter().map(modified).collect();
+        let Some(first) = times.first().copied() else { return false };
+        // What changes meanwhile goes to the top and moves the rest down: a page may repeat the one before, but not
+        // begin above it.
+        let rises =
+            times.windows(2).any(|pair| pair[1] > pair[0]) || (here.first.is_some() && first > here.first);
+        here.disordered |= rises || times.contains(&None);
+        here.first = first.or(here.first);
+        !here.disordered && times.iter().all(|time| *time < self.cx.walk.from)
     }
 
     fn changed_jobs(&self, mut here: Here, list: &Listed) -> Result<Step, Failure> {
@@ -261,7 +263,7 @@ fn end_of_list(stage: Stage, here: &mut Here) {
     here.jobs = Vec::new();
     if stage != Stage::OfChangedJobs || here.jobs_end {
         here.stage += 1;
-        here.last = None;
+        here.first = None;
         here.disordered = false;
     }
 }
