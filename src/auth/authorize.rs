@@ -107,8 +107,8 @@ pub enum Refusal {
     Expired,
     /// The answer was used before.
     Replayed,
-    /// The consent was begun in another browser than the one that brings the answer.
-    OtherBrowser,
+    /// The browser that brings the answer is in the middle of another link's consent.
+    OtherConsent,
     /// The start link has been replaced, or has led to a connection.
     Closed,
 }
@@ -223,9 +223,10 @@ impl Auth {
         let kept = kept.and_then(|text| ticket::cookie_attempt(&self.vault, provider, text, now).ok());
         let key = match &answer.state {
             Some(state) => match ticket::state_hash(&self.vault, provider, state.expose(), now)? {
-                (hash, BegunBy::Browser) if !is_admin => {
-                    Key::State { hash, browser: Some(kept.ok_or(Refusal::OtherBrowser)?) }
-                }
+                // A state leads to one connection, whoever brings it, so a browser without a cookie may: the link was
+                // mailed, opened in one program and finished in another. One that is in the middle of another link's
+                // consent may not.
+                (hash, BegunBy::Browser) if !is_admin => Key::State { hash, browser: kept },
                 (hash, _) => Key::State { hash, browser: None },
             },
             None => Key::Cookie(kept.ok_or(Refusal::Invalid)?),
@@ -307,7 +308,7 @@ impl Auth {
                 if let Some(kept) = browser
                     && authorizations::link_of_attempt(conn, kept)? != Some(attempt.authorization_id)
                 {
-                    return Ok(Err(Refusal::OtherBrowser));
+                    return Ok(Err(Refusal::OtherConsent));
                 }
                 let Some(authorization) = authorizations::get(conn, attempt.authorization_id, now)? else {
                     return Ok(Err(Refusal::Invalid));

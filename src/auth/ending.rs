@@ -61,8 +61,8 @@ impl Ending {
                 "the consent took too long, or its link has expired".to_owned()
             }
             Self::Refused(Refusal::Replayed) => "the answer was used before".to_owned(),
-            Self::Refused(Refusal::OtherBrowser) => {
-                "the answer came from another browser than the one that opened the start link".to_owned()
+            Self::Refused(Refusal::OtherConsent) => {
+                "the answer came from a browser that had opened another start link".to_owned()
             }
             Self::Refused(Refusal::Closed) => {
                 "the link has been used, or a later one has taken its place".to_owned()

@@ -104,17 +104,17 @@ pub fn ending(ending: &Ending) -> Page {
 
 /// Why a link or an answer leads nowhere.
 pub fn refused(reason: Refusal) -> Page {
-    if reason == Refusal::OtherBrowser {
+    if reason == Refusal::OtherConsent {
         return page(
             400,
             Tone::Plain,
-            "Another browser",
-            "This sign-in was begun in another browser, or this one keeps no cookies.",
-            "Open the link that you were sent once more, and stay in one browser until the end.",
+            "Another sign-in",
+            "This browser is in the middle of another sign-in.",
+            "Open the link that you were sent once more, and finish that one.",
         );
     }
     let (heading, text) = match reason {
-        Refusal::Invalid | Refusal::OtherBrowser => {
+        Refusal::Invalid | Refusal::OtherConsent => {
             ("This link does not work", "It is incomplete, or not one of ours.")
         }
         Refusal::Expired => ("Too late", "This link, or the sign-in that was begun with it, has expired."),
@@ -236,7 +236,7 @@ mod tests {
             (Ending::Refused(Refusal::Expired), 400),
             (Ending::Refused(Refusal::Replayed), 400),
             (Ending::Refused(Refusal::Closed), 400),
-            (Ending::Refused(Refusal::OtherBrowser), 400),
+            (Ending::Refused(Refusal::OtherConsent), 400),
             (Ending::WrongAccount { name: "a".into(), title: "HubSpot" }, 400),
             (Ending::AccountTaken { by: "a".into(), title: "HubSpot" }, 400),
             (Ending::Failed(Failure::transient("x")), 502),

@@ -96,8 +96,6 @@ async fn a_cookie_that_comes_twice_is_none() {
     let (url, ours) = rig.follow(&asked).await;
     let (_, theirs) = rig.follow(&evil).await;
     for both in [format!("{ours}; {theirs}"), format!("{theirs}; {ours}"), format!("{ours}; {ours}")] {
-        let shown = rig.come_back_with(&url, "code=C", Some(&both)).await;
-        assert!(shown.body.contains("Another browser"), "{both}: {}", shown.body);
         for said in ["code=C", "error=access_denied"] {
             let shown = rig.get(&format!("/oauth/callback/hubspot?{said}"), Some(&both)).await;
             assert_eq!(shown.status, 400, "{both}");
