@@ -334,7 +334,7 @@ async fn whether_it_left_is_known() {
         body: BodyStyle::Form,
         reads_jwt: false,
     };
-    for (wait_ms, left) in [(300, true), (0, false)] {
+    for (wait_ms, left) in [(3_000, true), (0, false)] {
         let deadline = Deadline::after(Duration::from_millis(wait_ms));
         let failure = refresh(&client(), &endpoint, &REFRESH.into(), deadline, &SystemClock)
             .await
