@@ -44,7 +44,9 @@ impl Ending {
             Self::Refused(Refusal::Closed) => RequestOutcome::Superseded,
             // The provider does not take the credential.
             Self::Failed(failure) if failure.kind == FailureKind::NeedsReauth => RequestOutcome::Denied,
-            Self::Refused(_) | Self::Restart(_) | Self::Failed(_) => RequestOutcome::Failed,
+            Self::Failed(failure) if failure.kind == FailureKind::Misconfigured => RequestOutcome::Refused,
+            Self::Refused(_) | Self::Restart(_) => RequestOutcome::Refused,
+            Self::Failed(_) => RequestOutcome::Failed,
             Self::WrongAccount { .. } | Self::AccountTaken { .. } => RequestOutcome::WrongAccount,
         }
     }

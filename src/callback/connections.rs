@@ -4,7 +4,7 @@
 //! room: the one that has been open for longest without a request being worked on is shed.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,8 @@ pub(super) struct Standing {
 pub(super) struct Connections {
     /// By the number that was drawn when it was opened.
     open: Arc<Mutex<BTreeMap<u64, Arc<Standing>>>>,
+    /// The next number. None is drawn twice: a place that was shed must not take another's along.
+    next: Arc<AtomicU64>,
 }
 
 /// A place among the open ones, until it is dropped.
@@ -50,7 +52,7 @@ impl Connections {
                 let oldest = open.iter().find(|(_, standing)| idle(standing)).map(|(number, _)| *number)?;
                 open.remove(&oldest)?.shed.cancel();
             }
-            let number = open.last_key_value().map_or(0, |(number, _)| number + 1);
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
             open.insert(number, Arc::clone(&standing));
             Some(number)
         })?;

@@ -49,12 +49,22 @@ pub enum RequestOutcome {
     Expired,
     WrongAccount,
     Superseded,
+    /// What was asked for, or our configuration, was wrong.
+    Refused,
+    /// The provider, or we, failed.
     Failed,
 }
 
 impl RequestOutcome {
-    pub const ALL: [Self; 6] =
-        [Self::Done, Self::Denied, Self::Expired, Self::WrongAccount, Self::Superseded, Self::Failed];
+    pub const ALL: [Self; 7] = [
+        Self::Done,
+        Self::Denied,
+        Self::Expired,
+        Self::WrongAccount,
+        Self::Superseded,
+        Self::Refused,
+        Self::Failed,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -63,6 +73,7 @@ impl RequestOutcome {
             Self::Expired => "expired",
             Self::WrongAccount => "wrong_account",
             Self::Superseded => "superseded",
+            Self::Refused => "refused",
             Self::Failed => "failed",
         }
     }

@@ -213,6 +213,23 @@ pub fn begin_watermark(
     Ok(())
 }
 
+/// Makes the next walk over changes begin no later than at `covered_to`.
+pub fn lower_watermark(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    covered_to: DateTime<Utc>,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET covered_to = least(covered_to, $3)
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'incremental'",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Timestamptz, _>(covered_to)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// What a page changes about its stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PageEffect {

@@ -177,7 +177,9 @@ pub fn number(value: &Value) -> Option<Cow<'_, str>> {
         && text.bytes().any(|b| b.is_ascii_digit())
         && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
         && text.parse::<f64>().is_ok_and(f64::is_finite);
-    decimal.then_some(text)
+    // Postgres takes no more than 16,383 digits behind the point: an exponent beyond three digits is none of money.
+    let exponent = text.find(['e', 'E']).map_or("", |at| &text[at + 1..]);
+    (decimal && exponent.trim_start_matches(['+', '-', '0']).len() <= 3).then_some(text)
 }
 
 /// A whole number of hundredths, in major units.
@@ -268,6 +270,8 @@ mod tests {
         check(n, json!("12 apples"), None);
         check(n, json!("NaN"), None);
         check(n, json!("1e999"), None);
+        check(n, json!("1e-99999"), None);
+        check(n, json!("1e-0007"), Some("1e-0007"));
         check(n, json!("-"), None);
         check(
             ColumnType::Bigint,

@@ -73,7 +73,7 @@ async fn pasted(auth: &Auth, id: ConnectionId) -> Result<(), Failure> {
                 };
                 (ending.outcome(), ending.message())
             }
-            Err(message) => (RequestOutcome::Failed, message),
+            Err(message) => (RequestOutcome::Refused, message),
         };
         finish(auth, &request, outcome, message).await?;
     }
@@ -92,13 +92,14 @@ fn reply_key(args: &Value) -> Option<[u8; 32]> {
     BASE64_STANDARD.decode(args.get("reply_to")?.as_str()?).ok()?.try_into().ok()
 }
 
+/// Ends a request that cannot be met as it is, or as we are configured.
 async fn fail(auth: &Auth, request: &Request, message: String) -> Result<(), Failure> {
     let (id, text) = (request.connection, message.clone());
     auth.db
         .run(move |conn| connections::fail_pending(conn, id, &text))
         .await
         .map_err(|error| Failure::from(&error))?;
-    finish(auth, request, RequestOutcome::Failed, message).await
+    finish(auth, request, RequestOutcome::Refused, message).await
 }
 
 async fn finish(

@@ -56,6 +56,10 @@ pub fn pages(
     pages: Vec<(Ready, Position)>,
     counts: &mut Counts,
 ) -> Result<StreamWrite, DbError> {
+    // In the order in which turns begin and connections end: the other way round, two could wait for each other.
+    if pages.iter().any(|(page, _)| !page.facts.is_empty()) {
+        turns::lock(connection, source.key.connection)?;
+    }
     if streams::lock(connection, source.key)? == StreamWrite::Lost {
         return Ok(StreamWrite::Lost);
     }

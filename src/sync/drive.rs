@@ -313,6 +313,9 @@ impl Drive<'_> {
         let source = open.source;
         let closing = self.closing(open, tally, now);
         let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
+        // The first lower bound of changes was set before anything was known of the provider's clock; what the next walk
+        // reaches back for anyway needs no correction.
+        let clock_ahead = tally.ahead() > delta(self.settings.overlap);
         let met = met.to_vec();
         let mut so_far = with_requests(*counts, tally);
         let closed = self.db.transaction(move |connection| {
@@ -326,6 +329,9 @@ impl Drive<'_> {
             let proven = gone.into_iter().map(|id| absent(id, started_at)).collect();
             commit::bury(connection, &source, proven, &mut so_far)?;
             let owned = streams::close_walk(connection, source.key, &closing)?;
+            if source.mode == Mode::Backfill && clock_ahead {
+                streams::lower_watermark(connection, source.key, closing.covered_to)?;
+            }
             Ok(if owned == StreamWrite::Lost { Err(Halt::Lost) } else { Ok(so_far) })
         });
         *counts = closed.await.map_err(halt)??;

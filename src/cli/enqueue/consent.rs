@@ -125,6 +125,9 @@ pub(in crate::cli) fn conclude(ended: &Ended, connection: &Connection) -> Result
             "was superseded by a later request",
             format!("`fieldmirror status {name}` shows how it stands"),
         ),
+        RequestOutcome::Refused => {
+            (Kind::BadRequest, "was refused", format!("once that is mended, `{again}`"))
+        }
         RequestOutcome::Failed => {
             (Kind::Failed, "did not succeed", format!("once that is mended, `{again}`"))
         }

@@ -280,6 +280,7 @@ fn failure(lines: &[Line]) -> Option<Error> {
         RequestOutcome::Expired => Some(Kind::Expired),
         RequestOutcome::WrongAccount => Some(Kind::WrongAccount),
         RequestOutcome::Superseded => Some(Kind::Superseded),
+        RequestOutcome::Refused => Some(Kind::BadRequest),
         RequestOutcome::Failed => Some(Kind::Failed),
     };
     let failed: Vec<_> = lines.iter().filter_map(|line| Some((kind(line)?, line))).collect();

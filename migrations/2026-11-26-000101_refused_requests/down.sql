@@ -1,0 +1,4 @@
+UPDATE fieldmirror.requests SET outcome = 'failed' WHERE outcome = 'refused';
+ALTER TABLE fieldmirror.requests DROP CONSTRAINT requests_outcome_check;
+ALTER TABLE fieldmirror.requests ADD CONSTRAINT requests_outcome_check
+    CHECK (outcome IN ('done', 'denied', 'expired', 'wrong_account', 'superseded', 'failed'));
