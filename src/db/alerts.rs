@@ -147,7 +147,7 @@ const CONDITIONS: &str = "
     ), stale AS (
         SELECT s.connection_id, s.stream, CASE WHEN bool_and(s.complete_to IS NOT NULL) THEN min(s.complete_to) END AS complete_to
         FROM fieldmirror.stream_state s JOIN served c ON c.id = s.connection_id
-        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after AND CASE
+        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after AND s.stalled_reason IS NULL AND CASE
             WHEN s.backfill_done THEN coalesce(s.complete_to, '-infinity') < now() - c.stale_after
             ELSE NOT EXISTS (
                 SELECT FROM fieldmirror.sync_runs r

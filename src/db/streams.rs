@@ -413,6 +413,9 @@ pub fn restart_walk(
     Ok(())
 }
 
+/// The state of a stream that something holds.
+const HELD_STATE: &str = "CASE failure_kind WHEN 'forbidden' THEN 'forbidden' ELSE 'stalled' END";
+
 /// Where a stream stands between turns, when a walk of it did not close.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setback {
@@ -426,17 +429,22 @@ pub struct Setback {
     pub whole_stream: bool,
 }
 
+/// Writes a setback down. One that passes by itself does not lift what holds the stream until a walk has proved
+/// otherwise: neither its reason nor the words for it change, only the pause.
 pub fn set_back(
     connection: &mut PgConnection,
     key: StreamKey,
     mode: Option<Mode>,
     setback: &Setback,
 ) -> Result<StreamWrite, DbError> {
-    let owned = diesel::sql_query(
-        "UPDATE stream_state SET state = $4, stalled_reason = $5, last_error = $6, failures = failures + 1,
-             failure_kind = $9, not_before = CASE WHEN $8 THEN $7 ELSE not_before END
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
-    )
+    let owned = diesel::sql_query(format!(
+        "UPDATE stream_state
+         SET state = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN {HELD_STATE} ELSE $4 END,
+             stalled_reason = coalesce($5, stalled_reason), last_error = $6, failures = failures + 1,
+             failure_kind = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN failure_kind ELSE $9 END,
+             not_before = CASE WHEN $8 THEN $7 ELSE not_before END
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
+    ))
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<BigInt, _>(key.epoch)
@@ -468,13 +476,14 @@ pub fn postpone(
     until: DateTime<Utc>,
     shows: bool,
 ) -> Result<StreamWrite, DbError> {
-    let owned = diesel::sql_query(
+    let owned = diesel::sql_query(format!(
         "UPDATE stream_state
-         SET not_before = $4, state = CASE WHEN $5 THEN 'backing_off' ELSE state END,
+         SET not_before = $4,
+             state = CASE WHEN NOT $5 THEN state WHEN stalled_reason IS NULL THEN 'backing_off' ELSE {HELD_STATE} END,
              last_error = CASE WHEN $5 THEN 'waits for the provider''s rate limit' ELSE last_error END,
              failure_kind = CASE WHEN $5 AND stalled_reason IS NULL THEN 'throttled' ELSE failure_kind END
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
-    )
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
+    ))
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<BigInt, _>(key.epoch)
@@ -487,9 +496,9 @@ pub fn postpone(
 /// Says that all walks of a turn over this stream have closed. What is said of a walk that failed earlier, and was not due
 /// now, stays.
 pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
-    let owned = diesel::sql_query(
+    let owned = diesel::sql_query(format!(
         "UPDATE stream_state s
-         SET state = CASE WHEN bad.walks THEN CASE WHEN stalled_reason IS NULL THEN 'backing_off' ELSE 'stalled' END
+         SET state = CASE WHEN bad.walks THEN CASE WHEN stalled_reason IS NULL THEN 'backing_off' ELSE {HELD_STATE} END
                           WHEN backfill_done THEN 'idle' ELSE 'backfilling' END,
              stalled_reason = CASE WHEN bad.walks THEN stalled_reason END,
              last_error = CASE WHEN bad.walks THEN last_error END,
@@ -497,8 +506,8 @@ pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWri
              failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL
          FROM (SELECT coalesce(bool_or(w.failures > 0), false) AS walks FROM walks w
                WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '') bad
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
-    )
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
+    ))
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<BigInt, _>(key.epoch)

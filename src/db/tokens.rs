@@ -162,14 +162,17 @@ pub struct Setback {
 }
 
 /// Counts a failed refresh and closes its attempt. False: the token has moved on meanwhile, and the failure says
-/// nothing about the present one.
+/// nothing about the present one. An endpoint that is out of order does not acquit a client that it has refused: what is
+/// said of the client stays until it is answered otherwise.
 pub fn set_back(
     conn: &mut PgConnection,
     attempt: &RefreshAttempt,
     setback: &Setback,
 ) -> Result<bool, DbError> {
     let counted = sql_query(
-        "UPDATE fieldmirror.tokens SET failures = failures + 1, last_error = $4, failure_kind = $7, refresh_due_at = $5, \
+        "UPDATE fieldmirror.tokens SET failures = failures + 1, refresh_due_at = $5, \
+             last_error = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN last_error ELSE $4 END, \
+             failure_kind = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN failure_kind ELSE $7 END, \
              rejected_at = CASE WHEN $6 IS NULL THEN rejected_at ELSE coalesce(rejected_at, $6) END \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )

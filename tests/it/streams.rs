@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
 use diesel::sql_types::BigInt;
 use fieldmirror::db::requests::{self, NewRequest, RequestKind};
-use fieldmirror::db::streams::{self, Demand, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::streams::{self, Demand, Setback, StreamKey, StreamWrite, WalkRow};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
@@ -148,6 +148,54 @@ async fn a_row_is_held_as_it_was_sent_and_replaced_by_newer_ones() {
             let time = |second| at(second).format("%Y-%m-%dT%H:%M:%S+00:00").to_string();
             assert_eq!(found, [json!([shown, shown, shown, time(100), time(held)])], "{subject}");
         }
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// What holds a stream is not lifted by trouble of another kind: it would be told as resolved, and then anew.
+#[tokio::test]
+async fn passing_trouble_does_not_lift_what_holds_a_stream() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let setback = |kind, state, stalled_reason: Option<&str>| Setback {
+            state,
+            kind,
+            stalled_reason: stalled_reason.map(str::to_owned),
+            last_error: Some(kind.to_owned()),
+            not_before: None,
+            whole_stream: true,
+        };
+        let stands = |connection: &mut PgConnection| {
+            let row = "SELECT concat_ws(' ', state, failure_kind, stalled_reason, last_error) AS value
+                       FROM stream_state WHERE stream = 'tickets'";
+            rows::value::<diesel::sql_types::Text, String, _>(connection, diesel::sql_query(row))
+        };
+        let (busy, refused) = ("backing_off", Mode::Backfill);
+        let owned = StreamWrite::Done;
+        for (kind, state) in [("held", "stalled"), ("forbidden", "forbidden"), ("our_bug", "stalled")] {
+            let halted = setback(kind, state, Some("why"));
+            assert_eq!(streams::set_back(connection, key, Some(refused), &halted)?, owned);
+            assert_eq!(stands(connection)?, format!("{state} {kind} why {kind}"));
+            let passing = setback("transient", busy, None);
+            assert_eq!(streams::set_back(connection, key, Some(Mode::Incremental), &passing)?, owned);
+            assert_eq!(stands(connection)?, format!("{state} {kind} why transient"));
+            assert_eq!(streams::postpone(connection, key, at(900), true)?, owned);
+            assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
+            assert_eq!(streams::settle(connection, key)?, owned);
+            assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
+        }
+        // A walk that closes is proof.
+        diesel::sql_query("UPDATE walks SET failures = 0").execute(connection)?;
+        assert_eq!(streams::settle(connection, key)?, owned);
+        assert_eq!(stands(connection)?, "backfilling");
+        assert_eq!(
+            streams::set_back(connection, key, None, &setback("transient", busy, None))?,
+            StreamWrite::Done
+        );
+        assert_eq!(stands(connection)?, "backing_off transient transient");
         Ok(())
     });
     done.await.unwrap();

@@ -171,7 +171,18 @@ async fn what_does_not_kill_a_grant() {
         assert_eq!(rig.auth.access_token(id).await.expect("still valid").generation, 1);
     }
     assert!(rig.token(id).await.failures >= 5);
+    // An endpoint that is out of order does not acquit the client that it has refused.
+    let refused = "SELECT count(*) AS value FROM fieldmirror.tokens WHERE failure_kind = 'misconfigured'";
+    assert_eq!(rig.count(refused).await, 1);
+    let before = rig.token(id).await;
+    rig.fake.then([Answer::Status(503, json!("oops")), Answer::Status(503, json!("oops"))]);
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("it fails");
+    assert_eq!(failure.kind, FailureKind::Transient, "{failure}");
+    assert_eq!(rig.count(refused).await, 1);
+    let token = rig.token(id).await;
+    assert_eq!((token.failures, token.last_error), (before.failures + 1, before.last_error));
     rig.auth.refresh(id, Why::Asked).await.expect("it works again");
+    assert_eq!(rig.count(refused).await, 0);
     let token = rig.token(id).await;
     assert_eq!((token.failures, token.last_error), (0, None));
     rig.assert_no_secret_in_texts().await;
