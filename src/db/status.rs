@@ -209,13 +209,18 @@ pub(super) fn read_within(
     for notice in sql_query(NOTICES).bind::<Nullable<BigInt>, _>(id).load::<Notice>(conn)? {
         notices.entry(notice.connection_id).or_default().insert(notice.code, notice.sentence);
     }
+    let providers: Vec<String> = connections.iter().map(|one| one.provider.clone()).collect();
     let connections = connections.into_iter().map(|connection| ConnectionStatus {
         notices: notices.remove(&connection.id.0).unwrap_or_default(),
         token: tokens.remove(&connection.id.0),
         streams: streams.remove(&connection.id.0).unwrap_or_default(),
         connection,
     });
-    let about = |alert: &Alert| id.is_none() || alert.of.connection_id == id;
+    // What stops a provider stops each of its connections.
+    let about = |alert: &Alert| match alert.of.connection_id {
+        Some(of) => id.is_none_or(|id| id == of),
+        None => id.is_none() || providers.iter().any(|name| Some(name) == alert.of.provider.as_ref()),
+    };
     let alerts = alerts::open(conn)?.into_iter().filter(about).collect();
     let hook = alerts::hook_trouble(conn)?;
     Ok(Snapshot { as_of, daemons, connections: connections.collect(), alerts, hook })

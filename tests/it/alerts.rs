@@ -9,6 +9,8 @@ use diesel::connection::SimpleConnection as _;
 use fieldmirror::config::Settings;
 use fieldmirror::daemon::alerts::{Watch, served};
 use fieldmirror::db::alerts::{self, AlertKind};
+use fieldmirror::db::{PgConnection, status};
+use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::SystemClock;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -280,4 +282,24 @@ async fn what_stays_is_told_again_where_that_is_asked_for() {
     let told = site.told_of(2).await;
     assert_eq!((&told[0]["state"], &told[1]["state"]), (&json!("firing"), &json!("still_firing")));
     daemon.end().await;
+}
+
+/// A fault of our client is a fault of each of its connections, and of none of another provider's.
+#[tokio::test]
+async fn what_stops_a_provider_is_told_of_each_connection() {
+    let site = Site::new().await;
+    site.sql(
+        "UPDATE fieldmirror.tokens SET failure_kind = 'misconfigured', last_error = 'invalid_client';
+         INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, connected_at)
+         VALUES ('other', 'oncehub', 'api_key', 'connected', now())",
+    )
+    .await;
+    let of = served(&site.settings);
+    let found = site.database.db.transaction(move |conn| alerts::reconcile(conn, &of)).await.unwrap();
+    assert_eq!(found.opened.len(), 1, "{found:?}");
+    for (id, alerts) in [(1, 1), (2, 0)] {
+        let read = move |conn: &mut PgConnection| status::read(conn, Some(ConnectionId(id)), PATIENCE);
+        let snapshot = site.database.db.run(read).await.unwrap();
+        assert_eq!(snapshot.alerts.len(), alerts, "of connection {id}");
+    }
 }

@@ -76,7 +76,7 @@ fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailm
     let StreamStatus { stream: name, stalled_reason, last_error, failures, .. } = stream;
     let said = [stalled_reason, last_error].into_iter().flatten().next();
     let said = said.map_or("no reason is on record", String::as_str);
-    let why = || Some(format!("fieldmirror status {}", connection.name));
+    let why = || Some(format!("fieldmirror why {} {name}", connection.name));
     let (what, next) = match stream.state.as_str() {
         "stalled" if stream.held => {
             ("waits for a person".to_owned(), Some(remedy::allow_mass_delete(&connection.name, name)))
@@ -218,6 +218,9 @@ mod tests {
             status.connection.state = ConnectionState::Disconnected;
             assert!(ailments(&status).is_empty(), "{state} of a connection that was disconnected");
         };
+        let mut failing = connection(ConnectionState::Connected);
+        failing.streams = vec![StreamStatus { failures: 9, ..stream("backing_off") }];
+        assert_eq!(next_action(&failing).as_deref(), Some("fieldmirror why acme tickets"));
         for state in ["pending", "backfilling", "idle", "syncing"] {
             check(state, 9, false);
         }

@@ -34,9 +34,8 @@ pub(super) fn of(snapshot: &Snapshot, look: Look) -> String {
     lines.extend(snapshot.connections.iter().flat_map(|status| notices(status, look)));
     lines.push(String::new());
     if ill.is_empty() {
-        lines.push(
-            "No connections yet: `fieldmirror enqueue --connect PROVIDER --name NAME` makes one".to_owned(),
-        );
+        lines.push("No connections yet".to_owned());
+        lines.push("  next: fieldmirror enqueue --connect PROVIDER --name NAME".to_owned());
     } else {
         let rows: Vec<_> =
             ill.iter().flat_map(|(status, _)| connection_rows(snapshot.as_of, status, look)).collect();
@@ -273,7 +272,8 @@ mod tests {
     fn without_connections_and_daemons() {
         let mut snapshot = samples::snapshot(Vec::new());
         snapshot.daemons[0].live = false;
-        let page = of(&snapshot, PLAIN);
+        let page = of(&snapshot, Look { width: 80, ..PLAIN });
+        assert!(page.lines().all(|line| line.len() <= 80), "{page}");
         assert!(page.contains("no daemon lives, the last was seen 2s ago"), "{page}");
         assert!(page.contains("No connections yet"), "{page}");
     }
