@@ -226,7 +226,7 @@ pub const TOKEN_OVERDUE: Metric = Metric::gauge(
     "Time by which the next refresh or probe is overdue, 0 before it is due; absent where none is planned",
 );
 pub const TOKEN_FAILURES: Metric = Metric::gauge(
-    "fieldmirror_token_refresh_failures",
+    "fieldmirror_token_consecutive_failures",
     &["connection", "provider"],
     "Refreshes or probes that have failed in a row",
 );
@@ -238,7 +238,7 @@ pub const STREAM_STATE: Metric = Metric::gauge(
 pub const STREAM_LAG: Metric = Metric::gauge(
     "fieldmirror_stream_lag_seconds",
     &["connection", "provider", "stream"],
-    "Age of `complete_to`: every change older than this is in the mirror; absent before the first read has begun",
+    "Age of `complete_to`: every change older than this is in the mirror; absent before the first read of everything is done",
 );
 pub const STREAM_SWEEP_LAG: Metric = Metric::gauge(
     "fieldmirror_stream_sweep_lag_seconds",
@@ -468,6 +468,8 @@ mod tests {
             let good = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
             assert!(name.starts_with("fieldmirror_") && good(name), "{name}");
             assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
+            // OpenMetrics knows a counter by its name without that, and so do those who translate to it.
+            assert!(name.strip_suffix("_total").is_none_or(|family| !names.contains(family)), "{name}");
             let time = metric.kind == MetricKind::Histogram;
             assert!(!time || name.ends_with("_duration_seconds"), "{name}");
             assert!(metric.labels.iter().all(|label| good(label)), "{name}");

@@ -141,7 +141,7 @@ async fn a_running_daemon_shows_every_metric_that_is_documented_and_no_other() {
     let rows = rows as f64;
     let shown = page_with(daemon.metrics_addr, "all rows", |page| {
         page.value("fieldmirror_stream_rows", &tickets) == Some(rows)
-            && page.value("fieldmirror_token_refresh_failures", &[]) == Some(0.0)
+            && page.value("fieldmirror_token_consecutive_failures", &[]) == Some(0.0)
     })
     .await;
 
@@ -218,7 +218,7 @@ async fn refusals_and_failures_are_counted() {
         page.value("fieldmirror_provider_refusals_total", &[("provider", "hubspot")]) > Some(refusals)
             && page.value("fieldmirror_provider_responses_total", &[("status", "429")]) > Some(0.0)
             && page.value("fieldmirror_token_refresh_failures_total", &failed) > Some(failures)
-            && page.value("fieldmirror_token_refresh_failures", &[("connection", "acme")]) > Some(0.0)
+            && page.value("fieldmirror_token_consecutive_failures", &[("connection", "acme")]) > Some(0.0)
     })
     .await;
     daemon.stop().await;
