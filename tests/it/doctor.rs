@@ -62,6 +62,9 @@ impl Site {
         site.set("VAULT__KEY_FILE", site.file("key", key.expose(), 0o600));
         site.set("CALLBACK__LISTEN", address.to_string());
         site.set("CALLBACK__PUBLIC_URL", format!("http://{address}"));
+        // No test asks the real one.
+        site.set("PROVIDERS__HUBSPOT__API_BASE", format!("http://{address}"));
+        site.set("PROVIDERS__HUBSPOT__TOKEN_URL", format!("http://{address}/token"));
         site
     }
 
@@ -354,6 +357,16 @@ async fn providers_that_are_not_reached_and_clocks() {
     site.set("PROVIDERS__HUBSPOT__API_BASE", "http://127.0.0.1:9");
     site.set("PROVIDERS__HUBSPOT__TOKEN_URL", "http://127.0.0.1:9/token");
     site.ill("reachability", "`http://127.0.0.1:9` cannot be reached", "firewall");
+
+    // Who is connected by a key needs no client of ours, and no token endpoint.
+    site.set("PROVIDERS__HUBSPOT__CLIENT_ID", "");
+    site.set("PROVIDERS__HUBSPOT__CLIENT_SECRET", "");
+    assert_eq!(site.findings().0, 0, "nobody uses it");
+    site.sql(CONNECTED.replace("authorization_code", "bearer_token")).await;
+    site.ill("reachability", "cannot be reached", "the settings providers.hubspot.api_base");
+    let well = answering("");
+    site.set("PROVIDERS__HUBSPOT__API_BASE", format!("http://{}", well.local_addr().unwrap()));
+    assert_eq!(site.findings().0, 0);
 }
 
 #[tokio::test]

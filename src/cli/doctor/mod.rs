@@ -116,10 +116,10 @@ async fn examine(globals: &Globals) -> Vec<Finding> {
     let patient = Patient { cx: Context::new(globals, loaded), has_secrets };
     findings.extend(settings::examine(&patient));
     findings.extend(files::examine(patient.settings()));
-    let (database, network) = tokio::join!(database::examine(&patient), network::examine(patient.settings()));
-    let (known, found) = database;
+    let (known, found) = database::examine(&patient).await;
     findings.extend(found);
-    findings.extend(network);
+    let connections = known.as_ref().map_or(&[][..], |known| &known.connections);
+    findings.extend(network::examine(patient.settings(), connections).await);
     findings.extend(providers::examine(&patient, known.as_ref()).await);
     findings
 }

@@ -8,7 +8,9 @@ use futures_util::future::join_all;
 use url::{Position, Url};
 
 use super::Finding;
-use crate::config::{ProviderSettings, Settings};
+use crate::config::Settings;
+use crate::db::connections::{Connection, ConnectionState};
+use crate::domain::spec::GrantKind;
 use crate::domain::step::{Reply, Request};
 use crate::domain::time::SystemClock;
 use crate::http::retry::http_date;
@@ -23,7 +25,7 @@ const LIMITS: HttpLimits = HttpLimits {
     body_max: 1024 * 1024,
 };
 
-pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
+pub(super) async fn examine(settings: &Settings, connections: &[Connection]) -> Vec<Finding> {
     let client = match Client::new(&LIMITS) {
         Ok(client) => client,
         Err(error) => {
@@ -31,28 +33,35 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
             return vec![Finding::ill("https", error, remedy)];
         }
     };
-    let hosts = hosts(settings);
+    let hosts = hosts(settings, connections);
     let probes = hosts.iter().map(|(host, key)| probe(&client, host, key));
     join_all(probes).await.into_iter().flatten().collect()
 }
 
-/// Hosts of enabled providers, each with the settings that lead there.
-fn hosts(settings: &Settings) -> BTreeMap<String, String> {
+/// Hosts of enabled providers that are used, each with the settings that lead there. A key is never exchanged for a token.
+fn hosts(settings: &Settings, connections: &[Connection]) -> BTreeMap<String, String> {
     let mut hosts: BTreeMap<String, String> = BTreeMap::new();
-    let enabled = settings.providers.iter().filter(|(_, provider)| provider.enabled);
-    for (name, provider) in enabled.filter(|(_, provider)| is_used(provider)) {
-        for (key, url) in [("api_base", &provider.api_base), ("token_url", &provider.token_url)] {
-            let host = url[..Position::BeforePath].to_owned();
-            let keys = hosts.entry(host).or_default();
+    for (name, provider) in settings.providers.iter().filter(|(_, provider)| provider.enabled) {
+        let live = |one: &&Connection| {
+            one.provider == *name
+                && matches!(one.state, ConnectionState::Connected | ConnectionState::NeedsReauth)
+        };
+        let has_key = |one: &Connection| matches!(one.grant, GrantKind::ApiKey | GrantKind::BearerToken);
+        let live: Vec<&Connection> = connections.iter().filter(live).collect();
+        let has_client = !provider.client_id.is_empty();
+        for (key, url, is_used) in [
+            ("api_base", &provider.api_base, has_client || !live.is_empty()),
+            ("token_url", &provider.token_url, has_client || live.iter().any(|one| !has_key(one))),
+        ] {
+            if !is_used {
+                continue;
+            }
+            let keys = hosts.entry(url[..Position::BeforePath].to_owned()).or_default();
             let key = format!("providers.{name}.{key}");
             *keys = if keys.is_empty() { key } else { format!("{keys}, {key}") };
         }
     }
     hosts
-}
-
-fn is_used(provider: &ProviderSettings) -> bool {
-    !provider.client_id.is_empty()
 }
 
 async fn probe(client: &Client, host: &str, keys: &str) -> Vec<Finding> {
@@ -108,9 +117,9 @@ mod tests {
     #[test]
     fn each_host_once_and_only_those_in_use() {
         let mut settings = Settings::example();
-        assert!(hosts(&settings).is_empty(), "nobody uses a provider without a client");
+        assert!(hosts(&settings, &[]).is_empty(), "nobody uses a provider without a client or a connection");
         settings.providers.get_mut("hubspot").unwrap().client_id = "x".into();
         let expected = "providers.hubspot.api_base, providers.hubspot.token_url".to_owned();
-        assert_eq!(hosts(&settings), BTreeMap::from([("https://api.hubapi.com".to_owned(), expected)]));
+        assert_eq!(hosts(&settings, &[]), BTreeMap::from([("https://api.hubapi.com".to_owned(), expected)]));
     }
 }
