@@ -38,7 +38,7 @@ impl SecretKind {
     fn expected(self) -> &'static str {
         match self {
             Self::Plain => "a secret of one line, in quotes where it stands in a settings file",
-            Self::DatabaseUrl => "a URL such as postgres://user:password@host/database, or key=value pairs",
+            Self::DatabaseUrl => "a URL such as postgres://user:password@host/database",
             Self::VaultKey => "32 bytes as base64",
         }
     }
