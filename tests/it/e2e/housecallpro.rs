@@ -342,7 +342,7 @@ async fn a_storm_loses_nothing_and_pauses_are_kept() {
         "http_502=1x,on:housecallpro.customers",
         "html_ok=1x,on:housecallpro.jobs",
         "drop=1x,on:housecallpro.employees",
-        "torn=1x,on:housecallpro.jobs",
+        "torn=1x,on:housecallpro.employees",
     ]);
     let daemon = rig.app.daemon().await;
     rig.mirrored().await;
