@@ -83,10 +83,10 @@ impl Auth {
                 Err(failure) => Ending::Failed(failure),
             },
             Said::Denied => Ending::Denied { title },
-            Said::Error(word) => Ending::Failed(Failure::new(
-                FailureKind::Misconfigured,
-                format!("{title} broke the consent off: `{word}`"),
-            )),
+            Said::Error(word) => {
+                let text = hinted(provider, format!("{title} broke the consent off: `{word}`"));
+                Ending::Failed(Failure::new(FailureKind::Misconfigured, text))
+            }
         };
         if !matches!(ending, Ending::Connected { .. }) {
             self.write_off(&redeemed, &ending).await?;
@@ -143,6 +143,11 @@ impl Auth {
         );
         match self.answered(asked).await? {
             Ok(granted) => Ok(granted),
+            // No answer to a code, or one that is none, such as a page of HTML.
+            Err(TokenFailure::Unavailable { sent: true, message }) => {
+                let title = provider.spec().title;
+                Err(Failure::transient(hinted(provider, format!("{title}: {message}"))))
+            }
             Err(failure) => Err(self.no_tokens(provider, &client, failure, &[code]).await?),
         }
     }
@@ -275,6 +280,14 @@ struct AsWhat {
     grant: GrantKind,
     request: Uuid,
     daemon: Uuid,
+}
+
+/// With what the provider's description says about consents that fail.
+fn hinted(provider: &dyn Provider, text: String) -> String {
+    match provider.consent_hint() {
+        Some(hint) => format!("{text}: {hint}"),
+        None => text,
+    }
 }
 
 fn write_down(

@@ -92,6 +92,11 @@ pub trait Provider: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What to say besides when a consent fails at the provider itself, where it offers codes to few of its apps.
+    fn consent_hint(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The request that ends a grant, where that is done through the API and not at a revocation endpoint.
     fn revoke_request(&self, of: &AccountContext<'_>) -> Option<Request> {
         let _ = of;

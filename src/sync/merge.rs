@@ -64,6 +64,8 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
                 Decision::Keep
             }
         }
+        // Also for a record that is gone: a feed may repeat what it was before it went.
+        (None, _) if is_newer(held.updated_at, version.updated_at) => Decision::Keep,
         // Restoring a record need not move its modification time, so only the time of asking counts.
         (None, true) => {
             if version.sent_at > held.sent_at {
@@ -72,7 +74,6 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
                 Decision::Keep
             }
         }
-        (None, false) if is_newer(held.updated_at, version.updated_at) => Decision::Keep,
         (None, false) if !newer && !sent_later => Decision::Keep,
         (None, false) => {
             if version.hash == held.hash {
@@ -227,6 +228,7 @@ mod tests {
             (Some(&gone), version(10, 101, 1, false), Write),
             (Some(&gone), version(10, 100, 1, false), Keep),
             (Some(&gone), version(10, 99, 1, false), Keep),
+            (Some(&gone), version(9, 200, 2, false), Keep),
             (Some(&gone), version(10, 101, 1, true), Keep),
         ] {
             assert_eq!(decide(held, &version), expected, "{held:?} {version:?}");
