@@ -7,6 +7,7 @@ mod interpret;
 pub mod jobber;
 mod judge;
 pub mod oncehub;
+pub mod servicetitan;
 
 use std::time::Duration;
 
@@ -170,8 +171,13 @@ pub struct Limit {
 }
 
 /// Every provider there is; one line each.
-pub static REGISTRY: &[&dyn Provider] =
-    &[&housecallpro::HousecallPro, &hubspot::HubSpot, &jobber::Jobber, &oncehub::OnceHub];
+pub static REGISTRY: &[&dyn Provider] = &[
+    &housecallpro::HousecallPro,
+    &hubspot::HubSpot,
+    &jobber::Jobber,
+    &oncehub::OnceHub,
+    &servicetitan::ServiceTitan,
+];
 
 /// The provider of that name.
 pub fn provider(name: &str) -> Option<&'static dyn Provider> {

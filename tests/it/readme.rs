@@ -8,6 +8,7 @@ const README: &str = include_str!("../../README.md");
 const HUBSPOT: &str = include_str!("../../docs/providers/hubspot.md");
 const JOBBER: &str = include_str!("../../docs/providers/jobber.md");
 const HOUSECALLPRO: &str = include_str!("../../docs/providers/housecallpro.md");
+const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
 const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
 /// The contents of code blocks of a language, indented ones included.
@@ -42,7 +43,7 @@ async fn the_queries_run() {
 
 #[test]
 fn the_commands_exist() {
-    let commands: Vec<String> = [README, HUBSPOT, HOUSECALLPRO, JOBBER, OPERATIONS]
+    let commands: Vec<String> = [README, HUBSPOT, HOUSECALLPRO, JOBBER, SERVICETITAN, OPERATIONS]
         .iter()
         .flat_map(|text| blocks(text, "console"))
         .flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>())

@@ -1,0 +1,233 @@
+//! What answers mean, and which account they are of. Walks are tested by the conversations in `tests/fixtures`.
+
+use std::collections::BTreeMap;
+
+use chrono::{TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn reply(status: u16, body: Value) -> Reply {
+    let body = match body {
+        Value::String(text) => Body::Text(text),
+        json => Body::Json(json),
+    };
+    Reply {
+        status,
+        headers: BTreeMap::new(),
+        body,
+        sent_at: chrono::DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(1),
+    }
+}
+
+fn request(purpose: &'static str, query: &[(&'static str, &str)]) -> Request {
+    let mut request = Request::get("/".to_owned(), purpose, BUCKETS);
+    request.query.extend(query.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    request
+}
+
+#[track_caller]
+fn failed(verdict: Verdict) -> Failure {
+    match verdict {
+        Verdict::Fail(failure) => failure,
+        other => panic!("no failure: {other:?}"),
+    }
+}
+
+fn problem(status: u16) -> Value {
+    json!({"type": "x", "title": "Validation failed", "status": status, "traceId": "00-abc-01",
+        "errors": {"from": ["Value is not valid."]}, "data": {}})
+}
+
+#[test]
+fn haste_is_answered_with_a_pause_in_the_header_or_in_words() {
+    let judge =
+        |message: &str| ServiceTitan.judge(&request("jobs", &[]), &reply(429, json!({"message": message})));
+    for (message, wait_ms) in [
+        ("Rate limit is exceeded. Try again in 7 seconds.", Some(7_000)),
+        ("Rate limit is exceeded.", None),
+        ("Try again in a while", None),
+        ("Try again in 99999999999999999999 seconds", None),
+        ("Try again in 18446744073709551615 seconds", None),
+    ] {
+        assert_eq!(judge(message), Verdict::Throttled { bucket: SECONDLY, wait_ms }, "{message}");
+    }
+    let bare = ServiceTitan.judge(&request("jobs", &[]), &reply(429, json!("slow down")));
+    assert_eq!(bare, Verdict::Throttled { bucket: SECONDLY, wait_ms: None });
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let judge = |purpose, query: &[_], status| {
+        ServiceTitan.judge(&request(purpose, query), &reply(status, problem(status)))
+    };
+    assert_eq!(judge("jobs", &[("from", "token")], 400), Verdict::Accept, "the walk knows what to do");
+    let refused = failed(judge("job_types", &[], 400));
+    assert_eq!(refused.kind, FailureKind::OurBug);
+    assert!(refused.message.contains("Validation failed, about from, trace 00-abc-01"), "{refused}");
+    assert_eq!(judge("jobs", &[], 401), Verdict::RefreshToken);
+    let forbidden = failed(judge("appointments", &[], 403));
+    assert_eq!(forbidden.kind, FailureKind::Forbidden { scope: Some("tn.jpm.appointments:r".to_owned()) });
+    for status in [403, 404] {
+        let bound = failed(judge("bookings", &[], status));
+        assert_eq!(bound.kind, FailureKind::Forbidden { scope: None });
+        assert!(bound.message.contains("No Restriction") && bound.message.contains("booking_provider_ids"));
+    }
+    let unknown = failed(judge("jobs", &[], 404));
+    assert_eq!(unknown.kind, FailureKind::Misconfigured);
+    assert!(unknown.message.contains("tenant_id"), "{unknown}");
+    for status in [409, 500, 502, 503, 504] {
+        assert!(matches!(judge("jobs", &[], status), Verdict::Retry { .. }), "{status}");
+    }
+    let page = reply(503, json!("<html><body>Service Unavailable</body></html>"));
+    assert!(
+        matches!(ServiceTitan.judge(&request("jobs", &[]), &page), Verdict::Retry { .. }),
+        "no JSON there"
+    );
+    let key = failed(judge(WHO, &[], 401));
+    assert_eq!(key.kind, FailureKind::NeedsReauth);
+    assert!(key.message.contains("app_key"), "{key}");
+}
+
+#[test]
+fn refusals_of_the_token_endpoint() {
+    let judge = |status, error: &str| ServiceTitan.judge_token(status, &Body::Json(json!({"error": error})));
+    for (error, hint) in [
+        ("invalid_client", "disabled the app"),
+        ("unauthorized_client", "client_credentials"),
+        ("unsupported_grant_type", "client_credentials"),
+        ("unsupported_response_type", "client_credentials"),
+    ] {
+        for status in [400, 401] {
+            let TokenVerdict::Misconfigured(said) = judge(status, error) else { panic!("{error}") };
+            assert!(said.contains(error) && said.contains(hint), "{said}");
+        }
+        assert!(matches!(judge(503, error), TokenVerdict::Retry(_)), "trouble of its own proves nothing");
+    }
+    assert!(matches!(judge(400, "invalid_grant"), TokenVerdict::Dead(_)));
+    let page = Body::Text("<html>".to_owned());
+    assert!(matches!(ServiceTitan.judge_token(400, &page), TokenVerdict::Retry(_)));
+}
+
+fn params(tenant: &str) -> Params {
+    Params::from([("tenant_id".to_owned(), tenant.to_owned())])
+}
+
+fn options(pairs: &[(&str, Value)]) -> Options {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+#[track_caller]
+fn identity(claims: Option<Value>, replies: &[Reply]) -> Result<Account, Failure> {
+    let (params, options) = (params("41"), Options::new());
+    ServiceTitan.identity(&Clues {
+        grant: GrantKind::ClientCredentials,
+        granted: &json!({"scope": "tn.crm.bookings:r"}),
+        introspected: None,
+        claims: claims.as_ref(),
+        params: &params,
+        options: &options,
+        replies,
+    })
+}
+
+#[test]
+fn the_tenant_is_who_was_named_and_nobody_else() {
+    let units = |tenant: u64| {
+        reply(200, json!({"hasMore": false, "data": [{"id": 1, "tenant": {"id": tenant, "name": "Acme"}}]}))
+    };
+    let feed = reply(200, json!({"hasMore": false, "data": []}));
+    let claims = |tenant: &str, scope: Value| Some(json!({"tenant": tenant, "scope": scope}));
+    let all = json!(["tn.crm.bookings:r", "tn.jpm.jobs:r"]);
+    let good = identity(claims("41", all.clone()), &[units(41), feed.clone()]).unwrap();
+    assert_eq!(good, Account { id: "41".into(), name: Some("Acme".into()) });
+    let nameless = identity(None, &[reply(200, json!({"data": []})), feed.clone()]).unwrap();
+    assert_eq!(nameless.name, None, "a tenant may have no business unit, and a token may be opaque");
+    for replies in [[units(41), feed.clone()], [units(42), feed.clone()]] {
+        let other = if replies[0] == units(41) { "43" } else { "42" };
+        let wrong =
+            identity(claims(if other == "43" { "43" } else { "41" }, all.clone()), &replies).unwrap_err();
+        assert!(wrong.message.contains(&format!("tenant {other}, not of tenant 41")), "{wrong}");
+    }
+    // Without the scope for business units, the token says whose it is.
+    let closed = reply(403, problem(403));
+    assert!(identity(claims("41", all.clone()), &[closed.clone(), feed.clone()]).is_ok());
+    assert!(identity(None, &[closed.clone(), feed.clone()]).unwrap_err().message.contains("403"));
+    assert!(identity(claims("41", all.clone()), &[reply(404, problem(404)), feed]).is_err());
+    // Bookings refused: the app is bound to a booking provider, unless it never had the scope.
+    let bound = identity(claims("41", all), &[units(41), closed.clone()]).unwrap_err();
+    assert!(bound.message.contains("No Restriction"), "{bound}");
+    assert!(identity(claims("41", json!("tn.jpm.jobs:r")), &[units(41), closed.clone()]).is_ok());
+    assert!(identity(None, &[units(41), closed]).is_err(), "the token answer names the scope");
+}
+
+#[test]
+fn what_is_no_number_is_no_tenant() {
+    for bad in ["", "4/1", "../5", "41a", "99999999999999999999"] {
+        assert!(tenant(&params(bad)).is_err(), "{bad}");
+    }
+    let (params, options) = (params("4/../1"), Options::new());
+    let of = AccountContext {
+        grant: GrantKind::ClientCredentials,
+        api_version: "",
+        params: &params,
+        options: &options,
+    };
+    assert!(ServiceTitan.identity_requests(&of).iter().all(|request| request.path.contains("/tenant/0/")));
+}
+
+#[test]
+fn settings_change_what_is_asked() {
+    let params = params("41");
+    let asked = |step, pairs: &[(&str, Value)]| {
+        let options = options(pairs);
+        let of = TokenContext { step, redirect_uri: "", params: &params, options: &options };
+        ServiceTitan.token_fields(&of)
+    };
+    assert_eq!(
+        asked(TokenStep::ClientCredentials, &[("token_tenant_param", json!(true))]),
+        [("tenant", "41".to_owned())]
+    );
+    assert_eq!(asked(TokenStep::ClientCredentials, &[("token_tenant_param", json!(false))]), []);
+    assert_eq!(asked(TokenStep::Code, &[("token_tenant_param", json!(true))]), []);
+
+    let lag = |stream: &str, pairs: &[(&str, Value)]| {
+        ServiceTitan.visibility_lag(SPEC.stream(stream).unwrap(), &options(pairs)).as_secs()
+    };
+    assert_eq!(lag("jobs", &[]), 900);
+    assert_eq!(lag("jobs", &[("include_recent_changes", json!(true))]), 0);
+    assert_eq!(lag("technicians", &[]), 0, "a list shows changes at once");
+    let providers = ("booking_provider_ids", json!(["71", 72, "x", -3]));
+    assert_eq!(lag("bookings", std::slice::from_ref(&providers)), 0);
+    assert_eq!(lag("jobs", std::slice::from_ref(&providers)), 900);
+    assert_eq!(booking_provider::ids(&options(std::slice::from_ref(&providers))), ["71", "72"]);
+    let options = options(&[providers]);
+    let of = AccountContext {
+        grant: GrantKind::ClientCredentials,
+        api_version: "",
+        params: &params,
+        options: &options,
+    };
+    assert_eq!(ServiceTitan.identity_requests(&of).len(), 1, "the tenant's bookings are not asked for");
+}
+
+#[test]
+fn every_stream_has_a_scope_and_nothing_personal() {
+    for stream in streams::ALL {
+        assert!(streams::scope(stream.name).is_some(), "{}", stream.name);
+    }
+    let technicians = SPEC.stream("technicians").unwrap();
+    for private in ["/hourlyRate", "/burdenRate", "/commissionRate", "/soldByRate", "/home", "/location"] {
+        assert!(technicians.omit.contains(&private), "{private}");
+    }
+}
+
+#[test]
+fn a_list_of_ids_proves_who_is_there() {
+    let ids = ["1", "9007199254740993", "3"].map(str::to_owned);
+    let listed =
+        reply(200, serde_json::from_str(r#"{"data": [{"id": 9007199254740993}, {"id": 1}, {}]}"#).unwrap());
+    let shown = feed::probed(&ids, &listed).unwrap();
+    assert!(matches!(shown.as_slice(), [Presence::Here(None), Presence::Here(None), Presence::Gone { .. }]));
+    assert!(feed::probed(&ids, &reply(200, json!({}))).is_err());
+}
