@@ -27,6 +27,7 @@
 //! | `POST /control/hubspot/expire-tokens` | every access token expires now |
 //! | the same below `/control/jobber` | as for HubSpot, with [`jobber::Change`]: `{"do": "complete", "id": "…"}` |
 //! | the same below `/control/housecallpro` | with [`housecallpro::Change`], for example `{"do": "cancel", "id": "job_…", "by": "user"}` |
+//! | `…/control/servicetitan/…` | the same for its tenants, with [`servicetitan::Change`]; there is no `revoke`: `{"do": "disable"}` |
 //!
 //! The control endpoint has no lock on it. The sandbox is for loopback.
 
@@ -38,6 +39,7 @@ pub mod ledger;
 pub mod limits;
 pub mod oauth;
 pub mod oncehub;
+pub mod servicetitan;
 pub mod shared;
 pub mod world;
 
@@ -64,6 +66,7 @@ use hubspot::Hubspot;
 use jobber::Jobber;
 use oauth::App;
 use oncehub::OnceHub;
+use servicetitan::ServiceTitan;
 use shared::Shared;
 
 /// The app that is registered when no other is named.
@@ -188,6 +191,7 @@ pub struct Sandbox {
     jobber: Arc<Jobber>,
     oncehub: Arc<OnceHub>,
     housecallpro: Arc<Housecallpro>,
+    servicetitan: Arc<ServiceTitan>,
     /// All of them.
     stand_ins: Vec<Arc<dyn StandIn>>,
 }
@@ -200,9 +204,15 @@ impl Sandbox {
         let jobber = Jobber::new(&shared);
         let oncehub = OnceHub::new(&shared);
         let housecallpro = Housecallpro::new(&shared);
-        let stand_ins: Vec<Arc<dyn StandIn>> =
-            vec![hubspot.clone(), jobber.clone(), oncehub.clone(), housecallpro.clone()];
-        Self { shared, hubspot, jobber, oncehub, housecallpro, stand_ins }
+        let servicetitan = ServiceTitan::new(&shared);
+        let stand_ins: Vec<Arc<dyn StandIn>> = vec![
+            hubspot.clone(),
+            jobber.clone(),
+            oncehub.clone(),
+            housecallpro.clone(),
+            servicetitan.clone(),
+        ];
+        Self { shared, hubspot, jobber, oncehub, housecallpro, servicetitan, stand_ins }
     }
 
     pub fn oncehub(&self) -> &Arc<OnceHub> {
@@ -236,6 +246,10 @@ impl Sandbox {
 
     pub fn housecallpro(&self) -> &Arc<Housecallpro> {
         &self.housecallpro
+    }
+
+    pub fn servicetitan(&self) -> &Arc<ServiceTitan> {
+        &self.servicetitan
     }
 
     /// Answers counted so far.

@@ -8,6 +8,7 @@ mod oncehub;
 mod outages;
 mod secrets;
 mod service;
+mod servicetitan;
 mod tokens;
 mod trouble;
 mod why;
