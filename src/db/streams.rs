@@ -572,6 +572,16 @@ pub fn demand(
     .bind::<BigInt, _>(of.0)
     .bind::<Text, _>(demand.stream)
     .execute(connection)?;
+    // A first read of everything that waits after a failure is tried again, too: the trouble may be over.
+    diesel::sql_query(
+        "UPDATE walks w SET due_at = least(w.due_at, $3) FROM stream_state s
+         WHERE (s.connection_id, s.stream, s.partition) = (w.connection_id, w.stream, w.partition)
+           AND w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode = 'backfill' AND NOT s.backfill_done",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .execute(connection)?;
     if !demand.full {
         return Ok(());
     }
