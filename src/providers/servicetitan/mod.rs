@@ -300,15 +300,21 @@ fn forbidden(request: &Request, reply: &Reply) -> Failure {
     )
 }
 
+/// Parameters of ours that a refusal may name.
+const ASKED_WITH: [&str; 8] =
+    ["from", "includeRecentChanges", "ids", "page", "pageSize", "sort", "active", "modifiedOnOrAfter"];
+
 /// The title of a refusal and the id by which ServiceTitan's support finds it.
 fn said(reply: &Reply) -> String {
     let title = reply.text_at("/title").or_else(|| reply.text_at("/message"));
     let errors = reply.json().and_then(|body| body.get("errors")).and_then(Value::as_object);
-    let fields = errors.map(|errors| errors.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
+    let fields =
+        ASKED_WITH.into_iter().filter(|name| errors.is_some_and(|errors| errors.contains_key(*name)));
+    let fields = fields.collect::<Vec<_>>().join(", ");
     let parts = [
         Some(format!("status {}", reply.status)),
         title.map(clip),
-        fields.filter(|fields| !fields.is_empty()).map(|fields| clip(&format!("about {fields}"))),
+        Some(format!("about {fields}")).filter(|_| !fields.is_empty()),
         reply.text_at("/traceId").map(|trace| format!("trace {}", clip(trace))),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
