@@ -203,6 +203,10 @@ impl Daemon {
             db: db.clone(),
             clock: Arc::clone(&engine.get().clock),
             settings: Arc::clone(&settings),
+            in_force: {
+                let engine = Arc::clone(&engine);
+                Box::new(move || Arc::clone(&engine.get().settings))
+            },
             daemon: id,
             host: crate::config::host_name(),
         };

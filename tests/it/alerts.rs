@@ -72,10 +72,12 @@ impl Site {
 
     fn daemon(&self) -> Loops {
         let stop = CancellationToken::new();
+        let settings = Arc::new(self.settings.clone());
         let watch = Watch {
             db: self.database.db.clone(),
             clock: Arc::new(SystemClock),
-            settings: Arc::new(self.settings.clone()),
+            settings: Arc::clone(&settings),
+            in_force: Box::new(move || Arc::clone(&settings)),
             daemon: Uuid::now_v7(),
             host: "testhost".to_owned(),
         };

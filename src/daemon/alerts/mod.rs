@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::config::Settings;
 use crate::db::alerts::{self, Alert, Served};
 use crate::db::{Db, DbError};
+use crate::domain::failure::chain;
 use crate::domain::time::Clock;
 use hook::HookError;
 
@@ -38,9 +39,26 @@ const KEPT: Duration = Duration::from_hours(90 * 24);
 pub struct Watch {
     pub db: Db,
     pub clock: Arc<dyn Clock>,
+    /// Those of the start: what the program is and how it is told.
     pub settings: Arc<Settings>,
+    /// Those in force: a reload may have put others in the place of the first.
+    pub in_force: Box<dyn Fn() -> Arc<Settings> + Send + Sync>,
     pub daemon: Uuid,
     pub host: String,
+}
+
+/// Says once that alerts cannot be looked after. An outage of the database is the beat's to report.
+fn report(error: Option<&DbError>, said: bool) -> bool {
+    match error {
+        Some(error) if error.is_transient() => said,
+        Some(error) => {
+            if !said {
+                warn!(error = %chain(error), "Alerts cannot be looked after: {}", chain(error));
+            }
+            true
+        }
+        None => false,
+    }
 }
 
 impl Watch {
@@ -50,12 +68,13 @@ impl Watch {
 
     /// Finds what has begun and what has ended.
     async fn compare(&self, stop: &CancellationToken) {
-        let served = served(&self.settings);
+        let mut failing = false;
         let mut pruned: Option<Instant> = None;
         loop {
-            let of = served.clone();
-            // An outage of the database is the beat's to report.
-            if let Ok(changes) = self.db.transaction(move |conn| alerts::reconcile(conn, &of)).await {
+            let of = served(&(self.in_force)());
+            let found = self.db.transaction(move |conn| alerts::reconcile(conn, &of)).await;
+            failing = report(found.as_ref().err(), failing);
+            if let Ok(changes) = found {
                 for of in &changes.opened {
                     warn!(
                         alert.kind = of.kind,
@@ -88,7 +107,7 @@ impl Watch {
         if self.settings.alerts.exec.is_empty() {
             return;
         }
-        let mut failures = 0;
+        let (mut failures, mut lost) = (0, false);
         loop {
             let wait = match self.tell_next(stop).await {
                 Ok(Told::One) => {
@@ -104,8 +123,11 @@ impl Watch {
                     }
                     retry_in(failures)
                 }
-                // An outage of the database is the beat's to report.
-                Ok(Told::Nothing) | Err(_) => LOOK_EVERY,
+                Ok(Told::Nothing) => LOOK_EVERY,
+                Err(error) => {
+                    lost = report(Some(&error), lost);
+                    LOOK_EVERY
+                }
             };
             if pause(wait, stop).await.is_none() {
                 return;
@@ -159,13 +181,6 @@ pub fn served(settings: &Settings) -> Vec<Served> {
 
 fn retry_in(failures: u32) -> Duration {
     RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MAX)
-}
-
-fn chain(error: &HookError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 /// `None` when the daemon stops meanwhile.
