@@ -9,6 +9,8 @@ const HUBSPOT: &str = include_str!("../../docs/providers/hubspot.md");
 const JOBBER: &str = include_str!("../../docs/providers/jobber.md");
 const HOUSECALLPRO: &str = include_str!("../../docs/providers/housecallpro.md");
 const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
+const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
+const ONCEHUB: &str = include_str!("../../docs/providers/oncehub.md");
 const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
 /// The contents of code blocks of a language, indented ones included.

@@ -310,7 +310,10 @@ async fn a_provider_that_is_down_gives_a_502_and_a_failed_request() {
         let asked = rig.ask("acme").await;
         let shown = rig.come_back(&asked.authorize_url(), "code=SECRET-CODE").await;
         assert_eq!(shown.status, 502, "{answer:?}: {}", shown.body);
-        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Failed), "{answer:?}");
+        // A client that is refused is our configuration's fault.
+        let ours = matches!(answer, Answer::Status(400, _));
+        let expected = if ours { RequestOutcome::Refused } else { RequestOutcome::Failed };
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(expected), "{answer:?}");
         assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Failed);
         assert!(!shown.body.contains("SECRET"), "{}", shown.body);
     }
@@ -346,10 +349,10 @@ async fn a_pasted_url_does_what_the_endpoint_would() {
     let found = rig.db(move |conn| fieldmirror::db::authorizations::connection_of_state(conn, &hash)).await;
     assert_eq!(found, Some(asked.connection));
     for (url, outcome) in [
-        (format!("{redirect}?code=SECRET-CODE&state=forged"), RequestOutcome::Failed),
-        ("SECRET-NONSENSE".to_owned(), RequestOutcome::Failed),
+        (format!("{redirect}?code=SECRET-CODE&state=forged"), RequestOutcome::Refused),
+        ("SECRET-NONSENSE".to_owned(), RequestOutcome::Refused),
         (format!("{redirect}?code=SECRET-CODE&state={state}"), RequestOutcome::Done),
-        (format!("{redirect}?code=SECRET-CODE&state={state}"), RequestOutcome::Failed),
+        (format!("{redirect}?code=SECRET-CODE&state={state}"), RequestOutcome::Refused),
     ] {
         let request =
             rig.request(asked.connection, RequestKind::Callback, json!({}), Some(url.clone())).await;
@@ -377,12 +380,12 @@ async fn a_browser_that_is_closed_does_not_stop_the_exchange() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_reply_key_fails() {
+async fn a_request_without_a_reply_key_is_refused() {
     let rig = Rig::new().await;
     let id = rig.pending("acme", GrantKind::AuthorizationCode).await;
     let request = rig.request(id, RequestKind::Connect, json!({}), None).await;
     jobs::connect::run(&rig.auth, id).await.expect("the job runs");
     let row = rig.request_row(request).await;
-    assert_eq!(row.outcome, Some(RequestOutcome::Failed));
+    assert_eq!(row.outcome, Some(RequestOutcome::Refused));
     assert!(row.message.expect("a reason").contains("reply_to"));
 }

@@ -46,7 +46,7 @@ async fn keys_that_are_no_good_do_not_count() {
         let row = rig.request_row(request).await;
         // The provider denies the first; the others are no keys at all.
         let expected =
-            if secrets.contains("WRONG") { RequestOutcome::Denied } else { RequestOutcome::Failed };
+            if secrets.contains("WRONG") { RequestOutcome::Denied } else { RequestOutcome::Refused };
         assert_eq!(row.outcome, Some(expected), "{secrets}");
         assert_eq!(rig.connection(id).await.state, ConnectionState::Failed, "{secrets}");
         assert_eq!(rig.maybe_token(id).await, None, "{secrets}");
