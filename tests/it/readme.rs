@@ -9,7 +9,6 @@ const HUBSPOT: &str = include_str!("../../docs/providers/hubspot.md");
 const JOBBER: &str = include_str!("../../docs/providers/jobber.md");
 const HOUSECALLPRO: &str = include_str!("../../docs/providers/housecallpro.md");
 const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
-const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
 const ONCEHUB: &str = include_str!("../../docs/providers/oncehub.md");
 const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
@@ -45,7 +44,7 @@ async fn the_queries_run() {
 
 #[test]
 fn the_commands_exist() {
-    let commands: Vec<String> = [README, HUBSPOT, HOUSECALLPRO, JOBBER, SERVICETITAN, OPERATIONS]
+    let commands: Vec<String> = [README, HUBSPOT, HOUSECALLPRO, JOBBER, SERVICETITAN, ONCEHUB, OPERATIONS]
         .iter()
         .flat_map(|text| blocks(text, "console"))
         .flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>())
