@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::render;
 use super::seed;
 
-/// What a list shows. The order is that of [`Account::tables`].
+/// What a list shows. The order is that of the account's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Job,
