@@ -202,8 +202,8 @@ async fn a_storm_is_waited_out_and_a_broken_list_stands_alone() {
         AND not_before > now() + interval '4 minutes'), false) FROM fieldmirror.stream_state WHERE stream = 'bookings'").await;
     let refused = app.sandbox.control().ledger().of_status(429);
     assert!(refused <= 3, "{refused} refusals");
-    let others = "SELECT string_agg(stream || ' ' || state, ', ' ORDER BY stream) FROM mirror.freshness WHERE stream <> 'bookings'";
-    assert_eq!(app.one(others).await, "booking_calendars idle, event_types stalled, users idle");
+    app.wait_until("the others stand as they should", "SELECT string_agg(stream || ' ' || state, ', ' ORDER BY stream)
+        = 'booking_calendars idle, event_types stalled, users idle' FROM mirror.freshness WHERE stream <> 'bookings'").await;
 
     app.faults(&[]);
     app.execute("UPDATE fieldmirror.stream_state SET not_before = NULL; DELETE FROM fieldmirror.rate_budget;
