@@ -7,11 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::raw::{PATIENCE, answer, answers, assert_bare, assert_hardened, exchange, exchange_and_hang_up};
+use super::raw::{answer, answers, assert_bare, assert_hardened, exchange, exchange_and_hang_up};
 use crate::auth::rig::Rig;
 
 /// More than the endpoint takes at once.
 const CROWD: usize = 300;
+/// Half of what a connection may live that is not closed for being slow.
+const CROWD_GONE_MAX: Duration = Duration::from_mins(1);
 
 fn request(line: &str) -> String {
     format!("{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -169,15 +171,17 @@ async fn slow_clients_keep_nobody_out() {
         let began = Instant::now();
         assert_eq!(rig.get("/healthz", None).await.status, 200);
         // Slow ones are closed after ten seconds in any case.
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     }
     let (authorize_url, cookie) = rig.follow(&asked).await;
     assert_eq!(rig.come_back_with(&authorize_url, "code=C", Some(&cookie)).await.status, 200);
-    let began = Instant::now();
-    for slow in crowd {
-        tokio::time::timeout(PATIENCE, slow).await.expect("it is closed").unwrap();
-    }
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    // Where the kernel's queue is shorter than the crowd, it lets the last ones in after 15 seconds and more.
+    let closed = async {
+        for slow in crowd {
+            slow.await.unwrap();
+        }
+    };
+    tokio::time::timeout(CROWD_GONE_MAX, closed).await.expect("every one of the crowd is closed");
 }
 
 /// Sends headers for ever, one byte at a time, until the endpoint has had enough.
