@@ -110,23 +110,52 @@ impl Look {
         style.clone().force_styling(self.coloured).apply_to(text).to_string()
     }
 
-    /// `text` in lines that fit, all but the first behind `indent` spaces. A longer word stays whole.
+    /// `text` in lines that fit, all but the first behind `indent` spaces. A longer word stays whole, and so does what
+    /// stands in backticks: a command can be pasted.
     pub fn wrapped(self, text: &str, indent: usize) -> String {
         let mut lines = vec![String::new()];
-        for word in text.split_whitespace() {
+        for word in words(text) {
             let line = lines.last_mut().expect("there is always one");
             let taken = measure_text_width(line);
-            if taken > indent && taken + 1 + measure_text_width(word) > self.width {
+            if taken > indent && taken + 1 + measure_text_width(&word) > self.width {
                 lines.push(format!("{:indent$}{word}", ""));
             } else if line.trim().is_empty() {
-                line.push_str(word);
+                line.push_str(&word);
             } else {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(&word);
             }
         }
         lines.join("\n")
     }
+
+    /// `text` behind `lead`, which stays as it is, all lines but the first below where the text begins.
+    pub fn hanging(self, lead: &str, text: &str) -> String {
+        let indent = measure_text_width(lead);
+        let beside = Self { width: self.width.saturating_sub(indent), ..self };
+        format!("{lead}{}", beside.wrapped(text, 0).replace('\n', &format!("\n{:indent$}", "")))
+    }
+}
+
+/// What may not be torn apart: words, and what two backticks enclose with what sticks to them.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut left = text.matches('`').count();
+    let mut open = false;
+    for word in text.split_whitespace() {
+        match words.last_mut().filter(|_| open) {
+            Some(last) => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            None => words.push(word.to_owned()),
+        }
+        let ticks = word.matches('`').count();
+        left -= ticks;
+        // One that nothing closes is a character like others.
+        open = (open != (ticks % 2 == 1)) && left > 0;
+    }
+    words
 }
 
 /// Resolves when the process is asked to end: by Ctrl-C, or by SIGTERM as systemd sends it.
@@ -175,6 +204,30 @@ pub fn orders() -> mpsc::Receiver<Order> {
 }
 
 #[cfg(test)]
+pub mod looks {
+    use super::*;
+
+    /// A page on narrow and wide terminals, with and without colour, each against its snapshot. Returns it narrow and
+    /// plain.
+    #[track_caller]
+    pub fn all(page: &str, of: impl Fn(Look) -> String) -> String {
+        for (look, width) in [("narrow", 80), ("wide", 200)] {
+            let plain = of(Look { width, coloured: false });
+            let coloured = of(Look { width, coloured: true });
+            assert_eq!(console::strip_ansi_codes(&coloured), plain, "colour says nothing of its own");
+            // Commands are not broken; everything else fits.
+            let is_command = |line: &str| line.trim_start().starts_with("next: ") || line.contains('`');
+            for line in plain.lines().filter(|line| !is_command(line)) {
+                assert!(measure_text_width(line) <= width, "{page}, {look}: {line}");
+            }
+            insta::assert_snapshot!(format!("{page}_{look}"), plain);
+            insta::assert_snapshot!(format!("{page}_{look}_coloured"), coloured.replace('\u{1b}', "\\e"));
+        }
+        of(Look { width: 80, coloured: false })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -186,11 +239,15 @@ mod tests {
             ("- one two", "- one two"),
             ("- one two three four", "- one two\n  three four"),
             ("- incomprehensibilities x", "- incomprehensibilities\n  x"),
+            ("see `ls -l /a/b`, then", "see\n  `ls -l /a/b`,\n  then"),
+            ("it`s not one two", "it`s not one\n  two"),
+            ("`a b` or `c` `d", "`a b` or `c`\n  `d"),
         ] {
             assert_eq!(look.wrapped(text, 2), expected);
         }
         let red = Look { coloured: true, ..look }.styled(&Style::new().red(), "one");
         assert_eq!(look.wrapped(&format!("- {red} two"), 2), format!("- {red} two"), "colours take no room");
+        assert_eq!(look.hanging("a:  ", "one two three"), "a:  one two\n    three");
     }
 
     #[test]

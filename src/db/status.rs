@@ -123,9 +123,9 @@ pub struct StreamStatus {
     /// In a row.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
-    /// Deletions wait for a person to agree.
-    #[diesel(sql_type = Bool)]
-    pub held: bool,
+    /// What `stalled_reason` was recorded for: the kind of the failure, or the state.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub stalled_kind: Option<String>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub next_due_at: Option<DateTime<Utc>>,
 }
@@ -168,9 +168,12 @@ const STREAMS: &str = "
         END AS backfill_progress,
         min(d.backfill_started_at) AS backfill_started_at,
         sum(s.rows)::bigint AS rows, sum(s.deleted_rows)::bigint AS deleted_rows,
-        max(s.stalled_reason) AS stalled_reason, max(s.last_error) AS last_error,
+        (array_agg(s.stalled_reason
+            ORDER BY (s.failure_kind = 'held') DESC NULLS LAST, s.partition) FILTER (WHERE s.stalled_reason IS NOT NULL))[1] AS stalled_reason,
+        (array_agg(coalesce(s.failure_kind, s.state)
+            ORDER BY (s.failure_kind = 'held') DESC NULLS LAST, s.partition) FILTER (WHERE s.stalled_reason IS NOT NULL))[1] AS stalled_kind,
+        max(s.last_error) AS last_error,
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
-        coalesce(bool_or(s.failure_kind = 'held' AND s.stalled_reason IS NOT NULL), false) AS held,
         greatest(max(s.not_before), min(d.due_at)) AS next_due_at
     FROM fieldmirror.stream_state s LEFT JOIN due d USING (connection_id, stream)
     WHERE $1 IS NULL OR s.connection_id = $1
@@ -255,7 +258,7 @@ impl StreamStatus {
             last_error: None,
             last_success_at: None,
             failures: 0,
-            held: false,
+            stalled_kind: None,
             next_due_at: None,
         }
     }

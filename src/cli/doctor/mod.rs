@@ -142,11 +142,12 @@ fn object(findings: &[Finding]) -> Value {
 fn text(findings: &[Finding], look: Look) -> String {
     const WIDEST: usize = "warning".len();
     let mut lines = Vec::new();
-    for finding in findings {
-        let word = format!("{:WIDEST$}", finding.level.as_str());
-        let word = look.styled(&finding.level.style(), &word);
-        lines.push(format!("{word}  {}: {}", finding.check, finding.found));
-        lines.extend(finding.remedy.iter().map(|remedy| format!("{:WIDEST$}  remedy: {remedy}", "")));
+    for Finding { check, level, found, remedy } in findings {
+        let word = look.styled(&level.style(), level.as_str());
+        let lead = format!("{word}{:1$}", "", WIDEST - level.as_str().len() + 2);
+        lines.push(look.hanging(&lead, &format!("{check}: {found}")));
+        let below = format!("{:WIDEST$}  ", "");
+        lines.extend(remedy.iter().map(|remedy| look.hanging(&below, &format!("remedy: {remedy}"))));
     }
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     lines.push(String::new());
@@ -159,16 +160,47 @@ fn text(findings: &[Finding], look: Look) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::terminal::looks;
     use super::*;
 
+    /// One of everything that can be found.
+    fn crowd() -> [Finding; 5] {
+        [
+            Finding::ok("configuration", "all settings can be read"),
+            Finding::ill(
+                "vault_key",
+                "there is no vault key, and the daemon does not start without one",
+                "make one with `(umask 077; fieldmirror key generate > vault.key)`, keep a copy of it in a safe place, and \
+                 set `[vault] key_file` to its path",
+            ),
+            Finding::warning(
+                "database_durability",
+                "the server does not wait for its disk (fsync or full_page_writes is off): a crash may lose tokens",
+                "set `fsync = on` and `full_page_writes = on` in postgresql.conf",
+            ),
+            Finding::unknown(
+                "vault_key_in_use",
+                "daemons seal with key `k1`; this user's key cannot be compared",
+            ),
+            Finding::ill(
+                "reachability",
+                "`https://api.hubapi.com` cannot be reached: no route",
+                "see the firewall",
+            ),
+        ]
+    }
+
     #[test]
-    fn as_people_and_programs_read_it() {
+    fn the_page_in_narrow_and_wide_with_and_without_colour() {
+        let plain = looks::all("doctor", |look| text(&crowd(), look));
+        assert!(plain.ends_with("2 ill, 1 to be looked at"), "{plain}");
+        let well = text(&crowd()[..1], Look { width: 80, coloured: false });
+        assert_eq!(well, "ok       configuration: all settings can be read\n\nNothing is wrong");
+    }
+
+    #[test]
+    fn as_programs_read_it() {
         let findings = [Finding::ok("clock", "right"), Finding::ill("database", "it is away", "start it")];
-        let text = text(&findings, Look { width: 80, coloured: true });
-        assert_eq!(
-            console::strip_ansi_codes(&text),
-            "ok       clock: right\nill      database: it is away\n         remedy: start it\n\n1 ill, 0 to be looked at"
-        );
         let expected = json!({
             "healthy": false,
             "findings": [

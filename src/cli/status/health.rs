@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::daemon::alerts::standstill::{Owner, Standstill};
 use crate::daemon::alerts::{message, remedy};
 use crate::db::alerts::{Alert, AlertKind, HookTrouble};
 use crate::db::connections::{Connection, ConnectionState};
@@ -13,11 +14,11 @@ const FAILURES_BORNE: i32 = 3;
 
 /// One thing that is ill.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ailment {
+pub(in crate::cli) struct Ailment {
     /// A sentence without a full stop.
-    pub(super) reason: String,
+    pub(in crate::cli) reason: String,
     /// The command to run.
-    pub(super) next: Option<String>,
+    pub(in crate::cli) next: Option<String>,
 }
 
 pub(super) fn healthy(snapshot: &Snapshot) -> bool {
@@ -49,7 +50,7 @@ pub(super) fn general(snapshot: &Snapshot) -> Vec<Ailment> {
 }
 
 /// What is ill with a connection, the gravest first. Nothing of one that was disconnected on purpose is.
-pub(super) fn ailments(status: &ConnectionStatus) -> Vec<Ailment> {
+pub(in crate::cli) fn ailments(status: &ConnectionStatus) -> Vec<Ailment> {
     let connection = &status.connection;
     let mut found = Vec::new();
     match connection.state {
@@ -76,21 +77,23 @@ fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailm
     let StreamStatus { stream: name, stalled_reason, last_error, failures, .. } = stream;
     let said = [stalled_reason, last_error].into_iter().flatten().next();
     let said = said.map_or("no reason is on record", String::as_str);
-    let why = || Some(format!("fieldmirror why {} {name}", connection.name));
-    let (what, next) = match stream.state.as_str() {
-        "stalled" if stream.held => {
-            ("waits for a person".to_owned(), Some(remedy::allow_mass_delete(&connection.name, name)))
-        }
-        "stalled" => {
-            let resync = format!("fieldmirror enqueue --resync {} --stream {name} --full", connection.name);
-            ("is stalled".to_owned(), Some(resync))
-        }
-        // The missing right can only come from a new consent.
-        "forbidden" => ("is not allowed".to_owned(), Some(anew(connection))),
-        "backing_off" if *failures > FAILURES_BORNE => (format!("failed {failures} times in a row"), why()),
-        _ => return None,
-    };
-    Some(Ailment { reason: format!("stream `{name}` {what}: {said}"), next })
+    if let Some(standstill) = standstill(stream) {
+        let owner =
+            Owner { provider: &connection.provider, connection: &connection.name, grant: connection.grant };
+        let reason = format!("stream `{name}` {}", standstill.says(said));
+        return Some(Ailment { reason, next: Some(standstill.remedy(owner, name)) });
+    }
+    let ill = stream.state == "backing_off" && *failures > FAILURES_BORNE;
+    ill.then(|| Ailment {
+        reason: format!("stream `{name}` failed {failures} times in a row: {said}"),
+        next: Some(format!("fieldmirror why {} {name}", connection.name)),
+    })
+}
+
+/// What keeps its watermark where it is, whether or not a walk of it is under way.
+fn standstill(stream: &StreamStatus) -> Option<Standstill> {
+    let by_state = || Some(stream.state.as_str()).filter(|state| matches!(*state, "stalled" | "forbidden"));
+    stream.stalled_kind.as_deref().or_else(by_state).map(Standstill::of)
 }
 
 fn words(state: ConnectionState) -> &'static str {
@@ -248,7 +251,9 @@ mod tests {
     #[test]
     fn held_deletions_ask_for_a_person() {
         let mut status = connection(ConnectionState::Connected);
-        status.streams = vec![StreamStatus { held: true, ..stream("stalled") }];
+        let held = Some("held".to_owned());
+        // A walk that is under way does not end it.
+        status.streams = vec![StreamStatus { stalled_kind: held, ..stream("syncing") }];
         let next = "fieldmirror enqueue --resync acme --stream tickets --full --allow-mass-delete";
         assert_eq!(next_action(&status).as_deref(), Some(next));
     }

@@ -59,7 +59,7 @@ fn table(status: &ConnectionStatus, stream: &StreamStatus) -> Option<String> {
 }
 
 #[cfg(test)]
-mod samples {
+pub(in crate::cli) mod samples {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -69,11 +69,11 @@ mod samples {
     use crate::domain::spec::GrantKind;
     use crate::domain::step::Params;
 
-    pub(super) fn at(text: &str) -> chrono::DateTime<chrono::Utc> {
+    pub(in crate::cli) fn at(text: &str) -> chrono::DateTime<chrono::Utc> {
         format!("2026-11-21T{text}Z").parse().unwrap()
     }
 
-    pub(super) fn connection(state: ConnectionState) -> ConnectionStatus {
+    pub(in crate::cli) fn connection(state: ConnectionState) -> ConnectionStatus {
         let connection = Connection {
             id: ConnectionId(7),
             name: "acme".into(),
@@ -90,11 +90,11 @@ mod samples {
         ConnectionStatus { connection, token: None, streams: Vec::new(), notices: BTreeMap::new() }
     }
 
-    pub(super) fn stream(state: &str) -> StreamStatus {
+    pub(in crate::cli) fn stream(state: &str) -> StreamStatus {
         StreamStatus { state: state.to_owned(), ..StreamStatus::not_begun(ConnectionId(7), "tickets") }
     }
 
-    pub(super) fn snapshot(connections: Vec<ConnectionStatus>) -> Snapshot {
+    pub(in crate::cli) fn snapshot(connections: Vec<ConnectionStatus>) -> Snapshot {
         let daemon = DaemonStatus {
             id: uuid::Uuid::nil(),
             host: "h".into(),

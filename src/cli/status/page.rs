@@ -160,6 +160,7 @@ fn span(seconds: i64) -> String {
 mod tests {
     use super::super::samples;
     use super::*;
+    use crate::cli::terminal::looks;
     use crate::db::alerts::HookTrouble;
     use crate::db::connections::ConnectionState;
     use crate::db::status::TokenStatus;
@@ -221,22 +222,7 @@ mod tests {
 
     #[test]
     fn the_page_in_narrow_and_wide_with_and_without_colour() {
-        for (name, width, coloured) in [
-            ("narrow", 80, false),
-            ("narrow_coloured", 80, true),
-            ("wide", 200, false),
-            ("wide_coloured", 200, true),
-        ] {
-            let page = of(&crowd(), Look { width, coloured });
-            // Commands are not broken; everything else fits.
-            for line in page.lines().filter(|line| !line.starts_with("  next: ")) {
-                assert!(console::measure_text_width(line) <= width, "{name}: {line}");
-            }
-            insta::assert_snapshot!(name, page.replace('\u{1b}', "\\e"));
-        }
-        let plain = of(&crowd(), Look { width: 80, coloured: false });
-        let coloured = of(&crowd(), Look { width: 80, coloured: true });
-        assert_eq!(console::strip_ansi_codes(&coloured), plain, "colour says nothing of its own");
+        looks::all("status", |look| of(&crowd(), look));
     }
 
     #[test]

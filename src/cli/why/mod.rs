@@ -1,15 +1,16 @@
 //! `fieldmirror why`: the causal chain behind the present state of a connection or a stream, from recorded decisions.
 
 mod chain;
+mod page;
 mod streams;
 
-use chrono::{DateTime, Utc};
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::context::{Context, DAEMON_LIVES, find};
 use super::report::{Error, Exit, Kind};
-use crate::db::evidence::{self, Evidence};
+use super::terminal::Look;
+use crate::db::evidence;
 use crate::providers::{self, Provider};
 use chain::{Cause, View};
 
@@ -40,7 +41,7 @@ pub async fn run(cx: &Context, args: WhyArgs) -> Result<Exit, Error> {
         stream: args.stream.as_deref(),
     };
     let causes = view.causes();
-    cx.terminal.result(|| object(&view, &causes), || text(&evidence, view.stream, &causes))?;
+    cx.terminal.result(|| object(&view, &causes), || page::of(&view, &causes, Look::of_stdout()))?;
     Ok(Exit::Done)
 }
 
@@ -85,39 +86,100 @@ fn cause_object(cause: &Cause) -> Value {
     })
 }
 
-fn text(evidence: &Evidence, stream: Option<&str>, causes: &[Cause]) -> String {
-    let connection = &evidence.connection;
-    let of = stream.map(|stream| format!("stream `{stream}` of ")).unwrap_or_default();
-    let mut lines = vec![format!(
-        "{of}{} ({}), {}, as of {}",
-        connection.name,
-        connection.provider,
-        connection.state.as_str(),
-        moment(evidence.as_of)
-    )];
-    if causes.is_empty() {
-        lines.push("Nothing stands in its way".to_owned());
-    }
-    for (place, cause) in causes.iter().enumerate() {
-        lines.push(String::new());
-        lines.push(format!("{}. {}", place + 1, cause.summary));
-        let times = [("since", cause.since), ("until", cause.until)];
-        let times: Vec<_> = times
-            .into_iter()
-            .filter_map(|(word, at)| at.map(|at| format!("{word} {}", moment(at))))
-            .collect();
-        if !times.is_empty() {
-            lines.push(format!("   {}", times.join(", ")));
-        }
-        for proof in &cause.proofs {
-            let at = proof.at.map_or_else(|| " ".repeat(moment(evidence.as_of).len()), moment);
-            lines.push(format!("   {at}  {}: {}", proof.source, proof.text));
-        }
-        lines.extend(cause.next.iter().map(|next| format!("   next: {next}")));
-    }
-    lines.join("\n")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::status::{health, samples};
+    use crate::daemon::alerts::{message, standstill::Standstill};
+    use crate::db::alerts::Alert;
+    use crate::db::connections::ConnectionState;
+    use crate::db::evidence::StreamEvidence;
+    use crate::db::status::StreamStatus;
 
-fn moment(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+    /// Evidence of which nothing is ill.
+    pub(super) mod evidence {
+        use crate::cli::status::samples::at;
+        use crate::db::connections::Connection;
+        use crate::db::evidence::{Evidence, StreamEvidence};
+
+        pub(in crate::cli::why) fn of(connection: Connection) -> Evidence {
+            Evidence {
+                as_of: at("08:00:00"),
+                connection,
+                daemon_lives: true,
+                token: None,
+                token_failure_kind: None,
+                refresh: None,
+                token_permits_at: None,
+                pacing: None,
+                pacing_at: None,
+                audit: Vec::new(),
+                streams: Vec::new(),
+                walks: Vec::new(),
+                runs: Vec::new(),
+                jobs: Vec::new(),
+                requests: Vec::new(),
+                alerts: Vec::new(),
+            }
+        }
+
+        pub(in crate::cli::why) fn stream(name: &str) -> StreamEvidence {
+            StreamEvidence {
+                stream: name.to_owned(),
+                partition: String::new(),
+                state: "idle".to_owned(),
+                complete_to: None,
+                backfill_done: true,
+                backfill_progress: None,
+                stalled_reason: None,
+                last_error: None,
+                failure_kind: None,
+                last_success_at: None,
+                failures: 0,
+                not_before: None,
+            }
+        }
+    }
+
+    /// An alert, `status` and `why` say the same of a stream that stands still, and name the same command.
+    #[test]
+    fn one_trouble_has_one_sentence_and_one_remedy() {
+        for (recorded, next) in [
+            ("provider_changed", "fieldmirror enqueue --resync acme --stream tickets"),
+            ("partial", "fieldmirror enqueue --resync acme --stream tickets"),
+            ("forbidden", "fieldmirror enqueue --reconnect acme"),
+            ("held", "fieldmirror enqueue --resync acme --stream tickets --full --allow-mass-delete"),
+        ] {
+            let mut status = samples::connection(ConnectionState::Connected);
+            let kind = Some(recorded.to_owned());
+            let reason = Some("odd".to_owned());
+            status.streams = vec![StreamStatus {
+                stalled_reason: reason.clone(),
+                stalled_kind: kind.clone(),
+                ..samples::stream("stalled")
+            }];
+            let seen = health::ailments(&status).remove(0);
+
+            let mut evidence = evidence::of(status.connection.clone());
+            evidence.streams = vec![StreamEvidence {
+                stalled_reason: reason,
+                failure_kind: kind,
+                ..evidence::stream("tickets")
+            }];
+            let view = View { evidence: &evidence, spec: None, quota_reserve: 0.1, stream: None };
+            let cause = view.causes().remove(0);
+
+            let kind = Standstill::of(recorded).alert();
+            let mut alert = Alert::example(kind);
+            alert.of.stream = Some("tickets".into());
+            alert.of.reason = "odd".into();
+
+            assert_eq!(cause.kind, kind.as_str());
+            assert_eq!(cause.summary, seen.reason, "{recorded}");
+            let told = message::summary(&alert.of).replace(" of connection `acme` (hubspot)", "");
+            assert_eq!(told, seen.reason, "{recorded}");
+            let commands = [cause.next, seen.next, message::next_action(&alert)];
+            assert_eq!(commands, [Some(next); 3].map(|next| next.map(str::to_owned)), "{recorded}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::chain::{Cause, Proof, View};
 use crate::cli::status::health;
-use crate::daemon::alerts::remedy;
+use crate::daemon::alerts::standstill::{Owner, Standstill};
 use crate::db::evidence::{RunEvidence, StreamEvidence};
 use crate::http::pace::Pacer;
 
@@ -38,31 +38,21 @@ impl View<'_> {
     /// The watermark does not move.
     fn still(&self, stream: &StreamEvidence, reason: &str, kind: Option<&str>) -> Cause {
         let (connection, name) = (&self.evidence.connection, &stream.stream);
-        let (word, what, next) = match kind.unwrap_or(&stream.state) {
-            "held" => (
-                "mass_delete_held",
-                "waits for a person to agree to deletions",
-                remedy::allow_mass_delete(&connection.name, name),
-            ),
-            "forbidden" => (
-                "stream_forbidden",
-                "is not allowed with this grant",
-                remedy::reconnect(&connection.provider, &connection.name, connection.grant),
-            ),
-            _ => (
-                "stream_stalled",
-                "is stalled",
-                format!("fieldmirror enqueue --resync {} --stream {name}", connection.name),
-            ),
-        };
+        let owner =
+            Owner { provider: &connection.provider, connection: &connection.name, grant: connection.grant };
+        let standstill = Standstill::of(kind.unwrap_or(&stream.state));
         Cause {
             since: self
                 .alert_of(|alert| alert.of.stream.as_deref() == Some(name))
                 .or_else(|| self.failing_since(name)),
             until: self.tried_again(stream),
-            next: Some(next),
+            next: Some(standstill.remedy(owner, name)),
             proofs: self.bad_runs(name),
-            ..Cause::new(word, true, format!("`{name}` {what}: {reason}"))
+            ..Cause::new(
+                standstill.alert().as_str(),
+                true,
+                format!("stream `{name}` {}", standstill.says(reason)),
+            )
         }
     }
 

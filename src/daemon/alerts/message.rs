@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::remedy;
+use super::standstill::{Owner, Standstill};
 use crate::db::alerts::{Alert, AlertKind, Condition};
 use crate::domain::spec::GrantKind;
 
@@ -57,7 +58,11 @@ pub fn summary(of: &Condition) -> String {
     };
     let stream = format!("stream `{}` of {connection}", of.stream.as_deref().unwrap_or("?"));
     let reason = &of.reason;
-    match AlertKind::parse(&of.kind) {
+    let kind = AlertKind::parse(&of.kind);
+    if let Some(standstill) = kind.and_then(Standstill::of_alert) {
+        return format!("{stream} {}", standstill.says(reason));
+    }
+    match kind {
         Some(AlertKind::NeedsReauth) => format!("{connection} needs a new authorization: {reason}"),
         Some(AlertKind::ConfigurationFault) if of.connection_name.is_none() => {
             format!("our configuration stops {provider}: {reason}")
@@ -65,14 +70,9 @@ pub fn summary(of: &Condition) -> String {
         Some(AlertKind::ConfigurationFault) => {
             format!("the configuration of {connection} stops it: {reason}")
         }
-        Some(AlertKind::StreamStalled) => format!("{stream} is stalled: {reason}"),
-        Some(AlertKind::StreamForbidden) => format!("{stream} is not allowed: {reason}"),
         Some(AlertKind::StreamStale) => format!("{stream} is stale: {reason}"),
-        Some(AlertKind::MassDeleteHeld) => {
-            format!("{stream} waits for a person to agree to deletions: {reason}")
-        }
         Some(AlertKind::JobParked) => format!("a job of {connection} is parked: {reason}"),
-        None => format!("{} of {}: {reason}", of.kind, of.subject),
+        _ => format!("{} of {}: {reason}", of.kind, of.subject),
     }
 }
 
@@ -80,17 +80,17 @@ pub fn summary(of: &Condition) -> String {
 pub fn next_action(alert: &Alert) -> Option<String> {
     let of = &alert.of;
     let (name, stream) = (of.connection_name.as_deref(), of.stream.as_deref());
-    match AlertKind::parse(&of.kind)? {
-        AlertKind::NeedsReauth | AlertKind::StreamForbidden => {
-            let grant = GrantKind::parse(alert.grant_kind.as_deref()?)?;
-            Some(remedy::reconnect(of.provider.as_deref()?, name?, grant))
-        }
+    let grant = || GrantKind::parse(alert.grant_kind.as_deref()?);
+    let kind = AlertKind::parse(&of.kind)?;
+    if let Some(standstill) = Standstill::of_alert(kind) {
+        let owner = Owner { provider: of.provider.as_deref()?, connection: name?, grant: grant()? };
+        return Some(standstill.remedy(owner, stream?));
+    }
+    match kind {
+        AlertKind::NeedsReauth => Some(remedy::reconnect(of.provider.as_deref()?, name?, grant()?)),
         AlertKind::ConfigurationFault => Some("fieldmirror doctor".to_owned()),
-        AlertKind::StreamStalled | AlertKind::StreamStale => {
-            Some(format!("fieldmirror why {} {}", name?, stream?))
-        }
-        AlertKind::MassDeleteHeld => Some(remedy::allow_mass_delete(name?, stream?)),
         AlertKind::JobParked => Some(format!("fieldmirror jobs retry {}", of.job_id?)),
+        _ => Some(format!("fieldmirror why {} {}", name?, stream?)),
     }
 }
 

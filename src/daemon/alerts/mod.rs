@@ -7,6 +7,7 @@
 pub mod hook;
 pub mod message;
 pub mod remedy;
+pub mod standstill;
 
 use std::sync::Arc;
 use std::time::Duration;

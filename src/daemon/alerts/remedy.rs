@@ -20,6 +20,11 @@ pub fn secrets(provider: &str, grant: GrantKind) -> Vec<String> {
     secrets.iter().map(|secret| format!("--secret {secret}=@FILE")).collect()
 }
 
+/// The command that has a stream tried at once.
+pub fn try_again(name: &str, stream: &str) -> String {
+    format!("fieldmirror enqueue --resync {name} --stream {stream}")
+}
+
 /// The command that lets a held deletion pass.
 pub fn allow_mass_delete(name: &str, stream: &str) -> String {
     format!("fieldmirror enqueue --resync {name} --stream {stream} --full --allow-mass-delete")

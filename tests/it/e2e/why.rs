@@ -76,7 +76,7 @@ async fn every_cause_is_on_record() {
     // For people the same; for one stream also what is well.
     let text = app.run("why acme").await.done().stdout;
     assert!(
-        text.contains("1. HubSpot refused the token: ") && text.contains("audit_log: refresh dead"),
+        text.contains("1. ill: HubSpot refused the token: ") && text.contains("audit_log: refresh dead"),
         "{text}"
     );
     let one = app.run("why acme properties --json").await.done().last();
