@@ -16,6 +16,12 @@ use uuid::Uuid;
 use super::error::DbError;
 use super::rows;
 
+/// How long a daemon may have been silent and still count as at work.
+const SILENT_MAX: Duration = Duration::from_mins(1);
+/// A stream that was open as stale is so until it lags by less than this share of the limit: one that swings about the
+/// limit is one alert.
+const STALE_ENDS_BELOW: f64 = 0.75;
+
 /// One daemon at a time compares; the others have nothing to add. `fmalerts` in ASCII.
 const LOCK: i64 = i64::from_be_bytes(*b"fmalerts");
 
@@ -72,6 +78,8 @@ impl AlertKind {
 pub struct Served {
     pub provider: String,
     pub stale_after: Duration,
+    /// For how long daemons have to be at work before a stream can be called stale: they may have to catch up.
+    pub catch_up: Duration,
 }
 
 /// Something that holds now.
@@ -128,14 +136,17 @@ const COLUMNS: &str = "a.id, a.kind, a.subject, a.connection_id, a.connection_na
      a.opened_at, a.resolved_at, a.fired_at, a.failures, a.last_error, a.failed_at";
 
 // What is said of a stream that stands still says more than that it lags; and one whose connection needs a person lags for
-// a reason that is told already. A first read that goes on is late by nature: it is stale when it brings nothing. A panic's
+// a reason that is told already. After a time without daemons everything lags, and comes back by itself. A first read that goes on is late by nature: it is stale when it brings nothing. A panic's
 // text may hold anything, so the last error of a job is not quoted.
 const CONDITIONS: &str = "
     WITH served AS (
-        SELECT c.*, make_interval(secs => l.limit_s) AS stale_after
+        SELECT c.*, make_interval(secs => l.limit_s) AS stale_after, make_interval(secs => l.catch_up_s) AS catch_up
         FROM fieldmirror.connections c
-        JOIN unnest($1::text[], $2::float8[]) AS l (provider, limit_s) ON l.provider = c.provider
+        JOIN unnest($1::text[], $2::float8[], $3::float8[]) AS l (provider, limit_s, catch_up_s) ON l.provider = c.provider
         WHERE c.state IN ('connected', 'needs_reauth')
+    ), steady AS (
+        SELECT coalesce(min(steady_since), '-infinity') AS since
+        FROM fieldmirror.daemons WHERE last_seen_at > now() - make_interval(secs => $4)
     ), still AS (
         SELECT DISTINCT ON (s.connection_id, s.stream) s.connection_id, s.stream, s.stalled_reason,
             CASE WHEN s.failure_kind = 'held' THEN 'mass_delete_held'
@@ -146,9 +157,13 @@ const CONDITIONS: &str = "
         ORDER BY s.connection_id, s.stream, (s.failure_kind = 'held') DESC NULLS LAST, s.partition
     ), stale AS (
         SELECT s.connection_id, s.stream, CASE WHEN bool_and(s.complete_to IS NOT NULL) THEN min(s.complete_to) END AS complete_to
-        FROM fieldmirror.stream_state s JOIN served c ON c.id = s.connection_id
-        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after AND s.stalled_reason IS NULL AND CASE
-            WHEN s.backfill_done THEN coalesce(s.complete_to, '-infinity') < now() - c.stale_after
+        FROM fieldmirror.stream_state s JOIN served c ON c.id = s.connection_id CROSS JOIN steady
+        LEFT JOIN fieldmirror.alerts o ON o.kind = 'stream_stale' AND o.resolved_at IS NULL
+            AND (o.connection_id, o.stream) = (s.connection_id, s.stream)
+        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after AND s.stalled_reason IS NULL
+          AND (o.id IS NOT NULL OR steady.since < now() - c.catch_up) AND CASE
+            WHEN s.backfill_done THEN
+                coalesce(s.complete_to, '-infinity') < now() - c.stale_after * CASE WHEN o.id IS NULL THEN 1 ELSE $5 END
             ELSE NOT EXISTS (
                 SELECT FROM fieldmirror.sync_runs r
                 WHERE r.connection_id = s.connection_id AND r.stream = s.stream AND r.pages > 0
@@ -187,7 +202,13 @@ const CONDITIONS: &str = "
 pub fn conditions(conn: &mut PgConnection, served: &[Served]) -> Result<Vec<Condition>, DbError> {
     let providers: Vec<&str> = served.iter().map(|served| served.provider.as_str()).collect();
     let limits: Vec<f64> = served.iter().map(|served| served.stale_after.as_secs_f64()).collect();
-    let query = sql_query(CONDITIONS).bind::<Array<Text>, _>(providers).bind::<Array<Double>, _>(limits);
+    let catch_up: Vec<f64> = served.iter().map(|served| served.catch_up.as_secs_f64()).collect();
+    let query = sql_query(CONDITIONS)
+        .bind::<Array<Text>, _>(providers)
+        .bind::<Array<Double>, _>(limits)
+        .bind::<Array<Double>, _>(catch_up)
+        .bind::<Double, _>(SILENT_MAX.as_secs_f64())
+        .bind::<Double, _>(STALE_ENDS_BELOW);
     Ok(query.load(conn)?)
 }
 
@@ -317,7 +338,7 @@ pub fn told(conn: &mut PgConnection, daemon: Uuid, alert: &Alert) -> Result<(), 
 pub fn not_told(conn: &mut PgConnection, daemon: Uuid, alert: i64, error: &str) -> Result<(), DbError> {
     sql_query(
         "UPDATE fieldmirror.alerts SET teller = NULL, telling_until = NULL, failures = failures + 1, last_error = $3, \
-             failed_at = now() WHERE id = $1 AND teller = $2",
+             failed_at = now(), failed_by = $2 WHERE id = $1 AND teller = $2",
     )
     .bind::<BigInt, _>(alert)
     .bind::<SqlUuid, _>(daemon)
@@ -349,14 +370,21 @@ pub struct HookTrouble {
     pub failed_at: DateTime<Utc>,
 }
 
-/// Whether messages wait because the program failed.
-pub fn hook_trouble(conn: &mut PgConnection) -> Result<Option<HookTrouble>, DbError> {
+/// Whether messages wait because the program failed, as far as a daemon that was seen within `live_window` says so. What
+/// another one met before it was stopped, or was given another program or none, is over.
+pub fn hook_trouble(conn: &mut PgConnection, live_window: Duration) -> Result<Option<HookTrouble>, DbError> {
     let query = format!(
         "SELECT count(*) OVER () AS waiting, a.last_error, a.failed_at FROM fieldmirror.alerts a \
-         WHERE a.last_error IS NOT NULL AND a.failed_at IS NOT NULL AND {UNTOLD} ORDER BY a.failed_at DESC LIMIT 1"
+         WHERE a.last_error IS NOT NULL AND a.failed_at IS NOT NULL AND {UNTOLD} AND a.failed_by IN \
+             (SELECT id FROM fieldmirror.daemons WHERE last_seen_at > now() - make_interval(secs => $2)) \
+         ORDER BY a.failed_at DESC LIMIT 1"
     );
     // A repetition that failed counts until it succeeds, whatever the interval: any failure is recent enough.
-    Ok(sql_query(query).bind::<Nullable<Double>, _>(Some(0.0)).get_result(conn).optional()?)
+    Ok(sql_query(query)
+        .bind::<Nullable<Double>, _>(Some(0.0))
+        .bind::<Double, _>(live_window.as_secs_f64())
+        .get_result(conn)
+        .optional()?)
 }
 
 /// Deletes alerts that were resolved more than `keep` ago.

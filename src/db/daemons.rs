@@ -24,16 +24,21 @@ pub struct Daemon {
     pub last_seen_at: DateTime<Utc>,
 }
 
+/// A daemon that was not seen for longer has been away: suspended, or without the database.
+const GAP_MAX: Duration = Duration::from_mins(1);
+
 /// Puts this daemon on record, or says that it still lives.
 pub fn beat(conn: &mut PgConnection, id: Uuid, host: &str, pid: i32, version: &str) -> Result<(), DbError> {
     sql_query(
         "INSERT INTO fieldmirror.daemons (id, host, pid, version) VALUES ($1, $2, $3, $4) \
-         ON CONFLICT (id) DO UPDATE SET last_seen_at = now()",
+         ON CONFLICT (id) DO UPDATE SET last_seen_at = now(), steady_since = CASE \
+             WHEN daemons.last_seen_at < now() - make_interval(secs => $5) THEN now() ELSE daemons.steady_since END",
     )
     .bind::<SqlUuid, _>(id)
     .bind::<Text, _>(host)
     .bind::<Integer, _>(pid)
     .bind::<Text, _>(version)
+    .bind::<Double, _>(GAP_MAX.as_secs_f64())
     .execute(conn)?;
     Ok(())
 }

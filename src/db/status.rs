@@ -225,7 +225,7 @@ pub(super) fn read_within(
         None => id.is_none() || providers.iter().any(|name| Some(name) == alert.of.provider.as_ref()),
     };
     let alerts = alerts::open(conn)?.into_iter().filter(about).collect();
-    let hook = alerts::hook_trouble(conn)?;
+    let hook = alerts::hook_trouble(conn, live_window)?;
     Ok(Snapshot { as_of, daemons, connections: connections.collect(), alerts, hook })
 }
 

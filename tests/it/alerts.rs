@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection as _;
 use fieldmirror::config::Settings;
 use fieldmirror::daemon::alerts::{Watch, served};
-use fieldmirror::db::alerts::{self, AlertKind};
-use fieldmirror::db::{PgConnection, status};
+use fieldmirror::db::alerts::{self, AlertKind, Changes, HookTrouble};
+use fieldmirror::db::{PgConnection, daemons, status};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::SystemClock;
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::readme::blocks;
 use crate::support::postgres::{TestDb, short_folder};
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -30,6 +31,7 @@ struct Site {
 
 /// Loops of a daemon.
 struct Loops {
+    id: Uuid,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -66,11 +68,14 @@ impl Site {
         site
     }
 
-    async fn sql(&self, statements: &'static str) {
-        self.database.db.run(move |conn| Ok(conn.batch_execute(statements)?)).await.unwrap();
+    async fn sql(&self, statements: impl Into<String>) {
+        let statements = statements.into();
+        self.database.db.run(move |conn| Ok(conn.batch_execute(&statements)?)).await.unwrap();
     }
 
-    fn daemon(&self) -> Loops {
+    async fn daemon(&self) -> Loops {
+        let id = Uuid::now_v7();
+        self.database.db.run(move |conn| daemons::beat(conn, id, "testhost", 1, "0.1.0")).await.unwrap();
         let stop = CancellationToken::new();
         let settings = Arc::new(self.settings.clone());
         let watch = Watch {
@@ -78,11 +83,11 @@ impl Site {
             clock: Arc::new(SystemClock),
             settings: Arc::clone(&settings),
             in_force: Box::new(move || Arc::clone(&settings)),
-            daemon: Uuid::now_v7(),
+            daemon: id,
             host: "testhost".to_owned(),
         };
         let task = tokio::spawn(watch.run(stop.clone()));
-        Loops { stop, task }
+        Loops { id, stop, task }
     }
 
     /// What the program was told so far.
@@ -101,6 +106,25 @@ impl Site {
             assert!(Instant::now() < deadline, "told of {told:?} only");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The failure of the program, once there is one, or there is none any more.
+    async fn trouble(&self, expected: bool) -> Option<HookTrouble> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let looked = self.database.db.run(|conn| alerts::hook_trouble(conn, PATIENCE));
+            let trouble = looked.await.unwrap();
+            if trouble.is_some() == expected {
+                return trouble;
+            }
+            assert!(Instant::now() < deadline, "not in time: {trouble:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn reconcile(&self) -> Changes {
+        let of = served(&self.settings);
+        self.database.db.transaction(move |conn| alerts::reconcile(conn, &of)).await.unwrap()
     }
 
     /// The conditions that hold, as kind and subject.
@@ -217,7 +241,7 @@ async fn told_once_by_several_daemons_and_across_restarts_then_resolved() {
     let site = Site::new().await;
     site.sql("UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'the grant was revoked'")
         .await;
-    let (one, other) = (site.daemon(), site.daemon());
+    let (one, other) = (site.daemon().await, site.daemon().await);
     let told = site.told_of(1).await;
     assert_eq!(
         (&told[0]["state"], &told[0]["kind"], &told[0]["connection"], &told[0]["next_action"]),
@@ -231,17 +255,22 @@ async fn told_once_by_several_daemons_and_across_restarts_then_resolved() {
     assert!(!told[0].to_string().contains("Jane"), "nothing of the customer's: {}", told[0]);
     one.end().await;
     other.end().await;
-    let later = site.daemon();
-    // Two rounds of both loops.
-    tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(site.told().len(), 1, "{:?}", site.told());
+    let later = site.daemon().await;
+    // It tells what is news after that, in the order in which it came, and not what is none.
+    site.sql(
+        "INSERT INTO fieldmirror.jobs (kind, connection_id, state, crashes) VALUES ('sync', 1, 'parked', 3)",
+    )
+    .await;
+    let told = site.told_of(2).await;
+    assert_eq!((told.len(), &told[1]["kind"]), (2, &json!("job_parked")));
     // The end is told even when the connection is gone.
     site.sql("DELETE FROM fieldmirror.connections").await;
-    let told = site.told_of(2).await;
-    assert_eq!((&told[1]["state"], &told[1]["alert_id"]), (&json!("resolved"), &told[0]["alert_id"]));
-    assert!(told[1]["resolved_at"].is_string() && told[1]["next_action"].is_null(), "{}", told[1]);
+    let told = site.told_of(4).await;
+    assert_eq!((&told[2]["state"], &told[2]["alert_id"]), (&json!("resolved"), &told[0]["alert_id"]));
+    assert!(told[2]["resolved_at"].is_string() && told[2]["next_action"].is_null(), "{}", told[2]);
+    assert_eq!(told[3]["alert_id"], told[1]["alert_id"]);
     later.end().await;
-    assert_eq!(site.told().len(), 2);
+    assert_eq!(site.told().len(), 4);
 }
 
 #[tokio::test]
@@ -253,26 +282,78 @@ async fn a_program_that_fails_is_reported_and_tried_again() {
         "INSERT INTO fieldmirror.jobs (kind, connection_id, state, crashes) VALUES ('sync', 1, 'parked', 3)",
     )
     .await;
-    let daemon = site.daemon();
-    let deadline = Instant::now() + PATIENCE;
-    let trouble = loop {
-        match site.database.db.run(alerts::hook_trouble).await.unwrap() {
-            Some(trouble) => break trouble,
-            None => assert!(Instant::now() < deadline, "no failure was recorded"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let daemon = site.daemon().await;
+    let trouble = site.trouble(true).await.expect("a failure");
     assert_eq!(trouble.waiting, 1);
     assert!(trouble.last_error.ends_with("ended with exit status: 7"), "{trouble:?}");
     std::fs::remove_file(&broken).unwrap();
     let told = site.told_of(1).await;
     assert_eq!(told[0]["job_id"], "1");
-    let deadline = Instant::now() + PATIENCE;
-    while site.database.db.run(alerts::hook_trouble).await.unwrap().is_some() {
-        assert!(Instant::now() < deadline, "the failure is still shown");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    site.trouble(false).await;
     daemon.end().await;
+}
+
+/// What a daemon met that runs no more is over: the next one may have another program, or none.
+#[tokio::test]
+async fn a_failure_ends_with_its_daemon() {
+    let site = Site::new().await;
+    std::fs::write(site.folder.join("broken"), "").unwrap();
+    site.sql("UPDATE fieldmirror.connections SET state = 'needs_reauth'").await;
+    let (daemon, other) = (site.daemon().await, Uuid::now_v7());
+    site.trouble(true).await;
+    let id = daemon.id;
+    daemon.end().await;
+    let replaced = site.database.db.run(move |conn| {
+        daemons::remove(conn, id)?;
+        daemons::beat(conn, other, "testhost", 2, "0.1.0")
+    });
+    replaced.await.unwrap();
+    site.trouble(false).await;
+    assert_eq!(site.holding().await.len(), 1, "the alert itself stays");
+}
+
+/// A stream that swings about the limit is one alert, which ends when the stream is well below.
+#[tokio::test]
+async fn staleness_ends_below_where_it_began() {
+    let site = Site::new().await;
+    let stale = |minutes: &str| {
+        format!(
+            "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '{minutes} min' WHERE stream = 'owners'"
+        )
+    };
+    for (minutes, opened, resolved) in
+        [("59", 0, 0), ("61", 1, 0), ("50", 0, 0), ("61", 0, 0), ("44", 0, 1), ("50", 0, 0), ("61", 1, 0)]
+    {
+        site.sql(stale(minutes)).await;
+        let changes = site.reconcile().await;
+        let found = (changes.opened.len(), changes.resolved.len());
+        assert_eq!(found, (opened, resolved), "{minutes} min: {changes:?}");
+    }
+}
+
+#[tokio::test]
+async fn daemons_that_were_away_catch_up_first() {
+    let site = Site::new().await;
+    site.sql("UPDATE fieldmirror.stream_state SET complete_to = now() - interval '2 days'").await;
+    let daemon = Uuid::now_v7();
+    let beat = || site.database.db.run(move |conn| daemons::beat(conn, daemon, "testhost", 1, "0.1.0"));
+    beat().await.unwrap();
+    assert_eq!(site.reconcile().await.opened, [], "it has just started");
+    site.sql("UPDATE fieldmirror.daemons SET steady_since = now() - interval '31 min'").await;
+    assert_eq!(site.reconcile().await.opened.len(), 2, "it had its time");
+    site.sql("DELETE FROM fieldmirror.alerts").await;
+    site.sql("UPDATE fieldmirror.daemons SET last_seen_at = now() - interval '2 min'").await;
+    beat().await.unwrap();
+    assert_eq!(site.reconcile().await.opened, [], "it was away, suspended or without the database");
+    // Another one that was there all the time would have caught up.
+    site.sql(
+        "INSERT INTO fieldmirror.daemons (id, host, pid, version, steady_since)
+         VALUES (gen_random_uuid(), 'other', 1, '0.1.0', now() - interval '1 day')",
+    )
+    .await;
+    assert_eq!(site.reconcile().await.opened.len(), 2);
+    site.sql("UPDATE fieldmirror.daemons SET steady_since = now()").await;
+    assert_eq!(site.reconcile().await.resolved, [], "a restart ends no alert");
 }
 
 #[tokio::test]
@@ -280,7 +361,7 @@ async fn what_stays_is_told_again_where_that_is_asked_for() {
     let mut site = Site::new().await;
     site.settings.alerts.repeat_after = Some(Duration::from_secs(1));
     site.sql("UPDATE fieldmirror.connections SET state = 'needs_reauth'").await;
-    let daemon = site.daemon();
+    let daemon = site.daemon().await;
     let told = site.told_of(2).await;
     assert_eq!((&told[0]["state"], &told[1]["state"]), (&json!("firing"), &json!("still_firing")));
     daemon.end().await;
@@ -296,12 +377,84 @@ async fn what_stops_a_provider_is_told_of_each_connection() {
          VALUES ('other', 'oncehub', 'api_key', 'connected', now())",
     )
     .await;
-    let of = served(&site.settings);
-    let found = site.database.db.transaction(move |conn| alerts::reconcile(conn, &of)).await.unwrap();
+    let found = site.reconcile().await;
     assert_eq!(found.opened.len(), 1, "{found:?}");
     for (id, alerts) in [(1, 1), (2, 0)] {
         let read = move |conn: &mut PgConnection| status::read(conn, Some(ConnectionId(id)), PATIENCE);
         let snapshot = site.database.db.run(read).await.unwrap();
         assert_eq!(snapshot.alerts.len(), alerts, "of connection {id}");
     }
+}
+
+/// The program that docs/ALERTS.md shows, against a mail server.
+#[tokio::test]
+async fn the_program_of_the_document_mails() {
+    use fieldmirror::daemon::alerts::{hook, message};
+    use fieldmirror::db::alerts::Alert;
+    use fieldmirror::domain::time::Clock as _;
+
+    for program in ["jq", "curl"] {
+        if std::process::Command::new(program).arg("--version").output().is_err() {
+            eprintln!("not checked: the program of docs/ALERTS.md, since there is no `{program}`");
+            return;
+        }
+    }
+    let mut site = Site::new().await;
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let [script] = blocks(include_str!("../../docs/ALERTS.md"), "sh").try_into().expect("one program");
+    assert!(script.contains("smtp://localhost "));
+    let path = site.folder.join("mails");
+    std::fs::write(&path, script.replace("smtp://localhost", &format!("smtp://{address}"))).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    site.settings.alerts.exec = vec![path.display().to_string()];
+    let object = message::object(&Alert::example(AlertKind::NeedsReauth), "h", SystemClock.now());
+    let stop = CancellationToken::new();
+    let told = hook::run(&site.settings.alerts, &object, &stop);
+    let (told, mail) = tokio::join!(told, take_mail(&server, "250 taken"));
+    told.unwrap();
+    assert!(
+        mail.contains("To: ops@example.com\r\nSubject: fieldmirror: needs_reauth firing\r\n\r\n"),
+        "{mail}"
+    );
+    assert!(mail.contains("needs a new authorization: the grant was revoked\r\n"), "{mail}");
+    assert!(mail.contains("\r\nfieldmirror enqueue --reconnect acme\r\n"), "{mail}");
+    // What the server does not take is not told.
+    let told = hook::run(&site.settings.alerts, &object, &stop);
+    let (told, _) = tokio::join!(told, take_mail(&server, "451 not now"));
+    assert!(matches!(told, Err(hook::HookError::Refused { .. })), "{told:?}");
+}
+
+/// Takes one mail as a server does, which ends the dialogue with `verdict`.
+async fn take_mail(server: &tokio::net::TcpListener, verdict: &str) -> String {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+
+    let (stream, _) = server.accept().await.unwrap();
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = tokio::io::BufReader::new(reader);
+    let (mut mail, mut in_mail, mut line) = (String::new(), false, String::new());
+    writer.write_all(b"220 here\r\n").await.unwrap();
+    while lines.read_line(&mut line).await.unwrap() > 0 {
+        let answer = match line.as_str() {
+            ".\r\n" if in_mail => {
+                in_mail = false;
+                verdict
+            }
+            text if in_mail => {
+                mail.push_str(text);
+                ""
+            }
+            "DATA\r\n" => {
+                in_mail = true;
+                "354 go on"
+            }
+            "QUIT\r\n" => "221 bye",
+            _ => "250 well",
+        };
+        if !answer.is_empty() && writer.write_all(format!("{answer}\r\n").as_bytes()).await.is_err() {
+            break;
+        }
+        line.clear();
+    }
+    mail
 }

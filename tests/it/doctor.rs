@@ -381,8 +381,8 @@ async fn alert_programs() {
     site.ill("alert_program", "/nonexistent/hook", "correct `alerts.exec`");
     site.set("ALERTS__EXEC", "");
     site.sql(
-        "INSERT INTO fieldmirror.alerts (kind, subject, reason, failures, last_error, failed_at)
-         VALUES ('needs_reauth', 'connection 1', 'x', 3, 'it ended with exit status: 1', now())",
+        "INSERT INTO fieldmirror.alerts (kind, subject, reason, failures, last_error, failed_at, failed_by)
+         SELECT 'needs_reauth', 'connection 1', 'x', 3, 'it ended with exit status: 1', now(), id FROM fieldmirror.daemons",
     )
     .await;
     site.ill("alert_program", "1 alerts are untold", "must end with 0");

@@ -106,7 +106,7 @@ async fn look(patient: &Patient, findings: &mut Vec<Finding>) -> Option<Known> {
             connections: connections::list(conn)?,
             keys: vault_use::keys(conn)?,
             alerts: alerts::open(conn)?,
-            hook: alerts::hook_trouble(conn)?,
+            hook: alerts::hook_trouble(conn, DAEMON_LIVES)?,
         })
     });
     match read.await {

@@ -32,6 +32,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_mins(15);
 /// How much longer than the program may take an alert stays with the daemon that tells it.
 const HOLD_MARGIN: Duration = Duration::from_mins(1);
+/// How long a daemon that was away has to catch up before a stream can be called stale, unless its limit is lower.
+const CATCH_UP: Duration = Duration::from_mins(30);
 /// How often old alerts are deleted, and how old they get.
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
 const KEPT: Duration = Duration::from_hours(90 * 24);
@@ -168,14 +170,16 @@ enum Told {
     Failed(HookError),
 }
 
-/// Which providers are looked at, and when their streams are stale: never while they only keep to their interval.
+/// Which providers are looked at, and when their streams are stale: never while they only keep to their interval, nor
+/// while daemons that were away catch up.
 pub fn served(settings: &Settings) -> Vec<Served> {
     let enabled = settings.providers.iter().filter(|(_, provider)| provider.enabled);
     enabled
         .map(|(name, provider)| {
             let poll_interval = provider.poll_interval.unwrap_or(settings.sync.poll_interval);
             let usual = poll_interval * 2 + settings.sync.hold_back;
-            Served { provider: name.clone(), stale_after: settings.alerts.stale_after.max(usual) }
+            let stale_after = settings.alerts.stale_after.max(usual);
+            Served { provider: name.clone(), stale_after, catch_up: stale_after.min(CATCH_UP.max(usual)) }
         })
         .collect()
 }
@@ -210,6 +214,12 @@ mod tests {
         assert_eq!(limit(&settings), Duration::from_hours(1));
         settings.sync.poll_interval = Duration::from_hours(2);
         assert_eq!(limit(&settings), Duration::from_hours(4) + settings.sync.hold_back);
+        let catch_up = |settings: &Settings| served(settings).into_iter().find(hubspot).unwrap().catch_up;
+        assert_eq!(catch_up(&settings), limit(&settings), "its first turn may be that late");
+        settings.sync.poll_interval = Duration::from_mins(5);
+        assert_eq!((catch_up(&settings), limit(&settings)), (CATCH_UP, Duration::from_hours(1)));
+        settings.alerts.stale_after = Duration::from_mins(20);
+        assert_eq!(catch_up(&settings), Duration::from_mins(20));
         for provider in settings.providers.values_mut() {
             provider.enabled = false;
         }
