@@ -219,8 +219,9 @@ impl Daemon {
             callback::present(Arc::clone(&routers)),
             stop.clone(),
         ));
-        let page =
-            prometheus::Page::new(db.clone(), Arc::clone(&hub), settings.enabled_providers(), started_at);
+        let in_force = Arc::clone(&engine);
+        let enabled = move || in_force.get().settings.enabled_providers();
+        let page = prometheus::Page::new(db.clone(), Arc::clone(&hub), enabled, started_at);
         tasks.spawn(callback::serve(metrics_listener, prometheus::router(page), stop.clone()));
         tasks.spawn(prometheus::upkeep(stop.clone()));
         let workers = tokio::spawn(work(hub, Arc::clone(&engine), settings.daemon.workers, stop.clone()));

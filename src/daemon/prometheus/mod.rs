@@ -42,8 +42,8 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Page {
     db: Db,
     hub: Arc<Hub>,
-    /// Providers that the settings enable.
-    providers: Vec<String>,
+    /// Providers that the settings in force enable: a reload may have changed them.
+    providers: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     started_at: DateTime<Utc>,
     last: Mutex<Option<Look>>,
 }
@@ -57,9 +57,14 @@ struct Look {
 }
 
 impl Page {
-    pub fn new(db: Db, hub: Arc<Hub>, providers: Vec<String>, started_at: DateTime<Utc>) -> Arc<Self> {
+    pub fn new(
+        db: Db,
+        hub: Arc<Hub>,
+        providers: impl Fn() -> Vec<String> + Send + Sync + 'static,
+        started_at: DateTime<Utc>,
+    ) -> Arc<Self> {
         recorded();
-        Arc::new(Self { db, hub, providers, started_at, last: Mutex::default() })
+        Arc::new(Self { db, hub, providers: Box::new(providers), started_at, last: Mutex::default() })
     }
 
     /// The whole page.
@@ -87,7 +92,8 @@ impl Page {
 
     /// Begins the series whose labels are known, so that their first event is seen as a rise.
     fn begin_series(&self) {
-        let specs = self.providers.iter().filter_map(|name| Some(providers::provider(name)?.spec()));
+        let enabled = (self.providers)();
+        let specs = enabled.iter().filter_map(|name| Some(providers::provider(name)?.spec()));
         specs.for_each(measure::begin_provider);
         self.hub.kinds().into_iter().for_each(measure::begin_job);
         measure::begin_own();

@@ -177,14 +177,25 @@ async fn systemd_may_hold_the_socket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hangup_reloads_what_can_be_reloaded() {
     let (app, socket) = under_systemd(TestApp::new(small(30), &[]).await);
-    let app = app.without("sync.poll_interval").without("daemon.workers");
+    let app = app.without("sync.poll_interval").without("daemon.workers").without("metrics.listen");
     let file = app.folder.join("settings.toml");
     let write = |text: &str| std::fs::write(&file, text).unwrap();
-    write("[sync]\npoll_interval = \"24h\"\n[daemon]\nworkers = 4\n");
+    write(
+        "[sync]\npoll_interval = \"24h\"\n[daemon]\nworkers = 4\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
+         [providers.oncehub]\nenabled = false\n",
+    );
     let mut daemon = app.spawn_daemon(&format!("--config {}", file.display()));
     app.mirrored("acme").await;
     socket.wait_for("READY=1", 0, |line| line == "READY=1").await;
     let log = || std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
+    let metrics = {
+        let said = log();
+        let (_, after) = said.split_once("metrics on ").expect("where the metrics are");
+        let address = after.split_whitespace().next().expect("an address");
+        Url::parse(&format!("http://{address}/metrics")).unwrap()
+    };
+    let counted = async || get(&metrics).await.2.contains("provider=\"oncehub\"");
+    assert!(!counted().await, "a provider that is off has no series");
 
     // A mistake changes nothing.
     write("[sync]\npoll_intervall = \"1s\"\n");
@@ -195,17 +206,23 @@ async fn a_hangup_reloads_what_can_be_reloaded() {
     socket.wait_for("READY=1 again", before, |line| line == "READY=1").await;
     assert!(log().contains("did you mean `sync.poll_interval`?"), "{}", log());
 
-    write("[sync]\npoll_interval = \"1s\"\n[daemon]\nworkers = 5\n");
+    write(
+        "[sync]\npoll_interval = \"23h\"\n[daemon]\nworkers = 5\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
+         [providers.oncehub]\nenabled = true\n[providers.hubspot]\npoll_interval = \"1s\"\n",
+    );
     let before = socket.heard().len();
     signal(&daemon, "HUP").await;
     socket.wait_for("READY=1 again", before, |line| line == "READY=1").await;
     let said = log();
-    assert!(said.contains("Reloaded `sync.poll_interval`"), "{said}");
-    assert!(
-        said.contains("`daemon.workers` has changed, which takes effect when the daemon is restarted"),
-        "{said}"
-    );
-    assert!(!said.contains("Reloaded `daemon.workers`"), "{said}");
+    let taken = ["sync.poll_interval", "providers.oncehub.enabled", "providers.hubspot.poll_interval"];
+    for setting in taken {
+        assert!(said.contains(&format!("Reloaded `{setting}`")), "{setting}: {said}");
+    }
+    for setting in ["daemon.workers", "metrics.listen"] {
+        let waits = format!("`{setting}` has changed, which takes effect when the daemon is restarted");
+        assert!(said.contains(&waits) && !said.contains(&format!("Reloaded `{setting}`")), "{said}");
+    }
+    assert!(counted().await, "its series begin before anything happens to it");
     app.run("enqueue --resync acme").await.done();
     app.wait_until(
         "it is polled as often as the new settings say",
