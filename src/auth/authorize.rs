@@ -147,8 +147,7 @@ struct Minted {
 impl Auth {
     /// `{public_url}/oauth/callback/{provider}`.
     pub fn redirect_uri(&self, provider: &str) -> String {
-        let base = self.settings.callback.public_url.as_str().trim_end_matches('/');
-        format!("{base}/oauth/callback/{provider}")
+        self.settings.callback.redirect_uri(provider)
     }
 
     /// Gives an open `connect` request its start link and a first authorize URL, and seals both to the asker. Earlier

@@ -217,6 +217,13 @@ impl Settings {
     }
 }
 
+impl CallbackSettings {
+    /// What a provider is told, and sent again exactly.
+    pub fn redirect_uri(&self, provider: &str) -> String {
+        format!("{}/oauth/callback/{provider}", self.public_url.as_str().trim_end_matches('/'))
+    }
+}
+
 impl DaemonSettings {
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {

@@ -88,6 +88,27 @@ pub fn get(conn: &mut PgConnection, id: Uuid, now: DateTime<Utc>) -> Result<Opti
     Ok(query.get_result(conn).optional()?)
 }
 
+/// A connection whose owner may be following a start link.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct LinkOut {
+    #[diesel(sql_type = Text)]
+    pub connection: String,
+    #[diesel(sql_type = Text)]
+    pub provider: String,
+    #[diesel(sql_type = Text)]
+    pub redirect_uri: String,
+}
+
+/// Start links that are good, by the database's clock.
+pub fn out(conn: &mut PgConnection) -> Result<Vec<LinkOut>, DbError> {
+    let query = sql_query(
+        "SELECT c.name AS connection, c.provider, a.redirect_uri FROM fieldmirror.authorizations a \
+         JOIN fieldmirror.connections c ON c.id = a.connection_id \
+         WHERE a.closed_at IS NULL AND a.expires_at > now() ORDER BY c.name",
+    );
+    Ok(query.load(conn)?)
+}
+
 /// Whether the request's start link is closed. A request without one has nothing to close.
 pub fn is_closed(conn: &mut PgConnection, request: Uuid) -> Result<bool, DbError> {
     let query = sql_query(

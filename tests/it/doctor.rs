@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use diesel::connection::SimpleConnection as _;
+use fieldmirror::callback::pages::POLICY;
 use fieldmirror::config::host_name;
 use fieldmirror::db::{daemons, vault_keys};
 use fieldmirror::domain::ids::ConnectionId;
@@ -29,14 +30,42 @@ struct Site {
 
 /// A listener that answers every request with 200 and that head.
 fn answering(head: &'static str) -> TcpListener {
+    serving(move |_| format!("HTTP/1.1 200 OK\r\n{head}Content-Length: 3\r\n\r\nok\n"))
+}
+
+/// What a daemon's endpoints answer, that of browsers and that of metrics.
+fn daemons() -> TcpListener {
+    serving(|path| {
+        let (status, body) = match path {
+            "/healthz" => ("200 OK", "ok"),
+            "/metrics" => ("200 OK", "# TYPE fieldmirror_build_info gauge"),
+            _ => return proxied(path),
+        };
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    })
+}
+
+/// What is left of it behind a reverse proxy.
+fn proxied(path: &str) -> String {
+    let head = if path.starts_with("/connect/") {
+        format!("HTTP/1.1 400 Bad Request\r\nContent-Security-Policy: {}\r\n", *POLICY)
+    } else {
+        "HTTP/1.1 404 Not Found\r\n".to_owned()
+    };
+    format!("{head}Content-Length: 0\r\n\r\n")
+}
+
+fn serving(answer: impl Fn(&str) -> String + Send + 'static) -> TcpListener {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let served = listener.try_clone().unwrap();
     std::thread::spawn(move || {
         for stream in served.incoming() {
             let Ok(mut stream) = stream else { return };
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream
-                .write_all(format!("HTTP/1.1 200 OK\r\n{head}Content-Length: 3\r\n\r\nok\n").as_bytes());
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).unwrap_or(0);
+            let head = String::from_utf8_lossy(&head[..length]).into_owned();
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let _ = stream.write_all(answer(path).as_bytes());
         }
     });
     listener
@@ -50,7 +79,7 @@ impl Site {
     fn over(database: TestDb) -> Self {
         let folder = short_folder("doctor");
         let key = generate_key();
-        let endpoint = answering("");
+        let (endpoint, metrics) = (daemons(), daemons());
         let address = endpoint.local_addr().unwrap();
         std::fs::create_dir(folder.join("state")).unwrap();
         std::fs::set_permissions(folder.join("state"), PermissionsExt::from_mode(0o700)).unwrap();
@@ -62,6 +91,7 @@ impl Site {
         site.set("VAULT__KEY_FILE", site.file("key", key.expose(), 0o600));
         site.set("CALLBACK__LISTEN", address.to_string());
         site.set("CALLBACK__PUBLIC_URL", format!("http://{address}"));
+        site.set("METRICS__LISTEN", metrics.local_addr().unwrap().to_string());
         // No test asks the real one.
         site.set("PROVIDERS__HUBSPOT__API_BASE", format!("http://{address}"));
         site.set("PROVIDERS__HUBSPOT__TOKEN_URL", format!("http://{address}/token"));
@@ -298,12 +328,55 @@ async fn state_directories() {
 async fn endpoints() {
     let mut site = Site::new();
     site.daemon().await;
+    site.says("metrics_endpoint", "ok", "/metrics` answers");
     site.set("CALLBACK__PUBLIC_URL", "http://127.0.0.1:9");
-    site.ill("redirect_uri", "browsers are sent to port 9", "`callback.public_url`");
+    site.ill("public_url", "browsers are sent to port 9", "`callback.public_url`");
+    // A proxy on this machine may stand where they are sent.
+    let proxy = serving(proxied);
+    let public = format!("http://localhost:{}", proxy.local_addr().unwrap().port());
+    site.set("CALLBACK__PUBLIC_URL", public.as_str());
+    assert_eq!(site.findings().0, 0);
+    site.says("public_url", "ok", &public);
+    site.set("CALLBACK__PUBLIC_URL", format!("http://{}", answering("").local_addr().unwrap()));
+    site.ill("public_url", "where no daemon is found", "reverse proxy");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     site.set("CALLBACK__LISTEN", free.to_string());
     site.set("CALLBACK__PUBLIC_URL", format!("http://{free}"));
     site.ill("callback_endpoint", "nothing of ours answers", "`callback.listen`");
+}
+
+#[tokio::test]
+async fn metrics_that_are_not_there() {
+    let mut site = Site::new();
+    site.daemon().await;
+    let other = answering("");
+    site.set("METRICS__LISTEN", other.local_addr().unwrap().to_string());
+    site.says("metrics_endpoint", "warning", "no metrics of ours");
+    assert_eq!(site.findings().0, 0);
+}
+
+/// The address has changed, and owners still have links with the old one.
+#[tokio::test]
+async fn start_links_that_lead_elsewhere() {
+    let site = Site::new();
+    site.daemon().await;
+    site.sql(CONNECTED).await;
+    site.sql(
+        "INSERT INTO fieldmirror.authorizations (id, connection_id, request_id, ticket_hash, redirect_uri, expires_at, closed_at)
+         SELECT gen_random_uuid(), id, gen_random_uuid(), '\\x01', 'https://old.example.com/oauth/callback/hubspot',
+             now() + interval '1 h', now() FROM fieldmirror.connections",
+    )
+    .await;
+    let told = |findings: &[Value]| findings.iter().any(|finding| finding["check"] == "start_links");
+    assert!(!told(&site.findings().1), "it is closed");
+    site.sql("UPDATE fieldmirror.authorizations SET closed_at = NULL").await;
+    site.says("start_links", "warning", "`https://old.example.com/oauth/callback/hubspot`: those of `acme`");
+    let address = site.environment.iter().find(|(name, _)| name.ends_with("PUBLIC_URL")).unwrap().1.clone();
+    site.sql(format!(
+        "UPDATE fieldmirror.authorizations SET redirect_uri = '{address}/oauth/callback/hubspot'"
+    ))
+    .await;
+    assert!(!told(&site.findings().1), "it leads here");
 }
 
 #[tokio::test]

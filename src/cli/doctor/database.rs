@@ -7,12 +7,15 @@ use crate::cli::context::DAEMON_LIVES;
 use crate::cli::report::one_line;
 use crate::daemon::alerts::message;
 use crate::db::alerts::{Alert, AlertKind, HookTrouble};
+use crate::db::authorizations::LinkOut;
 use crate::db::connections::Connection;
 use crate::db::daemons::Daemon;
 use crate::db::queue::SessionError;
 use crate::db::server::ServerFacts;
 use crate::db::vault_use::KeyUse;
-use crate::db::{Db, DbError, admin, alerts, connections, daemons, migrations, queue, server, vault_use};
+use crate::db::{
+    Db, DbError, admin, alerts, authorizations, connections, daemons, migrations, queue, server, vault_use,
+};
 use crate::domain::failure::Failure;
 use crate::domain::time::{Clock as _, SystemClock};
 use crate::vault::Vault;
@@ -26,6 +29,7 @@ const SESSIONS_BESIDES: usize = 2;
 pub(super) struct Known {
     pub(super) daemons: Vec<Daemon>,
     pub(super) connections: Vec<Connection>,
+    pub(super) links: Vec<LinkOut>,
     keys: Vec<KeyUse>,
     alerts: Vec<Alert>,
     hook: Option<HookTrouble>,
@@ -104,6 +108,7 @@ async fn look(patient: &Patient, findings: &mut Vec<Finding>) -> Option<Known> {
         Ok(Known {
             daemons: daemons::live(conn, DAEMON_LIVES)?,
             connections: connections::list(conn)?,
+            links: authorizations::out(conn)?,
             keys: vault_use::keys(conn)?,
             alerts: alerts::open(conn)?,
             hook: alerts::hook_trouble(conn, DAEMON_LIVES)?,

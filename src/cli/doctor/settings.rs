@@ -47,31 +47,41 @@ fn key(patient: &Patient) -> Finding {
     }
 }
 
-/// Whether what providers and browsers are told leads to where the daemon listens.
+/// What providers and browsers are told, as far as the settings alone tell whether it leads to where the daemon listens.
 fn redirect(callback: &CallbackSettings) -> Finding {
-    const CHECK: &str = "redirect_uri";
-    let CallbackSettings { listen, public_url, .. } = callback;
-    let uri = format!("{}/oauth/callback/PROVIDER", public_url.as_str().trim_end_matches('/'));
-    if !is_loopback(public_url) {
-        return Finding::ok(CHECK, format!("`{uri}`, to be registered with each provider letter by letter"));
-    }
-    let port = public_url.port_or_known_default().unwrap_or(0);
-    if port != listen.port() {
-        return Finding::ill(
-            CHECK,
-            format!("browsers are sent to port {port} of this machine, and the daemon listens on {listen}"),
-            format!(
-                "set `callback.public_url` to where browsers reach the daemon, such as `http://127.0.0.1:{}`, or \
-                 `callback.listen` to port {port}",
-                listen.port()
-            ),
-        );
-    }
-    let found = format!("`{uri}`: only a browser on this machine reaches it");
-    Finding::ok(CHECK, found)
+    let uri = callback.redirect_uri("PROVIDER");
+    Finding::ok(
+        "redirect_uri",
+        match reaches(callback) {
+            Reaches::Outside => format!("`{uri}`, to be registered with each provider letter by letter"),
+            Reaches::Here | Reaches::Elsewhere { .. } => {
+                format!("`{uri}`: only a browser on this machine reaches it")
+            }
+        },
+    )
 }
 
-pub(super) fn is_loopback(url: &Url) -> bool {
+/// Where the public address leads.
+pub(super) enum Reaches {
+    /// To a host that others see.
+    Outside,
+    /// To this machine, where the daemon listens.
+    Here,
+    /// To this machine, where something else has to pass it on.
+    Elsewhere { port: u16 },
+}
+
+pub(super) fn reaches(CallbackSettings { listen, public_url, .. }: &CallbackSettings) -> Reaches {
+    if !is_loopback(public_url) {
+        return Reaches::Outside;
+    }
+    match public_url.port_or_known_default() {
+        Some(port) if port == listen.port() => Reaches::Here,
+        port => Reaches::Elsewhere { port: port.unwrap_or(0) },
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
@@ -88,15 +98,15 @@ mod tests {
 
     #[test]
     fn where_browsers_are_sent() {
-        let check = |listen: &str, public_url: &str, level: Level| {
+        let check = |listen: &str, public_url: &str, expected: fn(Reaches) -> bool| {
             let mut callback = Settings::example().callback;
             callback.listen = listen.parse().unwrap();
             callback.public_url = public_url.parse().unwrap();
-            assert_eq!(redirect(&callback).level, level, "{listen} {public_url}");
+            assert!(expected(reaches(&callback)), "{listen} {public_url}");
         };
-        check("127.0.0.1:8787", "http://127.0.0.1:8787", Level::Ok);
-        check("127.0.0.1:8787", "http://localhost:8788", Level::Ill);
-        check("127.0.0.1:8787", "https://mirror.example.com", Level::Ok);
+        check("127.0.0.1:8787", "http://127.0.0.1:8787", |to| matches!(to, Reaches::Here));
+        check("127.0.0.1:8787", "http://localhost", |to| matches!(to, Reaches::Elsewhere { port: 80 }));
+        check("127.0.0.1:8787", "https://mirror.example.com", |to| matches!(to, Reaches::Outside));
     }
 
     #[test]
