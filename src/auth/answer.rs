@@ -14,8 +14,8 @@ const PARAMETERS_MAX: usize = 40;
 /// Who brings an answer.
 #[derive(Debug, Clone, Copy)]
 pub enum BroughtBy<'a> {
-    /// A browser, with what it kept of ours.
-    Browser { cookie: Option<&'a str> },
+    /// A browser, with what it kept of ours: one for each consent that it began.
+    Browser { cookies: &'a [&'a str] },
     /// An admin who pasted the address: the database's password has proved more than a cookie could.
     Admin,
 }
@@ -33,6 +33,8 @@ pub enum Said {
     Code(Secret),
     /// The person said no.
     Denied,
+    /// Nothing at all. Of some providers that is a denial.
+    Nothing,
     /// An error of the provider's, as one of the words that RFC 6749 4.1.2.1 knows, or `error`.
     Error(&'static str),
 }
@@ -83,9 +85,8 @@ impl Answer {
             }
             (Some(code), None) => Said::Code(Secret::new(code)),
             (None, Some(word)) => known(&word),
-            // Jobber leads a person who said no back without a word. What else comes without one is of no browser that
-            // began a consent: without a state only the cookie tells which consent it is.
-            (None, None) if state.is_none() => Said::Denied,
+            // Without a state only the cookie tells which consent it is.
+            (None, None) if state.is_none() => Said::Nothing,
             (None, None) => return Err(BadAnswer::Nothing),
         };
         Ok(Self { state: state.map(Secret::new), said })
@@ -142,8 +143,8 @@ mod tests {
         check("error=access_denied&state=s&error_description=<b>", Ok((Some("s"), Said::Denied)));
         check("error=server_error", Ok((None, Said::Error("server_error"))));
         check("error=<script>", Ok((None, Said::Error("error"))));
-        check("", Ok((None, Said::Denied)));
-        check("state=", Ok((None, Said::Denied)));
+        check("", Ok((None, Said::Nothing)));
+        check("state=", Ok((None, Said::Nothing)));
         check("state=s", Err(BadAnswer::Nothing));
         check("code=&state=s", Err(BadAnswer::Nothing));
         check("code=c&error=access_denied", Err(BadAnswer::Both));

@@ -16,6 +16,7 @@ use crate::config::ProviderSettings;
 use crate::db::authorizations::{self, Attempt, Authorization, NewAttempt, NewAuthorization};
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
+use crate::db::{DbError, PgConnection};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -27,6 +28,9 @@ use crate::vault::Bound;
 /// How long a started consent may take.
 pub const ATTEMPT_LIFE: TimeDelta = TimeDelta::minutes(10);
 
+/// Where in the text of a link's id what tells it from all others begins: before it stands the time.
+const LINK_AT: usize = 20;
+
 /// A consent that was started.
 #[derive(Debug, Clone)]
 pub struct Started {
@@ -36,6 +40,8 @@ pub struct Started {
     pub cookie: Secret,
     /// The cookie is of use on this path only.
     pub cookie_path: String,
+    /// Tells the start link from others in the cookie's name. Random.
+    pub link: String,
     pub provider: &'static str,
 }
 
@@ -60,12 +66,12 @@ pub struct Recognised {
 }
 
 /// What an attempt is found by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Key {
-    /// The state; for an attempt that a browser began, with the attempt that the answering browser's cookie names.
-    State { hash: [u8; 32], browser: Option<Uuid> },
-    /// The cookie's attempt.
-    Cookie(Uuid),
+    /// The state; for an attempt that a browser began, with the attempts that the answering browser's cookies name.
+    State { hash: [u8; 32], kept: Vec<Uuid> },
+    /// The attempts that the cookies name: at least one.
+    Cookies(Vec<Uuid>),
 }
 
 impl Recognised {
@@ -73,7 +79,7 @@ impl Recognised {
     pub fn known_by(&self) -> &[u8] {
         match &self.key {
             Key::State { hash, .. } => hash,
-            Key::Cookie(attempt) => attempt.as_bytes(),
+            Key::Cookies(kept) => kept.first().map_or(&[], |attempt| attempt.as_bytes().as_slice()),
         }
     }
 }
@@ -107,7 +113,7 @@ pub enum Refusal {
     Expired,
     /// The answer was used before.
     Replayed,
-    /// The browser that brings the answer is in the middle of another link's consent.
+    /// The browser that brings the answer is in the middle of another link's consent, or of several.
     OtherConsent,
     /// The start link has been replaced, or has led to a connection.
     Closed,
@@ -215,20 +221,28 @@ impl Auth {
     ) -> Result<Recognised, Refusal> {
         let described = crate::providers::provider(provider).ok_or(Refusal::Invalid)?;
         let now = self.clock.now();
-        let (kept, is_admin) = match brought_by {
-            BroughtBy::Browser { cookie } => (cookie, false),
-            BroughtBy::Admin => (None, true),
+        if answer.said == Said::Nothing && !described.spec().denies_in_silence {
+            return Err(Refusal::Invalid);
+        }
+        let (cookies, is_admin) = match brought_by {
+            BroughtBy::Browser { cookies } => (cookies, false),
+            BroughtBy::Admin => (&[][..], true),
         };
-        let kept = kept.and_then(|text| ticket::cookie_attempt(&self.vault, provider, text, now).ok());
+        let kept =
+            cookies.iter().filter_map(|text| ticket::cookie_attempt(&self.vault, provider, text, now).ok());
+        let mut kept: Vec<Uuid> = kept.collect();
+        // In the order in which everybody locks them.
+        kept.sort_unstable();
         let key = match &answer.state {
             Some(state) => match ticket::state_hash(&self.vault, provider, state.expose(), now)? {
                 // A state leads to one connection, whoever brings it, so a browser without a cookie may: the link was
                 // mailed, opened in one program and finished in another. One that is in the middle of another link's
                 // consent may not.
-                (hash, BegunBy::Browser) if !is_admin => Key::State { hash, browser: kept },
-                (hash, _) => Key::State { hash, browser: None },
+                (hash, BegunBy::Browser) if !is_admin => Key::State { hash, kept },
+                (hash, _) => Key::State { hash, kept: Vec::new() },
             },
-            None => Key::Cookie(kept.ok_or(Refusal::Invalid)?),
+            None if kept.is_empty() => return Err(Refusal::Invalid),
+            None => Key::Cookies(kept),
         };
         Ok(Recognised { provider: described, said: answer.said, key })
     }
@@ -266,36 +280,45 @@ impl Auth {
     /// Starts the consent that a cookie names once more: for an answer without `state`, such as an installation that
     /// began in the provider's marketplace. Its code is not redeemed, since nothing proves that this browser asked for
     /// it; the provider, which knows the consent already, answers the new start at once.
-    pub(super) async fn restart(&self, attempt: Uuid) -> Result<Result<Started, Refusal>, Failure> {
-        let now = self.clock.now();
+    pub(super) async fn restart(
+        &self,
+        provider: &'static dyn Provider,
+        kept: Vec<Uuid>,
+    ) -> Result<Result<Started, Refusal>, Failure> {
+        let (now, provider) = (self.clock.now(), provider.spec().name);
         let found = self
             .transaction(move |conn| {
-                let Some(attempt) = authorizations::attempt(conn, attempt)? else { return Ok(None) };
-                if attempt.used_at.is_some() {
-                    return Ok(None);
-                }
+                let attempt = match attempt_of_browser(conn, provider, &kept, now)? {
+                    Ok(attempt) if attempt.used_at.is_some() => return Ok(Err(Refusal::Replayed)),
+                    Ok(attempt) => attempt,
+                    Err(refusal) => return Ok(Err(refusal)),
+                };
                 // Used up: an answer without state can start a consent once, not go round in circles.
                 authorizations::use_attempt(conn, attempt.id)?;
                 authorizations::end_attempt(conn, attempt.id, "restarted")?;
-                authorizations::get(conn, attempt.authorization_id, now)
+                Ok(authorizations::get(conn, attempt.authorization_id, now)?.ok_or(Refusal::Replayed))
             })
             .await?;
         match found {
-            Some(authorization) => self.start_of(authorization).await,
-            None => Ok(Err(Refusal::Replayed)),
+            Ok(authorization) => self.start_of(authorization).await,
+            Err(refusal) => Ok(Err(refusal)),
         }
     }
 
     /// Uses up the attempt that an answer belongs to: by its state, or for an answer without one by the cookie.
     pub(super) async fn redeem(&self, recognised: &Recognised) -> Result<Result<Redeemed, Refusal>, Failure> {
         let now = self.clock.now();
-        let (provider, key) = (recognised.provider.spec().name, recognised.key);
-        let outcome = if recognised.said == Said::Denied { "denied" } else { "answered" };
+        let (provider, key) = (recognised.provider.spec().name, recognised.key.clone());
+        let is_denial = matches!(recognised.said, Said::Denied | Said::Nothing);
+        let outcome = if is_denial { "denied" } else { "answered" };
         let redeemed = self
             .transaction(move |conn| {
-                let (attempt, browser) = match key {
-                    Key::State { hash, browser } => (authorizations::attempt_by_state(conn, &hash)?, browser),
-                    Key::Cookie(id) => (authorizations::attempt(conn, id)?, None),
+                let (attempt, kept) = match key {
+                    Key::State { hash, kept } => (authorizations::attempt_by_state(conn, &hash)?, kept),
+                    Key::Cookies(kept) => match attempt_of_browser(conn, provider, &kept, now)? {
+                        Ok(attempt) => (Some(attempt), Vec::new()),
+                        Err(refusal) => return Ok(Err(refusal)),
+                    },
                 };
                 let Some(attempt) = attempt.filter(|attempt| attempt.provider == provider) else {
                     return Ok(Err(Refusal::Invalid));
@@ -304,8 +327,8 @@ impl Auth {
                     return Ok(Err(Refusal::Replayed));
                 }
                 // Not used up by that: the right browser may still come.
-                if let Some(kept) = browser
-                    && authorizations::link_of_attempt(conn, kept)? != Some(attempt.authorization_id)
+                if !kept.is_empty()
+                    && !authorizations::links_of_attempts(conn, &kept)?.contains(&attempt.authorization_id)
                 {
                     return Ok(Err(Refusal::OtherConsent));
                 }
@@ -385,8 +408,35 @@ impl Auth {
         let cookie = ticket::new_cookie(&self.vault, name, id, expires_at);
         let cookie_path =
             Url::parse(redirect_uri).map_or_else(|_| "/".to_owned(), |url| url.path().to_owned());
-        Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path, provider: name } })
+        let link = authorization.simple().to_string().split_off(LINK_AT);
+        Ok(Minted { attempt, started: Started { authorize_url, cookie, cookie_path, link, provider: name } })
     }
+}
+
+/// The attempt that an answer without state belongs to: the only one of those that the browser `kept` which can still be
+/// answered. Where none can, the last of them tells why.
+fn attempt_of_browser(
+    conn: &mut PgConnection,
+    provider: &str,
+    kept: &[Uuid],
+    now: DateTime<Utc>,
+) -> Result<Result<Attempt, Refusal>, DbError> {
+    let (mut open, mut over) = (Vec::new(), None);
+    for id in kept {
+        let attempt = authorizations::attempt(conn, *id)?.filter(|attempt| attempt.provider == provider);
+        let Some(attempt) = attempt else { continue };
+        let link = authorizations::get(conn, attempt.authorization_id, now)?;
+        if attempt.used_at.is_none() && link.is_some_and(|link| link.is_open) {
+            open.push(attempt);
+        } else {
+            over = Some(attempt);
+        }
+    }
+    // Nobody's: a denial of the one must not end the other.
+    if open.len() > 1 {
+        return Ok(Err(Refusal::OtherConsent));
+    }
+    Ok(open.pop().or(over).ok_or(Refusal::Invalid))
 }
 
 const SUPERSEDED: &str = "a later request for the same connection took its place";

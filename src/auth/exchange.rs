@@ -65,8 +65,8 @@ impl Auth {
     }
 
     async fn conclude_here(&self, recognised: Recognised) -> Result<Ending, Failure> {
-        if let (Key::Cookie(attempt), Said::Code(_)) = (recognised.key, &recognised.said) {
-            return Ok(match self.restart(attempt).await? {
+        if let (Key::Cookies(kept), Said::Code(_)) = (&recognised.key, &recognised.said) {
+            return Ok(match self.restart(recognised.provider, kept.clone()).await? {
                 Ok(started) => Ending::Restart(Box::new(started)),
                 Err(refusal) => Ending::Refused(refusal),
             });
@@ -82,7 +82,7 @@ impl Auth {
                 Ok(ending) => ending,
                 Err(failure) => Ending::Failed(failure),
             },
-            Said::Denied => Ending::Denied { title },
+            Said::Denied | Said::Nothing => Ending::Denied { title },
             Said::Error(word) => {
                 let text = hinted(provider, format!("{title} broke the consent off: `{word}`"));
                 Ending::Failed(Failure::new(FailureKind::Misconfigured, text))

@@ -173,8 +173,8 @@ fn recognise(
     headers: &HeaderMap,
 ) -> Result<Recognised, Refusal> {
     let answer = Answer::parse(query.unwrap_or_default()).map_err(|_| Refusal::Invalid)?;
-    let cookie = cookie::read(headers, &cookie::name(provider, endpoint.is_https()));
-    endpoint.auth.recognise(provider, answer, BroughtBy::Browser { cookie })
+    let cookies = cookie::read(headers, provider, endpoint.is_https());
+    endpoint.auth.recognise(provider, answer, BroughtBy::Browser { cookies: &cookies })
 }
 
 fn text(part: Part) -> String {

@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Bytea, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Bytea, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::error::DbError;
@@ -227,11 +227,12 @@ pub fn attempt(conn: &mut PgConnection, id: Uuid) -> Result<Option<Attempt>, DbE
     Ok(query.bind::<SqlUuid, _>(id).get_result(conn).optional()?)
 }
 
-/// The start link that the attempt was made for.
-pub fn link_of_attempt(conn: &mut PgConnection, id: Uuid) -> Result<Option<Uuid>, DbError> {
-    let query =
-        sql_query("SELECT authorization_id AS value FROM fieldmirror.authorization_attempts WHERE id = $1");
-    rows::optional::<SqlUuid, Uuid, _>(conn, query.bind::<SqlUuid, _>(id))
+/// The start links that the attempts were made for.
+pub fn links_of_attempts(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    let query = sql_query(
+        "SELECT authorization_id AS value FROM fieldmirror.authorization_attempts WHERE id = ANY($1)",
+    );
+    rows::values::<SqlUuid, Uuid, _>(conn, query.bind::<Array<SqlUuid>, _>(ids))
 }
 
 /// Uses the attempt up. What was sealed in it goes: it is of no use any more.

@@ -25,6 +25,8 @@ pub struct ProviderSpec {
     pub scopes: &'static [&'static str],
     /// Whether PKCE (S256) is sent at consent.
     pub pkce: bool,
+    /// Whether a person who says no is led back without a word: neither `error` nor `state`.
+    pub denies_in_silence: bool,
     /// How the fields of a token request are written.
     pub token_body: BodyStyle,
     /// Whether an access token may be read as a JWT when the answer does not tell its life.

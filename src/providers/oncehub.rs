@@ -75,6 +75,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     api_version: "",
     scopes: &[],
     pkce: false,
+    denies_in_silence: false,
     token_body: BodyStyle::Json,
     reads_jwt: false,
     token_life_default: Duration::from_hours(1),

@@ -67,6 +67,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     scopes: &["public"],
     // Not documented; the secret authenticates.
     pkce: false,
+    denies_in_silence: false,
     token_body: BodyStyle::Json,
     reads_jwt: false,
     token_life_default: TOKEN_LIFE,

@@ -68,6 +68,7 @@ static SPEC: ProviderSpec = ProviderSpec {
         "crm.objects.companies.read",
     ],
     pkce: true,
+    denies_in_silence: false,
     token_body: BodyStyle::Form,
     reads_jwt: false,
     token_life_default: Duration::from_mins(30),

@@ -20,6 +20,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     api_version: "",
     scopes: &[],
     pkce: false,
+    denies_in_silence: false,
     token_body: BodyStyle::Form,
     reads_jwt: false,
     token_life_default: std::time::Duration::ZERO,

@@ -63,6 +63,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     // Set on the app in the Developer Center; the authorize URL takes none.
     scopes: &[],
     pkce: true,
+    denies_in_silence: true,
     token_body: BodyStyle::Form,
     reads_jwt: true,
     token_life_default: Duration::from_hours(1),

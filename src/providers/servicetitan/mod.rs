@@ -68,6 +68,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     // Client credentials get what the tenant's admin allowed; whether they may name scopes is not documented.
     scopes: &[],
     pkce: true,
+    denies_in_silence: false,
     token_body: BodyStyle::Form,
     reads_jwt: true,
     token_life_default: Duration::from_mins(15),

@@ -88,13 +88,16 @@ impl Visit<'_> {
         page
     }
 
-    /// The cookie names the attempt to us alone.
-    async fn assert_cookie(&self) {
+    /// The cookies name the attempts to us alone, one for each link.
+    async fn assert_cookies(&self, links: usize) {
         let cookies = self.browser.cookies().await;
-        let [cookie] = cookies.as_slice() else { panic!("not one cookie: {cookies:?}") };
-        assert_eq!(cookie["name"], "fieldmirror_attempt", "{cookie}");
-        assert_eq!((&cookie["httpOnly"], &cookie["sameSite"]), (&true.into(), &"Lax".into()), "{cookie}");
-        assert_eq!(cookie["path"], "/oauth/callback/hubspot", "{cookie}");
+        assert_eq!(cookies.len(), links, "{cookies:?}");
+        for cookie in cookies {
+            let name = cookie["name"].as_str().unwrap_or_default();
+            assert!(name.starts_with("fieldmirror_attempt_hubspot_"), "{cookie}");
+            assert_eq!((&cookie["httpOnly"], &cookie["sameSite"]), (&true.into(), &"Lax".into()), "{cookie}");
+            assert_eq!(cookie["path"], "/oauth/callback/hubspot", "{cookie}");
+        }
     }
 }
 
@@ -125,16 +128,17 @@ async fn an_owner_connects_and_declines() {
     let app = TestApp::new(small(20), &[]).await;
     let daemon = app.daemon().await;
     let browser = Browser::start(&installed, &app.folder).await;
-    let mut line = "enqueue --connect hubspot --name acme";
+    let (mut line, mut links) = ("enqueue --connect hubspot --name acme", 0);
     for (scheme, screen) in [("light", PHONE), ("dark", PHONE), ("light", DESK), ("dark", DESK)] {
         browser.look(screen.0, screen.1, scheme).await;
         let visit = Visit { app: &app, browser: &browser, scheme, screen };
         let page = visit.answer(line, "deny").await;
         assert_says(&page, &["Not connected", "HubSpot", "Nothing has been changed"]);
-        visit.assert_cookie().await;
+        visit.assert_cookies(links + 1).await;
         let page = visit.answer(line, "approve").await;
         assert_says(&page, &["Connected to HubSpot", "connected as acme.", "close this window"]);
-        visit.assert_cookie().await;
+        links += 2;
+        visit.assert_cookies(links).await;
         // Loading the page again is a replay.
         browser.open(&browser.url().await).await;
         assert_says(&visit.result("again").await, &["Used already"]);

@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use fieldmirror::auth::ticket;
 use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::requests::RequestOutcome;
 
 use super::raw::assert_hardened;
 use crate::auth::rig::{Asked, Rig, state_of};
@@ -88,9 +89,9 @@ async fn a_late_answer_is_refused_whatever_it_says() {
     assert_eq!(rig.fake.asked().len(), 0);
 }
 
-/// What another host below the same domain, or an older page, has put beside ours.
+/// What another host below the same domain has put beside ours, or a second consent of the same browser.
 #[tokio::test]
-async fn a_cookie_that_comes_twice_is_none() {
+async fn without_a_state_two_cookies_tell_nothing() {
     let rig = Rig::new().await;
     let (asked, evil) = (rig.ask("acme").await, rig.ask("evil").await);
     let (url, ours) = rig.follow(&asked).await;
@@ -104,6 +105,25 @@ async fn a_cookie_that_comes_twice_is_none() {
     assert_eq!(rig.request_row(evil.request).await.done_at, None);
     assert_eq!(rig.request_row(asked.request).await.done_at, None);
     assert_eq!(rig.come_back_with(&url, "code=C", Some(&ours)).await.status, 200);
+}
+
+/// Two links for two accounts at one provider, followed in one browser: each comes to its own end.
+#[tokio::test]
+async fn two_consents_of_one_browser_do_not_meet() {
+    let rig = Rig::new().await;
+    let (first, second) = (rig.ask("first").await, rig.ask("second").await);
+    let (first_url, first_cookie) = rig.follow(&first).await;
+    let (second_url, second_cookie) = rig.follow(&second).await;
+    assert_ne!(first_cookie.split_once('=').unwrap().0, second_cookie.split_once('=').unwrap().0);
+    let both = format!("{first_cookie}; {second_cookie}");
+    let shown = rig.come_back_with(&first_url, "code=C", Some(&both)).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    assert_eq!(rig.request_row(second.request).await.done_at, None);
+    // The first has ended: a denial without a state can only be the second's.
+    let shown = rig.get("/oauth/callback/hubspot?error=access_denied", Some(&both)).await;
+    assert!(shown.body.contains("Access was declined"), "{}", shown.body);
+    assert_eq!(rig.request_row(second.request).await.outcome, Some(RequestOutcome::Denied));
+    assert_eq!(rig.come_back_with(&second_url, "code=C", Some(&both)).await.status, 400, "it was used");
 }
 
 /// Who has a link may not start consents without end, and takes nobody else's place.
