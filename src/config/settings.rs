@@ -35,6 +35,7 @@ const HOLD_BACK: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const TURN_LIMIT: RangeInclusive<Duration> = seconds(1)..=seconds(5 * 60);
 const HOOK_TIMEOUT: RangeInclusive<Duration> = seconds(1)..=seconds(5 * 60);
 const STALE_AFTER: RangeInclusive<Duration> = seconds(60)..=MONTH;
+const KEPT: RangeInclusive<Duration> = DAY..=seconds(3650 * 24 * 60 * 60);
 const HOOK_WORDS_MAX: usize = 32;
 const QUOTA_RESERVE: RangeInclusive<f64> = 0.0..=0.9;
 const EGRESS_GROUP_LENGTH_MAX: usize = 128;
@@ -66,6 +67,8 @@ pub struct DaemonSettings {
     pub log_format: LogFormat,
     /// Never empty: the host's name where nothing is set.
     pub egress_group: String,
+    pub requests_kept: Duration,
+    pub audit_log_kept: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +238,8 @@ impl DaemonSettings {
                 LogFormat::parse,
             ),
             egress_group: egress_group(reader),
+            requests_kept: reader.duration("daemon.requests_kept", &KEPT),
+            audit_log_kept: reader.duration("daemon.audit_log_kept", &KEPT),
         }
     }
 }

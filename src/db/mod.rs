@@ -32,6 +32,7 @@ pub mod queue;
 pub mod rate_budget;
 pub mod refresh_attempts;
 pub mod requests;
+pub mod retention;
 pub mod rows;
 pub mod secrets;
 pub mod server;

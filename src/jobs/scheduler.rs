@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::Pulse;
 use crate::db::requests::RequestKind;
-use crate::db::{Db, DbError, PgConnection, queue, requests, streams, sync_runs, tokens};
+use crate::db::{Db, DbError, PgConnection, queue, requests, retention, streams, sync_runs, tokens};
 use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
@@ -28,7 +28,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_FAILED: Duration = Duration::from_secs(2);
 /// Tokens that one tick makes jobs for; the most endangered come first.
 const TOKENS_MAX: u32 = 500;
-/// How often old runs are deleted, and how old they get.
+/// How often old rows are deleted, and how old runs get.
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
 const RUNS_KEPT: Duration = Duration::from_hours(30 * 24);
 
@@ -91,9 +91,15 @@ impl Scheduler {
     }
 
     async fn prune(&self, now: DateTime<Utc>) {
-        let before = now - delta(RUNS_KEPT);
-        if let Err(error) = self.db.run(move |connection| sync_runs::prune(connection, before)).await {
-            warn!(error = %Failure::from(&error), "Could not delete old runs");
+        let settings = Arc::clone(&self.engine.get().settings);
+        let pruned = self.db.run(move |connection| {
+            let before = |kept: Duration| now - delta(kept);
+            sync_runs::prune(connection, before(RUNS_KEPT))?;
+            retention::prune_requests(connection, before(settings.daemon.requests_kept))?;
+            retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))
+        });
+        if let Err(error) = pruned.await {
+            warn!(error = %Failure::from(&error), "Could not delete old runs, requests and lines of the audit log");
         }
     }
 }

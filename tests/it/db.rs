@@ -155,3 +155,54 @@ async fn debug_output_holds_no_address() {
     let debug = format!("{db:?}");
     assert!(debug.starts_with("Db") && !debug.contains("hunter2"), "{debug}");
 }
+
+#[tokio::test]
+async fn history_is_deleted_by_age_and_open_requests_stay() {
+    use fieldmirror::db::retention::{prune_audit_log, prune_requests};
+    use fieldmirror::domain::time::{Clock as _, SystemClock};
+
+    let database = TestDb::new();
+    let left = || {
+        text(
+            &database.db,
+            "SELECT concat_ws(' ', (SELECT string_agg(message, ',' ORDER BY message) FROM requests),
+                (SELECT string_agg(event, ',' ORDER BY event) FROM audit_log),
+                (SELECT count(*) FROM authorizations), (SELECT count(*) FROM authorization_attempts)) AS value",
+        )
+    };
+    let filled = database.db.run(|connection| {
+        diesel::sql_query(INSERT).execute(connection)?;
+        diesel::sql_query(
+            "INSERT INTO requests (id, connection_id, kind, requested_at, done_at, outcome, message)
+             SELECT gen_random_uuid(), c.id, 'sync', now() - interval '1 year', now() - age, 'done', word
+             FROM connections c, (VALUES ('old', interval '91 days'), ('new', interval '89 days'), ('open', NULL)) v (word, age)",
+        )
+        .execute(connection)?;
+        diesel::sql_query(
+            "INSERT INTO audit_log (at, event, outcome)
+             VALUES (now() - interval '91 days', 'old', 'done'), (now() - interval '89 days', 'new', 'done')",
+        )
+        .execute(connection)?;
+        diesel::sql_query(
+            "WITH link AS (
+                INSERT INTO authorizations (id, connection_id, request_id, ticket_hash, redirect_uri, expires_at, closed_at)
+                SELECT gen_random_uuid(), c.id, gen_random_uuid(), sha256(word::bytea), 'x', now(), now() - age
+                FROM connections c, (VALUES ('old', interval '91 days'), ('open', NULL)) v (word, age) RETURNING id)
+             INSERT INTO authorization_attempts (id, authorization_id, provider, state_hash, redirect_uri, expires_at)
+             SELECT gen_random_uuid(), id, 'hubspot', sha256(id::text::bytea), 'x', now() FROM link",
+        )
+        .execute(connection)?;
+        Ok(())
+    });
+    filled.await.unwrap();
+    assert_eq!(left().await.unwrap(), "new,old,open new,old 2 2");
+    let prune = |days: i64| {
+        database.db.run(move |connection| {
+            let before = SystemClock.now() - chrono::TimeDelta::days(days);
+            Ok((prune_requests(connection, before)?, prune_audit_log(connection, before)?))
+        })
+    };
+    assert_eq!(prune(100).await.unwrap(), (0, 0));
+    assert_eq!(prune(90).await.unwrap(), (2, 1));
+    assert_eq!(left().await.unwrap(), "new,open new 1 1");
+}
