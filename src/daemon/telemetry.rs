@@ -5,6 +5,7 @@
 //! field means.
 
 mod json;
+mod panics;
 
 use std::io::IsTerminal;
 
@@ -58,6 +59,8 @@ pub fn start(format: LogFormat, verbosity: Verbosity) -> Result<(), NoJournal> {
         }
     };
     // Tests start more than one daemon in a process.
-    drop(started);
+    if started.is_ok() {
+        panics::log();
+    }
     Ok(())
 }

@@ -149,7 +149,8 @@ fn crash(hub: &Hub, lease: &Lease, panic: Box<dyn std::any::Any + Send>) -> Endi
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text =
         text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".to_owned());
-    error!(error = text, "`{}` job {} panicked: {text}", lease.kind, lease.job);
+    // What it said stands in the log: the panic's own line.
+    error!("`{}` job {} panicked, which counts as a crash", lease.kind, lease.job);
     let limits = &hub.shared.limits;
     let pause = limits.panic_pause.saturating_mul(u32::try_from(lease.crashes + 1).unwrap_or(1));
     Ending::Crashed {

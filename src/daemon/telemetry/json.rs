@@ -171,6 +171,25 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_a_line() {
+        let before = std::panic::take_hook();
+        crate::daemon::telemetry::panics::log();
+        let lines = logged(|| {
+            let job = tracing::info_span!("job", job.id = %7);
+            let _within = job.enter();
+            std::panic::catch_unwind(|| panic!("no {}, token=hunter2hunter2", "luck"))
+                .expect_err("it panics");
+        });
+        std::panic::set_hook(before);
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert_eq!((&line["level"], &line["job.id"]), (&json!("ERROR"), &json!("7")), "{line}");
+        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        assert!(text("error").starts_with("no luck, ") && text("message").contains("no luck, "), "{line}");
+        assert!(text("panic.location").starts_with("src/daemon/telemetry/json.rs:"), "{line}");
+        assert!(!line.to_string().contains("hunter2"), "{line}");
+    }
+
+    #[test]
     fn an_error_is_told_with_its_causes() {
         let cause = std::io::Error::other("no route");
         let error = crate::daemon::StartError::Listen {
