@@ -86,6 +86,13 @@ _fieldmirror_names() {
     done
     fieldmirror "${config[@]}" names "$@" 2>/dev/null
 }
+_fieldmirror_streams() {
+    local i of=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ ${COMP_WORDS[i]} == --resync ]] && of=("${COMP_WORDS[i + 1]}")
+    done
+    _fieldmirror_names streams "${of[@]}"
+}
 _fieldmirror_dynamic() {
     _fieldmirror "$@"
     local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" before names=
@@ -94,7 +101,7 @@ _fieldmirror_dynamic() {
     case "$previous" in
         status | why | --reconnect | --resync | --refresh | --disconnect) names="$(_fieldmirror_names connections)" ;;
         --connect) names="$(_fieldmirror_names providers)" ;;
-        --stream) names="$(_fieldmirror_names streams)" ;;
+        --stream) names="$(_fieldmirror_streams)" ;;
         *) [[ $before == why ]] && names="$(_fieldmirror_names streams "$previous")" || return ;;
     esac
     COMPREPLY=($(compgen -W "$names" -- "$current"))
@@ -103,16 +110,55 @@ complete -F _fieldmirror_dynamic -o nosort -o bashdefault -o default fieldmirror
 "#;
 
 const FISH: &str = r#"
+function __fieldmirror_after
+    set -l words (commandline -opc)
+    for at in (seq (count $words))
+        if contains -- $words[$at] $argv; and test $at -lt (count $words)
+            echo $words[(math $at + 1)]
+        end
+    end
+end
 function __fieldmirror_names
-    fieldmirror names $argv 2>/dev/null
+    set -l config
+    for file in (__fieldmirror_after --config)
+        set -a config --config $file
+    end
+    fieldmirror $config names $argv 2>/dev/null
 end
 for flag in reconnect resync refresh disconnect
     complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l $flag -xa "(__fieldmirror_names connections)"
 end
 complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l connect -xa "(__fieldmirror_names providers)"
-complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l stream -xa "(__fieldmirror_names streams)"
-complete -c fieldmirror -n "__fish_seen_subcommand_from status why" -fa "(__fieldmirror_names connections)"
-complete -c fieldmirror -n "__fish_seen_subcommand_from why" -fa "(__fieldmirror_names streams)"
+complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l stream -xa "(__fieldmirror_names streams (__fieldmirror_after --resync))"
+complete -c fieldmirror -n "__fish_seen_subcommand_from status" -fa "(__fieldmirror_names connections)"
+complete -c fieldmirror -n "__fish_seen_subcommand_from why; and not count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names connections)"
+complete -c fieldmirror -n "__fish_seen_subcommand_from why; and count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names streams (__fieldmirror_after why))"
+"#;
+
+/// Asks for names, before the functions that complete with them. Below a subcommand the words begin with it.
+const ZSH: &str = r#"_fieldmirror_names() {
+    local -a names config
+    local -i at
+    for ((at = 1; at < CURRENT; at++)); do
+        [[ $words[at] == --config ]] && config+=(--config "$words[at + 1]")
+    done
+    names=(${(f)"$(fieldmirror $config names "$@" 2>/dev/null)"})
+    compadd -a names
+}
+_fieldmirror_names_of_connections() { _fieldmirror_names connections }
+_fieldmirror_names_of_providers() { _fieldmirror_names providers }
+_fieldmirror_names_of_streams() {
+    local -a of
+    local -i at
+    [[ $words[1] == why ]] && of=(${words[2]})
+    for ((at = 1; at < CURRENT; at++)); do
+        case $words[at] in
+            --resync) of=(${words[at + 1]}) ;;
+            --resync=*) of=(${words[at]#*=}) ;;
+        esac
+    done
+    _fieldmirror_names streams $of
+}
 "#;
 
 /// clap's specs end in what completes the value: `_default` gives way to names where the value is one.
@@ -134,13 +180,7 @@ fn with_names_in_zsh(generated: &str) -> String {
     // The first line tells zsh what the file is for.
     let (first, rest) = generated.split_once('\n').unwrap_or((generated, ""));
     let rest: Vec<String> = rest.lines().map(line).collect();
-    let functions = ["connections", "streams", "providers"].map(|names| {
-        format!(
-            "_fieldmirror_names_of_{names}() {{\n    local -a names\n    names=(${{(f)\"$(fieldmirror names {names} \
-             2>/dev/null)\"}})\n    compadd -a names\n}}\n"
-        )
-    });
-    format!("{first}\n{}{}", functions.concat(), rest.join("\n"))
+    format!("{first}\n{ZSH}{}", rest.join("\n"))
 }
 
 /// One name a line. Whatever goes wrong is nobody's business: a person is typing.

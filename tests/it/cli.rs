@@ -583,22 +583,57 @@ async fn the_sandbox_says_where_it_is() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// What the shell is offered after `line`, by the real bash.
-fn offered(site: &Site, line: &[&str]) -> Vec<String> {
+/// What a shell is offered after `line`, by the real one: bash, fish or zsh. None where it is not installed.
+fn offered_by(shell: &str, site: &Site, line: &[&str]) -> Option<Vec<String>> {
     let program = Path::new(env!("CARGO_BIN_EXE_fieldmirror"));
-    let script = r#"
-        eval "$(fieldmirror completions bash)"
-        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
-        _fieldmirror_dynamic fieldmirror "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
-        printf '%s\n' "${COMPREPLY[@]}""#;
-    let mut command = Command::new("/bin/bash");
-    command.args(["--norc", "-c", script, "bash"]).args(line).env_clear();
+    let (flags, script): (&[&str], &str) = match shell {
+        "bash" => (
+            &["--norc", "-c"],
+            r#"
+            eval "$(fieldmirror completions bash)"
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            _fieldmirror_dynamic fieldmirror "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            printf '%s\n' "${COMPREPLY[@]}""#,
+        ),
+        "fish" => (
+            &["--no-config", "-c"],
+            r#"
+            fieldmirror completions fish | source
+            complete -C "$(string join ' ' -- $argv[2..])" | string replace -r '\t.*' ''"#,
+        ),
+        // As zsh's own functions call it: below a subcommand the words begin with it.
+        "zsh" => (
+            &["-f", "-c"],
+            r#"
+            compdef() { }
+            compadd() { print -l -- ${(P)@[-1]} }
+            source =(fieldmirror completions zsh)
+            shift
+            words=("$@") CURRENT=$#
+            [[ $words[CURRENT-1] == (why|--resync) ]] && _fieldmirror_names_of_connections || _fieldmirror_names_of_streams"#,
+        ),
+        other => panic!("{other}"),
+    };
+    let mut command = Command::new(shell);
+    command.args(flags).args([script, shell]).args(line).env_clear();
     command.env("PATH", format!("{}:/usr/bin:/bin", program.parent().unwrap().display()));
     command.env("HOME", &site.folder).env("FIELDMIRROR_DAEMON__STATE_DIR", site.folder.join("state"));
     command.env("FIELDMIRROR_DATABASE__URL", site.database.url.expose());
-    let ran = Ran::of(command.output().expect("bash starts"));
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("not checked: completions for {shell}, which is not installed");
+            return None;
+        }
+        Err(error) => panic!("{shell}: {error}"),
+    };
+    let ran = Ran::of(output);
     assert_eq!(ran.stderr, "", "nothing disturbs a person who types");
-    ran.stdout.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    Some(ran.stdout.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+fn offered(site: &Site, line: &[&str]) -> Vec<String> {
+    offered_by("bash", site, line).expect("bash is installed")
 }
 
 #[tokio::test]
@@ -624,6 +659,19 @@ async fn completions_know_connections_and_streams() {
         offered(&site, &["fieldmirror", ""]).iter().all(|word| word != "names"),
         "what is hidden is not offered"
     );
+    // The streams of the connection that the line names, and of no other provider.
+    for shell in ["bash", "fish", "zsh"] {
+        for line in [["enqueue", "--resync", "acme", "--stream", ""].as_slice(), &["why", "acme", ""]] {
+            let line: Vec<&str> = ["fieldmirror"].iter().chain(line).copied().collect();
+            let Some(streams) = offered_by(shell, &site, &line) else { continue };
+            assert!(streams.contains(&"tickets".to_owned()), "{shell} {line:?}: {streams:?}");
+            assert!(!streams.contains(&"jobs".to_owned()), "{shell} {line:?}: {streams:?}");
+        }
+        let Some(names) = offered_by(shell, &site, &["fieldmirror", "why", ""]) else { continue };
+        let mut names: Vec<_> = names.into_iter().filter(|name| !name.starts_with('-')).collect();
+        names.sort();
+        assert_eq!(names, ["acme", "apex"], "{shell}");
+    }
 }
 
 #[tokio::test]
