@@ -1,19 +1,23 @@
 //! Requests that are malformed, oversized, slow, many at once or never read.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use fieldmirror::callback;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::raw::{answer, answers, assert_bare, assert_hardened, exchange, exchange_and_hang_up};
+use super::raw::{PATIENCE, answer, answers, assert_bare, assert_hardened, exchange, exchange_and_hang_up};
 use crate::auth::rig::Rig;
 
 /// More than the endpoint takes at once.
 const CROWD: usize = 300;
-/// Half of what a connection may live that is not closed for being slow.
-const CROWD_GONE_MAX: Duration = Duration::from_mins(1);
+/// Crowds that come one after the other, until one is met while it is there: on a slow machine one may be gone before.
+const CROWDS: usize = 5;
 
 fn request(line: &str) -> String {
     format!("{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -134,12 +138,10 @@ async fn bodies_are_neither_read_nor_taken_for_requests() {
     }
     // A body that never comes holds nothing up.
     let mut stream = TcpStream::connect(rig.endpoint).await.unwrap();
-    let began = Instant::now();
     stream.write_all(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n1").await.unwrap();
     let mut head = [0; 12];
-    stream.read_exact(&mut head).await.unwrap();
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("it is answered").unwrap();
     assert_eq!(&head, b"HTTP/1.1 404");
-    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
@@ -164,29 +166,41 @@ async fn pipelined_requests_are_answered_in_their_order() {
 async fn slow_clients_keep_nobody_out() {
     let rig = Rig::new().await;
     let asked = rig.ask("acme").await;
-    let crowd = (0..CROWD).map(|number| tokio::spawn(drip(rig.endpoint, number)));
-    let crowd: Vec<_> = crowd.collect();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    for _ in 0..3 {
-        let began = Instant::now();
-        assert_eq!(rig.get("/healthz", None).await.status, 200);
-        // Slow ones are closed after ten seconds in any case.
-        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
-    }
-    let (authorize_url, cookie) = rig.follow(&asked).await;
-    assert_eq!(rig.come_back_with(&authorize_url, "code=C", Some(&cookie)).await.status, 200);
-    // Where the kernel's queue is shorter than the crowd, it lets the last ones in after 15 seconds and more.
-    let closed = async {
-        for slow in crowd {
-            slow.await.unwrap();
+    let mut beside = false;
+    for _ in 0..CROWDS {
+        let came = Arc::new(AtomicUsize::new(0));
+        let crowd = (0..CROWD).map(|number| tokio::spawn(drip(rig.endpoint, number, Arc::clone(&came))));
+        let crowd: Vec<_> = crowd.collect();
+        // Where the kernel's queue is shorter than the crowd, it lets the last ones in after 15 seconds and more.
+        while came.load(Ordering::Relaxed) < CROWD * 2 / 3 && !crowd.iter().all(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    };
-    tokio::time::timeout(CROWD_GONE_MAX, closed).await.expect("every one of the crowd is closed");
+        for _ in 0..3 {
+            assert_eq!(rig.get("/healthz", None).await.status, 200);
+        }
+        // Kept out, it would have come in when the slow ones were closed, which is after ten seconds in any case.
+        beside = crowd.iter().filter(|slow| !slow.is_finished()).count() > CROWD / 2;
+        if beside {
+            let (authorize_url, cookie) = rig.follow(&asked).await;
+            assert_eq!(rig.come_back_with(&authorize_url, "code=C", Some(&cookie)).await.status, 200);
+        }
+        let closed = async {
+            for slow in crowd {
+                slow.await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, closed).await.expect("every one of the crowd is closed");
+        if beside {
+            break;
+        }
+    }
+    assert!(beside, "whoever comes while the crowd is there waits until it is gone");
 }
 
 /// Sends headers for ever, one byte at a time, until the endpoint has had enough.
-async fn drip(to: std::net::SocketAddr, number: usize) {
+async fn drip(to: std::net::SocketAddr, number: usize, came: Arc<AtomicUsize>) {
     let Ok(mut stream) = TcpStream::connect(to).await else { return };
+    came.fetch_add(1, Ordering::Relaxed);
     let sends_nothing = number.is_multiple_of(3);
     if !sends_nothing && stream.write_all(b"GET /healthz HTTP/1.1\r\nx: ").await.is_err() {
         return;
@@ -223,8 +237,11 @@ async fn a_client_that_never_reads_is_not_listened_to() {
 async fn stopping_waits_for_nobody_who_does_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = listener.local_addr().unwrap();
-    let slow = axum::routing::get(|| async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+    let (begun, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (begins, waits) = (Arc::clone(&begun), Arc::clone(&released));
+    let slow = axum::routing::get(async move || {
+        begins.notify_one();
+        waits.notified().await;
         "done"
     });
     let stop = CancellationToken::new();
@@ -239,10 +256,10 @@ async fn stopping_waits_for_nobody_who_does_nothing() {
         idle.push(stream);
     }
     let under_way = tokio::spawn(async move { exchange(to, request("GET /slow HTTP/1.1").as_bytes()).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let began = Instant::now();
+    begun.notified().await;
     stop.cancel();
-    serving.await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    released.notify_one();
+    // Those who do nothing would be closed after ten seconds in any case.
+    tokio::time::timeout(Duration::from_secs(9), serving).await.expect("it does not wait for them").unwrap();
     assert_eq!(answer(&under_way.await.unwrap()).body, "done", "what is under way is finished");
 }

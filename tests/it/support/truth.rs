@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use serde_json::{Value, json};
 
-use super::app::TestApp;
+use super::app::{PATIENCE, TestApp};
 
 /// Pipeline, stage, their names, closed.
 const STAGES: [(&str, &str, &str, &str, bool); 9] = [
@@ -48,14 +48,12 @@ const MIRRORED: &str = "SELECT h.id, h.subject, h.content, h.pipeline_id, h.stag
         (extract(epoch FROM t.deleted_at) * 1000)::bigint AS deleted, h.deleted_at = t.deleted_at AS same_end
      FROM mirror.hubspot_tickets h JOIN mirror.tickets t USING (connection_id, id)";
 
-/// A walk writes page by page: what is on its way may take this long.
-const SETTLES_IN: Duration = Duration::from_secs(5);
-
 /// Holds all tickets against all rows, and the counts of `mirror.freshness` against what can be counted.
 pub async fn hold_against_mirror(app: &TestApp) {
+    // A walk writes page by page: something may be on its way.
     let began = Instant::now();
     let mut differences = differences(app).await;
-    while !differences.is_empty() && began.elapsed() < SETTLES_IN {
+    while !differences.is_empty() && began.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(250)).await;
         differences = self::differences(app).await;
     }
