@@ -1,5 +1,6 @@
 //! What docs/OPERATIONS.md promises: its commands and snippets are those of the product, and its backup restores.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use fieldmirror::config::{self, Purpose, Sources};
@@ -24,18 +25,64 @@ fn settings_load() {
     }
 }
 
+/// The lines of the installation, below a root of the test's own. What needs a build, a service manager or a database
+/// server is left out.
 #[test]
-fn files_that_are_installed_exist() {
-    let installed = blocks(OPERATIONS, "sh").into_iter().flat_map(|block| {
-        block.lines().filter(|line| line.starts_with("install -m")).map(str::to_owned).collect::<Vec<_>>()
-    });
-    let sources: Vec<String> = installed
-        .flat_map(|line| line.split_whitespace().skip(3).map(str::to_owned).collect::<Vec<_>>())
-        .filter(|word| !word.starts_with('/') && !word.starts_with("target/"))
-        .collect();
-    assert!(sources.len() >= 4, "{sources:?}");
-    for source in sources {
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(&source).exists(), "{source}");
+fn the_installation_leaves_what_the_daemon_starts_with() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    for folder in ["usr/local/bin", "etc/systemd/system", "usr/lib/sysusers.d", "built"] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    // Small, in place of a program of hundreds of megabytes.
+    let built = root.join("built/fieldmirror");
+    std::fs::write(&built, format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_fieldmirror")))
+        .unwrap();
+    let chapter = |name: &str| {
+        let found = OPERATIONS.split("\n## ").find(|chapter| chapter.starts_with(name));
+        blocks(found.unwrap_or_else(|| panic!("no chapter `{name}`")), "sh")
+    };
+    let done_here = |line: &&str| {
+        ["install ", "umask ", "echo ", "fieldmirror "].iter().any(|word| line.starts_with(word))
+    };
+    let all = [chapter("Install"), chapter("Credentials")].concat().join("\n");
+    let lines: Vec<&str> = all.lines().filter(done_here).collect();
+    assert!(lines.len() >= 8, "{lines:?}");
+    let script = lines
+        .join("\n")
+        .replace("target/release/fieldmirror", "$ROOT/built/fieldmirror")
+        .replace(" /usr/", " $ROOT/usr/")
+        .replace(" /etc/", " $ROOT/etc/");
+    let ran = std::process::Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_clear()
+        .env("ROOT", root)
+        .env("PATH", format!("{}:/usr/bin:/bin", root.join("usr/local/bin").display()))
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{script}\n{}", String::from_utf8_lossy(&ran.stderr));
+
+    for unit in ["fieldmirror.service", "fieldmirror.socket"] {
+        assert!(root.join("etc/systemd/system").join(unit).is_file(), "{unit}");
+    }
+    let etc = root.join("etc/fieldmirror");
+    for secret in ["database.url", "vault.key"] {
+        let mode = std::fs::metadata(etc.join(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{secret} is root's alone");
+    }
+    // As systemd hands them over, by the unit's lines.
+    let sources = Sources {
+        system_file: Some(etc.join("fieldmirror.toml")),
+        credentials: Some(etc.clone()),
+        ..Sources::none()
+    };
+    let settings = config::load(&sources).unwrap_or_else(|problems| panic!("{problems}")).settings;
+    assert_eq!(settings.database.url.unwrap().expose(), "postgres:///fieldmirror?host=/run/postgresql");
+    assert!(settings.vault.key.is_some());
+    let unit = std::fs::read_to_string(root.join("etc/systemd/system/fieldmirror.service")).unwrap();
+    for secret in ["database.url", "vault.key"] {
+        assert!(unit.contains(&format!("\nLoadCredential={secret}:/etc/fieldmirror/{secret}\n")), "{secret}");
     }
 }
 
