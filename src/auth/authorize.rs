@@ -327,9 +327,7 @@ impl Auth {
                     return Ok(Err(Refusal::Replayed));
                 }
                 // Not used up by that: the right browser may still come.
-                if !kept.is_empty()
-                    && !authorizations::links_of_attempts(conn, &kept)?.contains(&attempt.authorization_id)
-                {
+                if authorizations::is_elsewhere(conn, &kept, attempt.authorization_id)? {
                     return Ok(Err(Refusal::OtherConsent));
                 }
                 let Some(authorization) = authorizations::get(conn, attempt.authorization_id, now)? else {

@@ -227,12 +227,16 @@ pub fn attempt(conn: &mut PgConnection, id: Uuid) -> Result<Option<Attempt>, DbE
     Ok(query.bind::<SqlUuid, _>(id).get_result(conn).optional()?)
 }
 
-/// The start links that the attempts were made for.
-pub fn links_of_attempts(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+/// Whether a browser that began these attempts is in the middle of other links' consents only. What has ended is nothing
+/// that it is in the middle of.
+pub fn is_elsewhere(conn: &mut PgConnection, attempts: &[Uuid], link: Uuid) -> Result<bool, DbError> {
     let query = sql_query(
-        "SELECT authorization_id AS value FROM fieldmirror.authorization_attempts WHERE id = ANY($1)",
+        "SELECT coalesce(bool_or(t.used_at IS NULL AND a.closed_at IS NULL) \
+             AND NOT bool_or(a.id = $2), false) AS value \
+         FROM fieldmirror.authorization_attempts t \
+         JOIN fieldmirror.authorizations a ON a.id = t.authorization_id WHERE t.id = ANY($1)",
     );
-    rows::values::<SqlUuid, Uuid, _>(conn, query.bind::<Array<SqlUuid>, _>(ids))
+    rows::value::<Bool, bool, _>(conn, query.bind::<Array<SqlUuid>, _>(attempts).bind::<SqlUuid, _>(link))
 }
 
 /// Uses the attempt up. What was sealed in it goes: it is of no use any more.

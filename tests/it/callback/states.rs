@@ -124,6 +124,11 @@ async fn two_consents_of_one_browser_do_not_meet() {
     assert!(shown.body.contains("Access was declined"), "{}", shown.body);
     assert_eq!(rig.request_row(second.request).await.outcome, Some(RequestOutcome::Denied));
     assert_eq!(rig.come_back_with(&second_url, "code=C", Some(&both)).await.status, 400, "it was used");
+    // A third that was begun elsewhere comes to a browser that has brought its own to an end.
+    let third = rig.ask("third").await;
+    let (third_url, _) = rig.follow(&third).await;
+    let shown = rig.come_back_with(&third_url, "error=access_denied", Some(&both)).await;
+    assert!(shown.body.contains("Access was declined"), "{}", shown.body);
 }
 
 /// Who has a link may not start consents without end, and takes nobody else's place.
