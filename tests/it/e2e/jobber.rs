@@ -13,7 +13,7 @@ use url::Url;
 use crate::support::app::{TestApp, get_with_cookie, small};
 
 /// A walk writes page by page: what is on its way may take this long.
-const SETTLES_IN: Duration = Duration::from_secs(8);
+const SETTLES_IN: Duration = Duration::from_mins(1);
 
 const ALL_READ: &str =
     "SELECT count(*) = 3 AND bool_and(backfill_done AND state = 'idle') AS done FROM mirror.freshness";
@@ -205,7 +205,7 @@ async fn everything_arrives_and_follows() {
              FROM mirror.jobs WHERE title = 'made from outside'",
         )
         .await;
-    assert!(took < Duration::from_secs(6), "one poll interval and a little: {took:?}");
+    assert!(took < Duration::from_secs(30), "some poll intervals, and no sweep: {took:?}");
     rig.change(json!({"do": "assign_visit", "id": visit, "user": 5}));
     rig.change(json!({"do": "complete_visit", "id": visit}));
     let client = text(&rig.truth()[0]["record"]["client"]["id"]);

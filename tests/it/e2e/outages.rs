@@ -144,7 +144,11 @@ async fn a_database_that_goes_and_comes_back() {
     let began = Instant::now();
     let (status, _, page) = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await;
     assert!(status == 200 && page.contains("\nfieldmirror_database_up 0\n"), "{status}: {page}");
-    assert!(began.elapsed() < Duration::from_secs(4), "it is told at once: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "it is told without waiting for the database: {:?}",
+        began.elapsed()
+    );
     assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
 
     let server = start().await.unwrap();
