@@ -37,12 +37,24 @@ struct At {
     unordered: bool,
     /// How many records there were, where the list tells.
     total: Option<u64>,
+    /// Records that pages have shown, some perhaps twice, where the list tells how many there are. A walk that another
+    /// program has begun does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shown: Option<u64>,
     ended: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+/// Whether a list that was read to its end has shown so much less than it counts that rows must have been left out: more
+/// than a few that went while it was read.
+fn falls_short(shown: u64, total: u64) -> bool {
+    const ALWAYS: u64 = 10;
+    const SHARE: u64 = 20;
+    total.saturating_sub(shown) > ALWAYS.max(total / SHARE)
 }
 
 /// The next step of a walk over a regular list.
@@ -163,6 +175,17 @@ fn take(
         _ => next.ended = true,
     }
     step_back(list, here, body, records.len(), &mut next);
+    let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
+    next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
+    if let Some((shown, total)) = next.shown.zip(next.total)
+        && next.ended
+        && !below
+        && falls_short(shown, total)
+    {
+        return Err(Failure::changed(format!(
+            "{title}'s `{name}` counts {total} records and has shown {shown}"
+        )));
+    }
     let progress = progress(list, here, body, next.ended);
     Ok((Page { records, progress, ..Page::default() }, next))
 }

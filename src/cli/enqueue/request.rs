@@ -41,7 +41,11 @@ pub(super) async fn run(cx: &Context, asked: Request) -> Result<Exit, Error> {
     cx.wait_for_daemon(&db).await?;
     let what = asked.what.clone();
     let placed = db.transaction(move |conn| {
-        chosen.into_iter().map(|connection| place(conn, connection, &what)).collect::<Result<Vec<_>, _>>()
+        let place = |connection: Connection| {
+            let what = known_to(&connection, &what).unwrap_or_else(|| what.clone());
+            place(conn, connection, &what)
+        };
+        chosen.into_iter().map(place).collect::<Result<Vec<_>, _>>()
     });
     let mut lines = placed.await?;
     for line in lines.iter().filter(|line| line.asked.parked) {
@@ -93,11 +97,21 @@ fn choose(connections: Vec<Connection>, asked: &Request) -> Result<Vec<Connectio
             return Err(Error::new(Kind::UnknownName, format!("no provider has a stream `{unknown}`")));
         }
     }
-    let fit = |connection: &Connection| check(connection, &asked.what).is_ok();
-    let mut chosen: Vec<_> = connections.into_iter().filter(fit).collect();
+    let fit = |connection: &Connection| check(connection, &known_to(connection, &asked.what)?).ok();
+    let mut chosen: Vec<_> = connections.into_iter().filter(|connection| fit(connection).is_some()).collect();
     // In the order of ids, as every other caller takes them: two of them cannot wait for each other's rows.
     chosen.sort_by_key(|connection| connection.id);
     Ok(chosen)
+}
+
+/// What is asked of one of several connections: the streams that its provider has. `None`: it has none of those named.
+fn known_to(connection: &Connection, what: &What) -> Option<What> {
+    let What::Sync { streams, full, since, allow_mass_delete } = what else { return Some(what.clone()) };
+    let spec = providers::provider(&connection.provider).map(providers::Provider::spec)?;
+    let known: Vec<String> = streams.iter().filter(|stream| spec.stream(stream).is_some()).cloned().collect();
+    let has_some = streams.is_empty() || !known.is_empty();
+    let (full, since, allow_mass_delete) = (*full, *since, *allow_mass_delete);
+    has_some.then_some(What::Sync { streams: known, full, since, allow_mass_delete })
 }
 
 /// Whether the request makes sense for the connection.
@@ -349,6 +363,15 @@ mod tests {
         let chosen = choose(all.clone(), &request(None, sync(&[]))).unwrap();
         assert_eq!(chosen.iter().map(|c| c.id.0).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(choose(all, &request(None, sync(&["sprockets"]))).unwrap_err().kind, Kind::UnknownName);
+        // Of several streams each connection is asked for those that it has.
+        let (hubspot, both) = (connection(1, S::Connected), sync(&["jobs", "tickets"]));
+        let jobber = Connection { provider: "jobber".into(), ..connection(2, S::Connected) };
+        let oncehub = Connection { provider: "oncehub".into(), ..connection(3, S::Connected) };
+        let chosen =
+            choose(vec![jobber.clone(), hubspot.clone(), oncehub], &request(None, both.clone())).unwrap();
+        assert_eq!(chosen.iter().map(|c| c.id.0).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(known_to(&hubspot, &both), Some(sync(&["tickets"])));
+        assert_eq!(known_to(&jobber, &both), Some(sync(&["jobs"])));
     }
 
     fn line(outcome: Option<RequestOutcome>) -> Line {

@@ -337,3 +337,39 @@ fn parameters_cannot_change_the_path() {
         assert!(step(&SPEC, &cx, &Position::start(), Vec::new()).is_err(), "{value:?}");
     }
 }
+
+#[test]
+fn a_count_that_disagrees_is_not_believed() {
+    for (shown, total, short) in [
+        (0, 0, false),
+        (0, 10, false),
+        (0, 11, true),
+        (990, 1_000, false),
+        (950, 1_000, false),
+        (949, 1_000, true),
+    ] {
+        assert_eq!(falls_short(shown, total), short, "{shown} of {total}");
+    }
+    let answers = |total: u64| {
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": total})),
+            page(&[("c", 3)], json!({"pages": 2, "total": total})),
+        ]
+    };
+    let all = walk(Mode::Sweep, None);
+    assert!(go(&PAGES, &all, answers(13)).end.is_ok(), "a few may have gone meanwhile");
+    let went = go(&PAGES, &all, answers(14));
+    assert_eq!(went.end.unwrap_err().message, "Acme's `visits` counts 14 records and has shown 3");
+    // Where a walk stops early on purpose, the count says nothing; nor where its beginning is not known.
+    assert!(
+        go(
+            &PAGES,
+            &walk(Mode::Incremental, Some(5)),
+            vec![page(&[("b", 2), ("a", 1)], json!({"pages": 2, "total": 14}))]
+        )
+        .end
+        .is_ok()
+    );
+    let began = Position::of(&json!({"page": 2, "seen": ["a", "b"]}));
+    assert!(go_from(began, &PAGES, &all, answers(14)[1..].to_vec()).end.is_ok());
+}

@@ -24,8 +24,9 @@ struct At {
     /// The providers that the walk is about: it starts again when the settings name others.
     of: Vec<String>,
     provider: usize,
-    /// Pages of this provider that are read.
+    /// Pages of this provider that are read, and the last id on them.
     pages: u32,
+    last: Option<String>,
     /// Providers whose bookings were refused, with the reason.
     lost: Vec<String>,
 }
@@ -87,7 +88,12 @@ fn take(cx: &StepContext<'_>, mut here: At, mut reply: Reply) -> Result<Step, Fa
     if more && page.records.is_empty() {
         return Err(Failure::changed("ServiceTitan's list of bookings has more and shows none"));
     }
+    let last = page.records.last().map(|record| record.id.clone());
+    if more && last == here.last {
+        return Err(Failure::changed("ServiceTitan's list of bookings repeats a page"));
+    }
     if more {
+        here.last = last;
         here.pages += 1;
     } else {
         here.next_provider();
@@ -100,5 +106,6 @@ impl At {
     fn next_provider(&mut self) {
         self.provider += 1;
         self.pages = 0;
+        self.last = None;
     }
 }
