@@ -89,7 +89,7 @@ _fieldmirror_names() {
 _fieldmirror_streams() {
     local i of=()
     for ((i = 1; i < COMP_CWORD; i++)); do
-        [[ ${COMP_WORDS[i]} == --resync ]] && of=("${COMP_WORDS[i + 1]}")
+        [[ ${COMP_WORDS[i]} == --resync || ${COMP_WORDS[i]} == verify ]] && of=("${COMP_WORDS[i + 1]}")
     done
     _fieldmirror_names streams "${of[@]}"
 }
@@ -99,7 +99,7 @@ _fieldmirror_dynamic() {
     ((COMP_CWORD > 1)) && before="${COMP_WORDS[COMP_CWORD - 2]}"
     [[ $current == -* ]] && return
     case "$previous" in
-        status | why | --reconnect | --resync | --refresh | --disconnect) names="$(_fieldmirror_names connections)" ;;
+        status | why | verify | --reconnect | --resync | --refresh | --disconnect) names="$(_fieldmirror_names connections)" ;;
         --connect) names="$(_fieldmirror_names providers)" ;;
         --stream) names="$(_fieldmirror_streams)" ;;
         *) [[ $before == why ]] && names="$(_fieldmirror_names streams "$previous")" || return ;;
@@ -130,7 +130,8 @@ for flag in reconnect resync refresh disconnect
 end
 complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l connect -xa "(__fieldmirror_names providers)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l stream -xa "(__fieldmirror_names streams (__fieldmirror_after --resync))"
-complete -c fieldmirror -n "__fish_seen_subcommand_from status" -fa "(__fieldmirror_names connections)"
+complete -c fieldmirror -n "__fish_seen_subcommand_from verify" -l stream -xa "(__fieldmirror_names streams (__fieldmirror_after verify))"
+complete -c fieldmirror -n "__fish_seen_subcommand_from status verify" -fa "(__fieldmirror_names connections)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from why; and not count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names connections)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from why; and count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names streams (__fieldmirror_after why))"
 "#;
@@ -150,7 +151,7 @@ _fieldmirror_names_of_providers() { _fieldmirror_names providers }
 _fieldmirror_names_of_streams() {
     local -a of
     local -i at
-    [[ $words[1] == why ]] && of=(${words[2]})
+    [[ $words[1] == (why|verify) ]] && of=(${words[2]})
     for ((at = 1; at < CURRENT; at++)); do
         case $words[at] in
             --resync) of=(${words[at + 1]}) ;;

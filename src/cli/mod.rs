@@ -24,6 +24,7 @@ mod status;
 mod table;
 mod terminal;
 mod usage;
+mod verify;
 mod wait;
 mod why;
 
@@ -87,6 +88,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show what the present state of a connection, or of a stream, comes from
     Why(why::WhyArgs),
+    /// Compare a part of the mirror with what the provider shows
+    Verify(verify::VerifyArgs),
     /// Show the queue, or run a job again
     Jobs(jobs::JobsArgs),
     /// Look for what is set up wrongly, and say what to do about it
@@ -148,6 +151,7 @@ async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
         Command::Callback(args) => callback::run(&cx()?, args).await,
         Command::Status(args) => status::run(&cx()?, args).await,
         Command::Why(args) => why::run(&cx()?, args).await,
+        Command::Verify(args) => verify::run(&cx()?, args).await,
         Command::Jobs(args) => jobs::run(&cx()?, args).await,
         Command::Doctor => doctor::run(globals).await,
         Command::Config => config::run(globals),

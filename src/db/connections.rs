@@ -327,7 +327,7 @@ pub fn purge(conn: &mut PgConnection, id: ConnectionId, tables: &[&'static str])
             .execute(conn)? as u64;
     }
     // Positions and seen ids go with the walks.
-    for table in ["walks", "stream_state", "sync_runs"] {
+    for table in ["walks", "stream_state", "sync_runs", "verifications"] {
         sql_query(format!("DELETE FROM fieldmirror.{table} WHERE connection_id = $1"))
             .bind::<BigInt, _>(id.0)
             .execute(conn)?;

@@ -14,6 +14,7 @@ use super::connections::{self, Connection};
 use super::error::DbError;
 use super::queue::{self, JobRow};
 use super::status::TokenStatus;
+use super::verifications::{self, Last};
 use super::{daemons, rows, status};
 use crate::domain::ids::ConnectionId;
 
@@ -46,6 +47,8 @@ pub struct Evidence {
     pub jobs: Vec<JobRow>,
     /// Those that are open, and the last that ended badly.
     pub requests: Vec<RequestEvidence>,
+    /// The last comparison of each stream with the provider.
+    pub verifications: Vec<Last>,
     /// Open ones of the connection, and of its provider as a whole.
     pub alerts: Vec<Alert>,
 }
@@ -190,6 +193,7 @@ pub fn read(
             runs: sql_query(RUNS).bind::<BigInt, _>(of.0).bind::<BigInt, _>(RUNS_MAX).load(conn)?,
             jobs: queue::of_connection(conn, of)?,
             requests: sql_query(REQUESTS).bind::<BigInt, _>(of.0).load(conn)?,
+            verifications: verifications::last(conn, Some(of))?,
             alerts: open_alerts(conn, &connection)?,
             connection,
         })

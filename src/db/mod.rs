@@ -44,6 +44,7 @@ pub mod tokens;
 pub mod turns;
 pub mod vault_keys;
 pub mod vault_use;
+pub mod verifications;
 pub mod views;
 
 pub use diesel::PgConnection;

@@ -20,11 +20,13 @@ pub enum RequestKind {
     Callback,
     Refresh,
     Sync,
+    Verify,
     Disconnect,
 }
 
 impl RequestKind {
-    pub const ALL: [Self; 5] = [Self::Connect, Self::Callback, Self::Refresh, Self::Sync, Self::Disconnect];
+    pub const ALL: [Self; 6] =
+        [Self::Connect, Self::Callback, Self::Refresh, Self::Sync, Self::Verify, Self::Disconnect];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,6 +34,7 @@ impl RequestKind {
             Self::Callback => "callback",
             Self::Refresh => "refresh",
             Self::Sync => "sync",
+            Self::Verify => "verify",
             Self::Disconnect => "disconnect",
         }
     }
@@ -219,7 +222,7 @@ struct Work {
 }
 
 /// How long a sync that walks were made due for is left to their own times before a turn looks whether it is over: they
-/// may have to wait for hours.
+/// may have to wait for hours. A comparison that has begun goes on as often.
 const APPLIED_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where open requests wait for a job: each connection and kind once. A consent that only waits for a person is not
@@ -232,7 +235,7 @@ pub fn waiting(
         "SELECT DISTINCT r.connection_id, r.kind FROM fieldmirror.requests r \
          JOIN fieldmirror.connections c ON c.id = r.connection_id \
          WHERE r.done_at IS NULL AND NOT (r.kind = 'connect' AND r.reply_sealed IS NOT NULL) \
-         AND NOT (r.kind = 'sync' AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1) \
+         AND NOT (r.kind IN ('sync', 'verify') AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1) \
          ORDER BY r.connection_id",
     )
     .bind::<Timestamptz, _>(now - delta(APPLIED_LOOK_EVERY))

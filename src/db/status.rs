@@ -128,6 +128,9 @@ pub struct StreamStatus {
     pub stalled_kind: Option<String>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub next_due_at: Option<DateTime<Utc>>,
+    /// When a comparison with the provider last agreed.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub verified_at: Option<DateTime<Utc>>,
 }
 
 const DAEMONS: &str = "
@@ -174,7 +177,9 @@ const STREAMS: &str = "
             ORDER BY (s.failure_kind = 'held') DESC NULLS LAST, s.partition) FILTER (WHERE s.stalled_reason IS NOT NULL))[1] AS stalled_kind,
         max(s.last_error) AS last_error,
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
-        greatest(max(s.not_before), min(d.due_at)) AS next_due_at
+        greatest(max(s.not_before), min(d.due_at)) AS next_due_at,
+        (SELECT max(v.ended_at) FROM fieldmirror.verifications v
+         WHERE v.connection_id = s.connection_id AND v.stream = s.stream AND v.agrees) AS verified_at
     FROM fieldmirror.stream_state s LEFT JOIN due d USING (connection_id, stream)
     WHERE $1 IS NULL OR s.connection_id = $1
     GROUP BY s.connection_id, s.stream ORDER BY s.stream";
@@ -260,6 +265,7 @@ impl StreamStatus {
             failures: 0,
             stalled_kind: None,
             next_due_at: None,
+            verified_at: None,
         }
     }
 }

@@ -213,19 +213,23 @@ pub fn begin_watermark(
     Ok(())
 }
 
-/// Makes the next walk over changes begin no later than at `covered_to`.
+/// Makes the next walk over changes begin no later than at `covered_to`, and claims no more to be covered: where none has
+/// closed yet, or in any case.
 pub fn lower_watermark(
     connection: &mut PgConnection,
     key: StreamKey,
     covered_to: DateTime<Utc>,
+    in_any_case: bool,
 ) -> Result<(), DbError> {
     diesel::sql_query(
         "UPDATE walks SET covered_to = least(covered_to, $3)
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'incremental'",
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'incremental'
+           AND ($4 OR closed_at IS NULL)",
     )
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<Timestamptz, _>(covered_to)
+    .bind::<Bool, _>(in_any_case)
     .execute(connection)?;
     Ok(())
 }
@@ -319,6 +323,8 @@ pub struct Closing {
     pub swept_to: Option<DateTime<Utc>>,
     /// Whether everything has been read once by now.
     pub reads_all: bool,
+    /// Whether it proved what is gone beside being a read of everything: a sweep that waits has nothing left to find.
+    pub sweeps: bool,
     /// When the walk is due again; `None`: not by itself.
     pub due_at: Option<DateTime<Utc>>,
     /// When the first sweep is due, once everything has been read.
@@ -326,8 +332,8 @@ pub struct Closing {
     pub closed_at: DateTime<Utc>,
 }
 
-/// Closes a walk and moves the watermarks, never backwards. A walk that began before an admin asked for news is due again
-/// at once.
+/// Closes a walk and moves the watermarks, never backwards. The first lower bound of changes is no watermark: it gives way
+/// to what the first walk over them has covered. A walk that began before an admin asked for news is due again at once.
 pub fn close_walk(
     connection: &mut PgConnection,
     key: StreamKey,
@@ -336,7 +342,8 @@ pub fn close_walk(
     diesel::sql_query(
         "UPDATE walks
          SET closed_at = $6, closed_started_at = started_at, started_at = NULL, from_time = NULL, position = NULL,
-             failures = 0, covered_to = greatest(covered_to, $4), due_at = CASE WHEN $5 IS NOT NULL AND EXISTS (
+             failures = 0,
+             covered_to = CASE WHEN mode = 'incremental' AND closed_at IS NULL THEN $4 ELSE greatest(covered_to, $4) END, due_at = CASE WHEN $5 IS NOT NULL AND EXISTS (
                  SELECT FROM requests r WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
                    AND r.applied_at > walks.started_at) THEN $6 ELSE $5 END, sweeping = false,
              mass_delete_allowed = false, restarts = 0, restart_reason = NULL
@@ -354,6 +361,16 @@ pub fn close_walk(
         diesel::sql_query(
             "UPDATE walks SET due_at = $3
              WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'sweep' AND due_at IS NULL",
+        )
+        .bind::<BigInt, _>(key.connection.0)
+        .bind::<Text, _>(key.stream)
+        .bind::<Timestamptz, _>(closing.sweep_due_at)
+        .execute(connection)?;
+    }
+    if closing.sweeps {
+        diesel::sql_query(
+            "UPDATE walks SET failures = 0, started_at = NULL, from_time = NULL, position = NULL, due_at = $3
+             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'sweep' AND failures > 0",
         )
         .bind::<BigInt, _>(key.connection.0)
         .bind::<Text, _>(key.stream)
@@ -534,7 +551,7 @@ pub fn set_state(
 }
 
 /// What an admin's request does to the walks of a stream.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Demand<'a> {
     pub stream: &'a str,
     /// Read everything again and prove what is gone.
@@ -542,6 +559,15 @@ pub struct Demand<'a> {
     /// Read changes from here on again.
     pub since: Option<DateTime<Utc>>,
     pub mass_delete_allowed: bool,
+    /// Walk every id, to find what is gone.
+    pub sweep: bool,
+}
+
+impl Demand<'_> {
+    /// Who allows deletions wants them to be found; reading everything finds them, too.
+    pub fn sweeps(&self) -> bool {
+        self.sweep || (self.mass_delete_allowed && !self.full)
+    }
 }
 
 /// Makes the walks of a stream due now, as an admin asked.
@@ -566,11 +592,16 @@ pub fn demand(
     .bind::<Timestamptz, _>(now)
     .bind::<Nullable<Timestamptz>, _>(demand.since)
     .execute(connection)?;
+    // A watermark that lies in the future was set by a clock that ran ahead: it is true of nothing.
     diesel::sql_query(
-        "UPDATE stream_state SET not_before = NULL WHERE connection_id = $1 AND stream = $2 AND partition = ''",
+        "UPDATE stream_state SET not_before = NULL,
+             complete_to = CASE WHEN complete_to > $3 THEN least(complete_to, $4) ELSE complete_to END
+         WHERE connection_id = $1 AND stream = $2 AND partition = ''",
     )
     .bind::<BigInt, _>(of.0)
     .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Nullable<Timestamptz>, _>(demand.since)
     .execute(connection)?;
     // A first read of everything that waits after a failure is tried again, too: the trouble may be over.
     diesel::sql_query(
@@ -582,6 +613,19 @@ pub fn demand(
     .bind::<Text, _>(demand.stream)
     .bind::<Timestamptz, _>(now)
     .execute(connection)?;
+    if demand.sweeps() || demand.mass_delete_allowed {
+        diesel::sql_query(
+            "UPDATE walks SET due_at = least(due_at, $3), mass_delete_allowed = mass_delete_allowed OR $4
+             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND due_at IS NOT NULL
+               AND (mode = 'snapshot' OR mode = 'sweep' AND $5)",
+        )
+        .bind::<BigInt, _>(of.0)
+        .bind::<Text, _>(demand.stream)
+        .bind::<Timestamptz, _>(now)
+        .bind::<Bool, _>(demand.mass_delete_allowed)
+        .bind::<Bool, _>(demand.sweeps())
+        .execute(connection)?;
+    }
     if !demand.full {
         return Ok(());
     }
@@ -601,15 +645,6 @@ pub fn demand(
     .bind::<Timestamptz, _>(now)
     .bind::<Bool, _>(demand.mass_delete_allowed)
     .execute(connection)?;
-    if demand.mass_delete_allowed {
-        diesel::sql_query(
-            "UPDATE walks SET mass_delete_allowed = true
-             WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'snapshot'",
-        )
-        .bind::<BigInt, _>(of.0)
-        .bind::<Text, _>(demand.stream)
-        .execute(connection)?;
-    }
     Ok(())
 }
 

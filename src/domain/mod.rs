@@ -13,4 +13,5 @@ pub mod step;
 pub mod time;
 pub mod token;
 pub mod values;
+pub mod verification;
 pub mod view;

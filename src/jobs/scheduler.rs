@@ -12,7 +12,9 @@ use tracing::{info, warn};
 
 use super::Pulse;
 use crate::db::requests::RequestKind;
-use crate::db::{Db, DbError, PgConnection, queue, requests, retention, streams, sync_runs, tokens};
+use crate::db::{
+    Db, DbError, PgConnection, queue, requests, retention, streams, sync_runs, tokens, verifications,
+};
 use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
@@ -95,6 +97,7 @@ impl Scheduler {
         let pruned = self.db.run(move |connection| {
             let before = |kept: Duration| now - delta(kept);
             sync_runs::prune(connection, before(RUNS_KEPT))?;
+            verifications::prune(connection, before(RUNS_KEPT))?;
             retention::prune_requests(connection, before(settings.daemon.requests_kept))?;
             retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))
         });
@@ -136,7 +139,7 @@ pub fn job_for(kind: RequestKind) -> &'static str {
     match kind {
         RequestKind::Connect | RequestKind::Callback => "connect",
         RequestKind::Refresh => "refresh_token",
-        RequestKind::Sync => "sync",
+        RequestKind::Sync | RequestKind::Verify => "sync",
         RequestKind::Disconnect => "disconnect",
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::domain::failure::Failure;
-use crate::domain::spec::{BucketSpec, GrantKind, ProviderSpec, StreamSpec};
+use crate::domain::spec::{BucketSpec, Changes, GrantKind, ListSpec, ProviderSpec, Read, StreamSpec};
 use crate::domain::step::{
     Body, Facts, Options, Params, Position, Presence, Reply, Request, Step, StepContext, Verdict,
 };
@@ -87,6 +87,31 @@ pub trait Provider: Send + Sync + 'static {
         Ok(vec![Presence::Unknown; ids.len()])
     }
 
+    /// Where a walk stands that reads these records whole, and nothing else: a place from which [`Provider::step`] goes
+    /// on, in a walk that reads everything. `None`: they are asked for as by [`Provider::probe`].
+    fn reread(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<Position> {
+        let _ = (cx, ids);
+        None
+    }
+
+    /// How the records that changed in a span of time are read once more, from `cx.walk.from` to `cx.walk.started_at`.
+    /// `None`: there is no list of changes.
+    fn window(&self, cx: &StepContext<'_>) -> Option<Window> {
+        let Read::List(list) = &cx.stream.read else { return None };
+        let ends = match list.changes {
+            Changes::None => return None,
+            Changes::Window { to, .. } => to.is_some(),
+            Changes::NewestFirst { .. } => false,
+        };
+        Some(Window { at: Position::start(), ends })
+    }
+
+    /// Whether a walk over changes is shown records that did not change, too: it then finds nothing only where there is
+    /// nothing.
+    fn shows_unchanged(&self, stream: &StreamSpec) -> bool {
+        matches!(&stream.read, Read::List(ListSpec { changes: Changes::NewestFirst { .. }, .. }))
+    }
+
     /// Fields that the token endpoint wants besides those of RFC 6749.
     fn token_fields(&self, of: &TokenContext<'_>) -> Vec<(&'static str, String)> {
         let _ = of;
@@ -157,6 +182,15 @@ pub enum TokenStep {
 pub struct Account {
     pub id: String,
     pub name: Option<String>,
+}
+
+/// A walk over what changed in a span of time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Where it begins: [`Provider::step`] goes on from here, in an incremental walk.
+    pub at: Position,
+    /// Whether the list can be told where to end; otherwise it reaches to now.
+    pub ends: bool,
 }
 
 /// A limit as the provider itself states it.

@@ -185,11 +185,13 @@ fn write(
 }
 
 fn holding(row: &mirror::Held) -> Held {
+    // A hash of another length is of another time, or was forgotten because the row is not what the provider shows: the
+    // next read is written, whatever time of modification the row bears.
+    let hash = row.content_hash.as_slice().try_into().ok();
     Held {
-        updated_at: row.source_updated_at,
+        updated_at: row.source_updated_at.filter(|_| hash.is_some()),
         sent_at: row.synced_at,
-        // A hash of another length is of another time: it equals none.
-        hash: row.content_hash.as_slice().try_into().unwrap_or([0; 32]),
+        hash: hash.unwrap_or([0; 32]),
         deleted: row.deleted,
         merged: row.merged,
     }

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::commit::{self, Ready, Source};
 use super::send::{Halt, Sender, Tally};
+use super::suspicion::{self, Circle};
 use super::watermark;
 use crate::config::SyncSettings;
 use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
@@ -60,6 +61,8 @@ pub struct Drive<'a> {
 struct Fetched {
     /// The ids that a snapshot has met.
     met: Vec<String>,
+    /// Records and deletions that pages have brought.
+    read: usize,
     /// Why not all of what it had to cover could be read.
     lost: Option<String>,
 }
@@ -83,8 +86,13 @@ impl Drive<'_> {
         spec: &'static StreamSpec,
         row: &WalkRow,
         mode: Mode,
+        complete_to: Option<DateTime<Utc>>,
     ) -> Result<(), Halt> {
         let mut open = self.open(key, spec, row, mode).await?;
+        if reaches_back(row, mode, complete_to) && open.start == Position::start() {
+            let window = self.sender.provider.window(&self.context(&open));
+            open.start = window.map_or(open.start, |window| window.at);
+        }
         let tally = Tally::default();
         let mut counts = Counts::default();
         let result = self.work(&mut open, &tally, &mut counts).await;
@@ -108,6 +116,11 @@ impl Drive<'_> {
             None => row.covered_to.map(|covered_to| watermark::from(covered_to, self.settings.overlap)),
         };
         let from = from.filter(|_| matches!(mode, Mode::Incremental | Mode::Archived));
+        if let Some(covered_to) = row.covered_to.filter(|_| resumed.is_none() && from.is_some())
+            && suspicion::lies_in_future(covered_to, self.settings.overlap, now)
+        {
+            return Err(Halt::Failed(watermark_in_future(key, covered_to)));
+        }
         let hold_back = delta(self.hold_back(spec));
         let state = if mode == Mode::Backfill { "backfilling" } else { "syncing" };
         let opened = self
@@ -149,9 +162,17 @@ impl Drive<'_> {
         written?;
         match fetched {
             Ok(Fetched { lost: Some(why), .. }) => self.close_partly(open, why).await,
-            Ok(Fetched { met, lost: None }) => {
-                self.confirm(open, tally, counts).await?;
-                self.close(open, &met, tally, counts).await
+            Ok(Fetched { met, read, lost: None }) => {
+                self.doubt(open, read).await?;
+                let closed = match self.confirm(open, tally, counts).await {
+                    Ok(()) => self.close(open, &met, tally, counts).await,
+                    Err(halt) => Err(halt),
+                };
+                if let Err(Halt::Failed(Failure { kind: FailureKind::Held, .. })) = closed {
+                    // What was seen may have been a passing whim of the provider: the next time it is looked at anew.
+                    self.forget(&open.source).await?;
+                }
+                closed
             }
             Err(Halt::Restart(why)) => {
                 self.restart(&open.source, &why).await?;
@@ -165,6 +186,22 @@ impl Drive<'_> {
         }
     }
 
+    /// Does not believe that nothing is left of many rows. What a sweep has not met is for the brake.
+    async fn doubt(&self, open: &Open, read: usize) -> Result<(), Halt> {
+        let Source { key, spec, mode, .. } = open.source;
+        let whole = open.start == Position::start() && mode == Mode::Incremental;
+        if read > 0 || !whole || open.mass_delete_allowed || !self.sender.provider.shows_unchanged(spec) {
+            return Ok(());
+        }
+        let living = self.db.run(move |connection| mirror::living(connection, spec, key.connection));
+        let living = living.await.map_err(halt)?;
+        if suspicion::is_empty_where_many_were(read, living) {
+            let living = usize::try_from(living).unwrap_or(0);
+            return Err(Halt::Failed(brake_holds(&open.source, living, living)));
+        }
+        Ok(())
+    }
+
     /// Steps through the state machine to its end.
     async fn fetch(
         &self,
@@ -176,7 +213,7 @@ impl Drive<'_> {
         let mut at = open.start.clone();
         let mut replies = Vec::new();
         let mut fetched = Fetched::default();
-        let mut idle = 0;
+        let (mut idle, mut circle) = (0, Circle::default());
         loop {
             match self.sender.provider.step(&cx, &at, std::mem::take(&mut replies)).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
@@ -190,6 +227,12 @@ impl Drive<'_> {
                     idle = if next == at { idle + 1 } else { 0 };
                     if open.walk.mode == Mode::Snapshot {
                         fetched.met.extend(page.records.iter().map(|record| record.id.clone()));
+                    }
+                    fetched.read += page.records.len() + page.met.len() + page.tombstones.len();
+                    if next != at && circle.closes(&next) {
+                        let message =
+                            format!("the walk over `{}` goes round in a circle", open.source.spec.name);
+                        return Err(Halt::Failed(Failure::changed(message)));
                     }
                     let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
@@ -284,9 +327,9 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Ends a walk that could not read all of what it had to: it starts again when it is due, and moves nothing.
-    async fn close_partly(&self, open: &Open, why: String) -> Result<(), Halt> {
-        let (key, mode) = (open.source.key, open.source.mode);
+    /// Throws away where the walk stands and what it has met.
+    async fn forget(&self, source: &Source) -> Result<(), Halt> {
+        let (key, mode) = (source.key, source.mode);
         let ended = self.db.transaction(move |connection| {
             let owned = streams::lock(connection, key)?;
             if owned == StreamWrite::Done {
@@ -294,9 +337,13 @@ impl Drive<'_> {
             }
             Ok(owned)
         });
-        if ended.await.map_err(halt)? == StreamWrite::Lost {
-            return Err(Halt::Lost);
-        }
+        if ended.await.map_err(halt)? == StreamWrite::Lost { Err(Halt::Lost) } else { Ok(()) }
+    }
+
+    /// Ends a walk that could not read all of what it had to: it starts again when it is due, and moves nothing.
+    async fn close_partly(&self, open: &Open, why: String) -> Result<(), Halt> {
+        let mode = open.source.mode;
+        self.forget(&open.source).await?;
         let pause = self.interval(mode).unwrap_or(PARTIAL_BACKFILL_PAUSE);
         Err(Halt::Partial { why, due_at: self.now() + delta(pause) })
     }
@@ -313,8 +360,7 @@ impl Drive<'_> {
         let source = open.source;
         let closing = self.closing(open, tally, now);
         let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
-        // The first lower bound of changes was set before anything was known of the provider's clock; what the next walk
-        // reaches back for anyway needs no correction.
+        // What the next walk over changes reaches back for anyway needs no correction once one has closed.
         let clock_ahead = tally.ahead() > delta(self.settings.overlap);
         let met = met.to_vec();
         let mut so_far = with_requests(*counts, tally);
@@ -328,10 +374,11 @@ impl Drive<'_> {
             };
             let proven = gone.into_iter().map(|id| absent(id, started_at)).collect();
             commit::bury(connection, &source, proven, &mut so_far)?;
-            let owned = streams::close_walk(connection, source.key, &closing)?;
-            if source.mode == Mode::Backfill && clock_ahead {
-                streams::lower_watermark(connection, source.key, closing.covered_to)?;
+            // The first lower bound of changes was set before anything was known of the provider's clock.
+            if source.mode == Mode::Backfill {
+                streams::lower_watermark(connection, source.key, closing.covered_to, clock_ahead)?;
             }
+            let owned = streams::close_walk(connection, source.key, &closing)?;
             Ok(if owned == StreamWrite::Lost { Err(Halt::Lost) } else { Ok(so_far) })
         });
         *counts = closed.await.map_err(halt)??;
@@ -354,6 +401,7 @@ impl Drive<'_> {
             covered_to: covered,
             swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep).then_some(started_at),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
+            sweeps: mode == Mode::Backfill && open.source.sweeping,
             due_at: self.interval(mode).map(|interval| (started_at + delta(interval)).max(now)),
             sweep_due_at: now + delta(self.settings.sweep_interval),
             closed_at: now,
@@ -459,6 +507,13 @@ async fn gather(pages: &mut mpsc::Receiver<(Ready, Position)>) -> Vec<(Ready, Po
     batch
 }
 
+/// A walk over changes whose bound an admin has moved back: what the provider keeps of where the last one came to is not
+/// where it begins.
+fn reaches_back(row: &WalkRow, mode: Mode, complete_to: Option<DateTime<Utc>>) -> bool {
+    mode == Mode::Incremental
+        && row.covered_to.zip(complete_to).is_some_and(|(covered, known)| covered < known)
+}
+
 /// A walk that notes what it meets, and proves by its end what is gone.
 fn is_sweeping(row: &WalkRow, mode: Mode) -> bool {
     mode == Mode::Sweep || (row.sweeping && mode == Mode::Backfill)
@@ -534,6 +589,18 @@ fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {
             "{gone} of {living} rows of `{}` are no longer listed; nothing was marked as gone. If that is right, run \
              `fieldmirror enqueue --resync {} --stream {} --full --allow-mass-delete`",
             source.spec.name, source.key.connection, source.spec.name
+        ),
+    )
+}
+
+fn watermark_in_future(key: StreamKey, covered_to: DateTime<Utc>) -> Failure {
+    let (stream, connection) = (key.stream, key.connection);
+    Failure::new(
+        FailureKind::Misconfigured,
+        format!(
+            "`{stream}` was read up to {covered_to}, which lies in the future: a clock ran ahead. Nothing would be found before \
+             then. See to the clock, and run `fieldmirror enqueue --resync {connection} --stream {stream} --since` with a \
+             moment before it went wrong"
         ),
     )
 }

@@ -11,6 +11,8 @@ pub mod plan;
 pub mod requests;
 pub mod send;
 mod setback;
+mod suspicion;
+mod verify;
 pub mod watermark;
 
 use std::sync::{Arc, Mutex};
@@ -116,8 +118,10 @@ impl Engine {
             self.wave(&turn, &sender, second, began).await;
             self.hold(&turn, unlearned).await;
         }
+        // Comparing comes last: it takes what the walks have left of the time and of the limits.
+        let compared = self.verify(&turn, &sender, began + self.settings.sync.turn_limit).await;
         self.end(&turn, &sender).await.map_err(|error| Failure::from(&error))?;
-        Ok(TurnEnd::Done)
+        compared.map(|()| TurnEnd::Done)
     }
 
     /// Draws the turn's number, takes over what is left of the rate limits, and applies what admins asked for.
@@ -204,12 +208,17 @@ impl Engine {
     async fn stream(&self, turn: &Turn, drive: &Drive<'_>, stream: &'static str, modes: Vec<Mode>) {
         let Some(spec) = turn.provider.spec().stream(stream) else { return };
         let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
+        let known = turn.streams.iter().find(|row| row.stream == stream);
+        let complete_to = known.and_then(|row| row.complete_to);
         let mut result = Ok(());
         let mut last = None;
+        // What an admin allows holds for all that this turn reads of the stream.
+        let allowed = turn.walks.iter().any(|walk| walk.stream == stream && walk.mass_delete_allowed);
         for mode in modes {
             let Some(row) = turn.walk(stream, mode) else { continue };
             last = Some(mode);
-            result = drive.walk(key, spec, row, mode).await;
+            let row = WalkRow { mass_delete_allowed: row.mass_delete_allowed || allowed, ..row.clone() };
+            result = drive.walk(key, spec, &row, mode, complete_to).await;
             match &result {
                 Ok(()) => {}
                 // What could be read has been: the other walks go on.

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use crate::db::requests::{self, RequestOutcome};
+use crate::db::requests::{self, RequestKind, RequestOutcome};
 use crate::db::streams::{Demand, StreamRow, WalkRow};
 use crate::db::turns::{self, SyncRequest};
 use crate::db::{DbError, PgConnection, streams};
@@ -20,11 +20,23 @@ struct Args {
     full: bool,
     since: Option<DateTime<Utc>>,
     allow_mass_delete: bool,
+    /// Find what was deleted, without reading everything again.
+    sweep: bool,
 }
 
 impl Args {
     fn of(request: &SyncRequest) -> Self {
         Self::deserialize(&request.args).unwrap_or_default()
+    }
+
+    fn demand<'a>(&self, stream: &'a str) -> Demand<'a> {
+        Demand {
+            stream,
+            full: self.full,
+            since: self.since,
+            mass_delete_allowed: self.allow_mass_delete,
+            sweep: self.sweep,
+        }
     }
 
     fn covers(&self, stream: &str) -> bool {
@@ -45,12 +57,7 @@ pub fn apply(
         }
         let args = Args::of(&request);
         for stream in spec.streams.iter().filter(|stream| args.covers(stream.name)) {
-            let demand = Demand {
-                stream: stream.name,
-                full: args.full,
-                since: args.since,
-                mass_delete_allowed: args.allow_mass_delete,
-            };
+            let demand = args.demand(stream.name);
             streams::demand(connection, of, &demand, now)?;
         }
         turns::mark_applied(connection, request.id, now)?;
@@ -75,7 +82,7 @@ pub fn settle(
         let args = Args::of(&request);
         let asked = spec.streams.iter().filter(|stream| args.covers(stream.name));
         let stands: Vec<Standing> =
-            asked.map(|stream| standing(stream.name, args.full, applied_at, &rows, &walks)).collect();
+            asked.map(|stream| standing(stream.name, &args, applied_at, &rows, &walks)).collect();
         if stands.contains(&Standing::Open) {
             continue;
         }
@@ -105,7 +112,7 @@ enum Standing {
 /// Whether the walks of a stream that a request asked for have closed since it was applied.
 fn standing(
     stream: &str,
-    full: bool,
+    args: &Args,
     applied_at: DateTime<Utc>,
     rows: &[StreamRow],
     walks: &[WalkRow],
@@ -113,9 +120,11 @@ fn standing(
     let wanted = |walk: &&WalkRow| {
         walk.stream == stream
             && match Mode::parse(&walk.mode) {
-                Some(Mode::Backfill | Mode::Archived) => full,
+                Some(Mode::Backfill | Mode::Archived) => args.full,
                 Some(Mode::Incremental | Mode::Snapshot) => true,
-                Some(Mode::Sweep) | None => false,
+                // Before the first read of everything is done there is nothing to sweep, and it is never due.
+                Some(Mode::Sweep) => args.demand(stream).sweeps() && walk.due_at.is_some(),
+                None => false,
             }
     };
     // A first backfill that was under way when the request came has begun before it, and is not due again by itself:
@@ -141,8 +150,8 @@ fn standing(
 
 /// Ends requests on a connection that cannot be synced.
 pub fn give_up(connection: &mut PgConnection, of: ConnectionId, why: &str) -> Result<(), DbError> {
-    for request in turns::sync_requests(connection, of)? {
-        requests::finish(connection, request.id, RequestOutcome::Failed, Some(why))?;
+    for kind in [RequestKind::Sync, RequestKind::Verify] {
+        requests::finish_open(connection, of, kind, RequestOutcome::Failed, Some(why))?;
     }
     Ok(())
 }
@@ -177,7 +186,8 @@ mod tests {
         let applied_at = at(100);
         let check = |full: bool, backfill: WalkRow, incremental: Option<i64>, expected: Standing| {
             let walks = [backfill, walk(Mode::Incremental, incremental, Some(400))];
-            assert_eq!(standing("tickets", full, applied_at, &[], &walks), expected, "{walks:?}");
+            let args = Args { full, ..Args::default() };
+            assert_eq!(standing("tickets", &args, applied_at, &[], &walks), expected, "{walks:?}");
         };
         check(false, walk(Mode::Backfill, None, Some(0)), Some(100), Standing::Closed);
         check(false, walk(Mode::Backfill, None, Some(0)), Some(99), Standing::Open);

@@ -16,6 +16,8 @@ use crate::http::retry::pause;
 const TRANSIENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(10));
 /// The same after an answer that was not understood: nothing gets better by asking often.
 const STALLED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+/// When everything is read again after a read of everything would have marked too much as gone, and nobody has agreed.
+const HELD_BACKFILL: Duration = Duration::from_hours(24);
 /// How often a stream that is not allowed is looked at again.
 const FORBIDDEN: Duration = Duration::from_hours(24);
 /// A wait for permits that is longer than this shows as `backing_off`; shorter ones are the usual pace.
@@ -82,6 +84,7 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
             ("backing_off", false, until.unwrap_or_else(|| now + delta(THROTTLED)))
         }
         FailureKind::Forbidden { .. } => ("forbidden", true, now + delta(FORBIDDEN)),
+        FailureKind::Held if mode == Some(Mode::Backfill) => ("stalled", true, now + delta(HELD_BACKFILL)),
         FailureKind::ProviderChanged
         | FailureKind::OurBug
         | FailureKind::Misconfigured
@@ -113,6 +116,7 @@ mod tests {
         check(FailureKind::Transient, 0, "backing_off", 1, 10);
         check(FailureKind::Transient, 60, "backing_off", 300, 600);
         check(FailureKind::ProviderChanged, 0, "stalled", 60, 120);
+        check(FailureKind::Held, 0, "stalled", 60, 120);
         check(FailureKind::Forbidden { scope: None }, 3, "forbidden", 86_400, 86_400);
         check(
             FailureKind::Throttled { until: Some(now + delta(Duration::from_secs(7))) },

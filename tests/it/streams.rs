@@ -33,8 +33,7 @@ fn begun(connection: &mut PgConnection) -> Result<(ConnectionId, i64), DbError> 
 }
 
 fn since(connection: &mut PgConnection, id: ConnectionId, second: i64) -> Result<WalkRow, DbError> {
-    let demand =
-        Demand { stream: "tickets", full: false, since: Some(at(second)), mass_delete_allowed: false };
+    let demand = Demand { stream: "tickets", since: Some(at(second)), ..Demand::default() };
     streams::demand(connection, id, &demand, at(1000))?;
     let walks = streams::walks(connection, id)?;
     Ok(walks.into_iter().find(|walk| walk.stream == "tickets" && walk.mode == "incremental").unwrap())
@@ -148,6 +147,57 @@ async fn a_row_is_held_as_it_was_sent_and_replaced_by_newer_ones() {
             let time = |second| at(second).format("%Y-%m-%dT%H:%M:%S+00:00").to_string();
             assert_eq!(found, [json!([shown, shown, shown, time(100), time(held)])], "{subject}");
         }
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// What a turn still holds in its hands when another has begun, such as a daemon that was frozen: none of it is written.
+#[tokio::test]
+async fn a_turn_that_another_has_overtaken_writes_nothing() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let spec = providers::provider("hubspot").and_then(|provider| provider.spec().stream("tickets"));
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
+        let source =
+            Source { key, spec: spec.expect("it is described"), mode: Mode::Backfill, run, sweeping: true };
+        assert_eq!(write(connection, &source, "first", 100)?, 1);
+        let stands = |connection: &mut PgConnection| {
+            let all = "SELECT jsonb_build_array((SELECT jsonb_agg(t) FROM mirror.hubspot_tickets t),
+                (SELECT jsonb_agg(s ORDER BY stream) FROM stream_state s), (SELECT jsonb_agg(w ORDER BY stream, mode) FROM walks w),
+                (SELECT jsonb_agg(m) FROM walk_seen m), (SELECT facts FROM connections)) AS value";
+            rows::value::<diesel::sql_types::Jsonb, Value, _>(connection, diesel::sql_query(all))
+        };
+        streams::bump(connection, id)?;
+        let before = stands(connection)?;
+        let record = |second| {
+            let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(), "properties": {"subject": "late"}});
+            Record { id: "7".into(), raw, sent_at: at(second), deleted: None }
+        };
+        let facts = [("ticket_properties".to_owned(), json!(["late"]))].into();
+        let page = Page { records: vec![record(200)], met: vec!["8".into()], facts, ..Page::default() };
+        let (mut counts, lost) = (Counts::default(), StreamWrite::Lost);
+        let page = vec![(Ready::of(source.spec, page), Position::of(&9))];
+        assert_eq!(commit::pages(connection, &source, page, &mut counts)?, lost);
+        let aside = Ready::of(source.spec, Page { records: vec![record(300)], ..Page::default() });
+        assert_eq!(commit::aside(connection, &source, aside, &mut counts)?, lost);
+        let setback = Setback {
+            state: "stalled",
+            kind: "our_bug",
+            stalled_reason: Some("late".into()),
+            last_error: None,
+            not_before: Some(at(900)),
+            whole_stream: true,
+        };
+        assert_eq!(streams::set_back(connection, key, Some(Mode::Backfill), &setback)?, lost);
+        assert_eq!(streams::postpone(connection, key, at(900), true)?, lost);
+        assert_eq!(streams::settle(connection, key)?, lost);
+        assert_eq!(streams::set_state(connection, key, "syncing")?, lost);
+        turns::save_pacing(connection, id, epoch, &json!({"late": true}), at(900))?;
+        assert_eq!(stands(connection)?, before);
+        assert_eq!(counts, Counts::default());
         Ok(())
     });
     done.await.unwrap();

@@ -119,6 +119,7 @@ mod tests {
                 runs: Vec::new(),
                 jobs: Vec::new(),
                 requests: Vec::new(),
+                verifications: Vec::new(),
                 alerts: Vec::new(),
             }
         }

@@ -144,6 +144,7 @@ impl View<'_> {
             "stream_state",
             format!("{partition}{}, {complete}", stream.state),
         )];
+        proofs.extend(self.compared(&stream.stream));
         let walks = self.evidence.walks.iter().filter(|walk| walk.stream == stream.stream);
         for walk in walks {
             if walk.failures > 0 {
@@ -156,6 +157,21 @@ impl View<'_> {
             }
         }
         proofs
+    }
+
+    /// What the last comparison with the provider has found, and when one last agreed.
+    fn compared(&self, stream: &str) -> Option<Proof> {
+        let last = self.evidence.verifications.iter().find(|last| last.stream == stream)?;
+        let agreed = match last.agreed_at {
+            Some(at) if !last.agrees => {
+                format!(", the last that agreed ended at {}", at.format("%Y-%m-%d %H:%M:%S UTC"))
+            }
+            _ => String::new(),
+        };
+        let what =
+            if last.agrees { "agreed".to_owned() } else { format!("{} rows differed", last.differing) };
+        let text = format!("compared {} rows with the provider: {what}{agreed}", last.compared);
+        Some(Proof::new(Some(last.ended_at), "verifications", text))
     }
 
     /// The runs since the last that did not fail.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc, words};
-use super::{Account, AccountContext, Clues, Limit, Provider};
+use super::{Account, AccountContext, Clues, Limit, Provider, Window};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
 use crate::domain::step::{Body, Facts, Position, Presence, Reply, Request, Step, StepContext, Verdict};
@@ -107,6 +107,14 @@ impl Provider for HubSpot {
 
     fn probed(&self, _cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
         tickets::probed(ids, reply)
+    }
+
+    fn reread(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<Position> {
+        (cx.stream.name == "tickets").then(|| tickets::reread(ids))
+    }
+
+    fn window(&self, cx: &StepContext<'_>) -> Option<Window> {
+        (cx.stream.name == "tickets").then(|| Window { at: Position::start(), ends: true })
     }
 
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {

@@ -236,6 +236,13 @@ fn take_listing(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<(At, V
     next.listed_all = more.is_none();
     if cx.walk.mode == Mode::Incremental {
         next.after = last_of_ascending(here.after.as_deref(), &next.ids)?;
+        let total = reply.json().and_then(|body| body.get("total")?.as_u64());
+        if let Some(left) = total.filter(|total| more.is_none() && *total > next.ids.len() as u64) {
+            return Err(Failure::changed(format!(
+                "HubSpot's search counts {left} tickets, shows {} and names no further page",
+                next.ids.len()
+            )));
+        }
         if more.is_some() && next.ids.is_empty() {
             return Err(Failure::changed("HubSpot's search promises another page after an empty one"));
         }
@@ -323,6 +330,11 @@ pub fn probed(ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
         Presence::Gone { evidence: "not listed, and not returned when asked for by id".to_owned() }
     };
     Ok(ids.iter().map(presence).collect())
+}
+
+/// A walk that has listed these tickets and nothing else.
+pub fn reread(ids: &[String]) -> Position {
+    Position::of(&At { ids: ids.to_vec(), listed_all: true, ..At::default() })
 }
 
 fn batch_read(cx: &StepContext<'_>, ids: &[String], archived: bool) -> Request {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc};
-use super::{Account, AccountContext, Clues, Limit, Provider};
+use super::{Account, AccountContext, Clues, Limit, Provider, Window};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::ColumnType::{Boolean, Numeric, Text, TextArray, Timestamptz};
 use crate::domain::spec::{
@@ -274,6 +274,15 @@ impl Provider for Jobber {
             None => Ok(Presence::Unknown),
         };
         ids.iter().enumerate().map(shown).collect()
+    }
+
+    /// Of jobs the newest changes come first, of clients one can ask for those since a moment; visits tell no change.
+    fn window(&self, cx: &StepContext<'_>) -> Option<Window> {
+        (cx.stream.name != "visits").then(|| Window { at: Position::start(), ends: false })
+    }
+
+    fn shows_unchanged(&self, stream: &StreamSpec) -> bool {
+        stream.name == "jobs"
     }
 
     fn revoke_request(&self, of: &AccountContext<'_>) -> Option<Request> {

@@ -116,6 +116,12 @@ fn dated(cx: &StepContext<'_>, recent: bool, newest: Option<DateTime<Utc>>) -> A
     At { recent: Some(recent), since: bound.map(|bound| bound - REACH_BACK), newest, ..At::default() }
 }
 
+/// A walk from the lower bound of changes, wherever the feed's token stands.
+pub fn since(cx: &StepContext<'_>) -> Position {
+    let recent = flag(cx.options, "include_recent_changes");
+    Position::of(&At { recent: Some(recent), since: cx.walk.from, ..At::default() })
+}
+
 fn fact(cx: &StepContext<'_>) -> String {
     format!("feed/{}", cx.stream.name)
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc};
-use super::{Account, AccountContext, Clues, Provider, TokenContext, TokenStep, interpret};
+use super::{Account, AccountContext, Clues, Provider, TokenContext, TokenStep, Window, interpret};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{
     BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, ProviderSpec, Read, StreamSpec,
@@ -163,6 +163,14 @@ impl Provider for ServiceTitan {
 
     fn probed(&self, _cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
         feed::probed(ids, reply)
+    }
+
+    fn window(&self, cx: &StepContext<'_>) -> Option<Window> {
+        match cx.stream.read {
+            Read::List(_) => None,
+            Read::Own if of_booking_providers(cx) => Some(Window { at: Position::start(), ends: false }),
+            Read::Own => Some(Window { at: feed::since(cx), ends: false }),
+        }
     }
 
     /// The client of a network of tenants has to say for which of them it asks.

@@ -400,3 +400,83 @@ async fn a_grant_or_key_that_is_gone_is_reported() {
         daemon.stop().await;
     }
 }
+
+/// Says that something holds until a person agrees, and that nothing was touched.
+async fn holds(rig: &Rig, what: &str, living: i64) {
+    rig.app
+        .wait_until(
+            what,
+            "SELECT count(*) = 1 FROM fieldmirror.alerts WHERE kind = 'mass_delete_held' AND resolved_at IS NULL",
+        )
+        .await;
+    let status = rig.app.run("status --check --json").await;
+    assert_eq!(status.code, 1);
+    let status = status.last();
+    let alert = status["alerts"].as_array().unwrap().iter().find(|alert| alert["kind"] == "mass_delete_held");
+    assert!(text(&alert.unwrap()["next_action"]).contains("--allow-mass-delete"), "{status}");
+    let streams = status["connections"][0]["streams"].as_array().unwrap();
+    let jobs = streams.iter().find(|stream| stream["name"] == "jobs").unwrap();
+    assert_eq!(jobs["state"], "stalled", "{jobs}");
+    assert!(text(&jobs["stalled_reason"]).contains("--allow-mass-delete"), "{jobs}");
+    let rows = "SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NULL";
+    assert_eq!(rig.app.number(rows).await, living, "nothing counts as gone");
+}
+
+const CALM: &str = "SELECT bool_and(stalled_reason IS NULL) AND NOT EXISTS (
+    SELECT FROM fieldmirror.alerts WHERE resolved_at IS NULL) FROM mirror.freshness";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_not_believed() {
+    let rig = Rig::new(small(50), &[("providers.housecallpro.requests_per_minute", "6000")]).await;
+    let daemon = rig.app.daemon().await;
+    rig.mirrored_by_key().await;
+    let before = rig.app.one("SELECT complete_to FROM mirror.freshness WHERE stream = 'jobs'").await;
+    let rows = "SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NULL";
+    let living = rig.app.number(rows).await;
+
+    // A list that is never empty as long as there is anything shows nothing at all.
+    rig.app.faults(&["empty_list=on:housecallpro.jobs"]);
+    holds(&rig, "an empty list is not believed", living).await;
+    let after = rig.app.one("SELECT complete_to FROM mirror.freshness WHERE stream = 'jobs'").await;
+    rig.app.faults(&[]);
+    rig.app.run("enqueue --resync acme --stream jobs --wait").await.done();
+    rig.app.wait_until("it passes by itself", CALM).await;
+    assert!(text(&after) >= text(&before), "{before} {after}");
+    rig.hold_against_mirror().await;
+
+    // 40 % are gone at once: a sweep finds that, and stops.
+    let deleted: Vec<String> = rig.own_jobs().into_iter().take(20).collect();
+    for id in &deleted {
+        rig.change(json!({"do": "delete", "id": id}));
+    }
+    rig.app
+        .execute("UPDATE fieldmirror.walks SET due_at = now() WHERE stream = 'jobs' AND mode = 'sweep'")
+        .await;
+    holds(&rig, "the brake holds", living).await;
+    let allowed =
+        rig.app.run("enqueue --resync acme --stream jobs --allow-mass-delete --wait --json").await.done();
+    assert_eq!(allowed.last()["requests"][0]["outcome"], "done");
+    rig.app.wait_until("it is over", CALM).await;
+    assert_eq!(rig.app.number(rows).await, living - i64::try_from(deleted.len()).unwrap());
+    rig.hold_against_mirror().await;
+
+    // A clock that ran ahead has left a watermark that has not come yet.
+    rig.app
+        .execute(
+            "UPDATE fieldmirror.walks SET covered_to = now() + interval '1 day' WHERE (stream, mode) = ('jobs', 'incremental');
+             UPDATE fieldmirror.stream_state SET complete_to = now() + interval '1 day' WHERE stream = 'jobs'",
+        )
+        .await;
+    rig.app
+        .wait_until(
+            "it is said",
+            "SELECT stalled_reason LIKE '%lies in the future%' FROM mirror.freshness WHERE stream = 'jobs'",
+        )
+        .await;
+    rig.app.run("enqueue --resync acme --stream jobs --since 2020-01-01T00:00:00Z --wait").await.done();
+    rig.app.wait_until("it is over", CALM).await;
+    let future = "SELECT count(*) FROM mirror.freshness WHERE complete_to > now()";
+    assert_eq!(rig.app.number(future).await, 0);
+    rig.hold_against_mirror().await;
+    daemon.stop().await;
+}

@@ -11,4 +11,5 @@ mod service;
 mod servicetitan;
 mod tokens;
 mod trouble;
+mod verify;
 mod why;

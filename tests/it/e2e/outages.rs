@@ -97,6 +97,52 @@ async fn a_daemon_that_is_killed_ten_times() {
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.jobs WHERE state = 'parked'").await, 0);
 }
 
+async fn signal(daemon: &tokio::process::Child, name: &str) {
+    let pid = daemon.id().expect("it runs").to_string();
+    let sent = tokio::process::Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
+    assert!(sent.success());
+}
+
+/// A machine that stands still in the middle of a turn, until another has taken over, wakes up with pages in its hands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_was_frozen_writes_nothing_when_it_wakes() {
+    let app = TestApp::new(small(600), &[("providers.hubspot.page_size", "20")]).await;
+    app.faults(&["slow=150,on:list", "slow=150,on:batch_read"]);
+    let mut frozen = app.spawn_daemon("");
+    app.connect("acme").await;
+    app.wait_until("it is in the middle", "SELECT count(*) > 20 FROM mirror.hubspot_tickets").await;
+    signal(&frozen, "STOP").await;
+    app.faults(&[]);
+    app.execute("CREATE TABLE public.mark AS SELECT id AS run FROM mirror.sync_runs WHERE outcome IS NULL")
+        .await;
+    app.execute(TIME_PASSES).await;
+    let mut elsewhere = app.environment.clone();
+    elsewhere.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
+    let other = app.daemon_with(&elsewhere).await;
+    app.all_read().await;
+    assert!(
+        app.number("SELECT count(*) FROM mirror.sync_runs, public.mark WHERE id = run AND outcome = 'lost'")
+            .await
+            > 0
+    );
+    let of_frozen = "SELECT count(*) FROM mirror.hubspot_tickets, public.mark WHERE sync_run_id = run";
+    let before = app.number(of_frozen).await;
+    signal(&frozen, "CONT").await;
+    // Its runs have been ended for it; it notices by itself that they are no longer its own.
+    app.wait_until(
+        "it notices",
+        "SELECT count(*) = 0 FROM mirror.sync_runs, public.mark
+         WHERE id = run AND error = 'the turn did not come to its end'",
+    )
+    .await;
+    assert_eq!(app.number(of_frozen).await, before, "it has written nothing");
+    let closed = "SELECT count(*) FROM mirror.sync_runs, public.mark WHERE id = run AND outcome = 'closed'";
+    assert_eq!(app.number(closed).await, 0, "and calls nothing a success");
+    hold_against_mirror(&app).await;
+    frozen.kill().await.unwrap();
+    other.stop().await;
+}
+
 async fn ready(app: &TestApp) -> u16 {
     get(&Url::parse(&format!("{}/readyz", app.endpoint)).unwrap()).await.0
 }

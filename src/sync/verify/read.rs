@@ -1,0 +1,179 @@
+//! What the provider shows: of records by their ids, and of a list page by page. Nothing is written.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+
+use super::compare::{self, Finding, Held, Shown};
+use super::{CHUNK, Subject, Verifying, walk_of};
+use crate::db::mirror::Row;
+use crate::db::verifications::{self, Compared};
+use crate::domain::failure::Failure;
+use crate::domain::record::{Record, Tombstone};
+use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::step::{Page, Position, Presence, Step, StepContext};
+use crate::sync::drive::halt;
+use crate::sync::extract;
+use crate::sync::send::Halt;
+
+/// Steps without a request or a page before a list is taken to be stuck.
+const IDLE_STEPS_MAX: u32 = 3;
+
+/// What the provider shows of one id.
+#[derive(Debug)]
+pub struct Seen {
+    pub id: String,
+    shown: Shown,
+    /// As it would be written.
+    row: Option<Row>,
+}
+
+impl Seen {
+    pub fn is_presence_only(&self) -> bool {
+        self.shown == Shown::Present
+    }
+}
+
+/// What comes next of a list.
+pub enum Next {
+    Page(Vec<Seen>, Position),
+    End,
+    /// A part of it cannot be read.
+    Partial(String),
+}
+
+impl Verifying<'_> {
+    /// Asks for some of what is to be asked for, and takes them off the list. `None`: this cannot be asked for by id.
+    pub(super) async fn by_id(&self, subject: &mut Subject) -> Result<Option<Vec<Seen>>, Halt> {
+        let (spec, todo) = (subject.spec, &mut subject.progress.todo);
+        let ids = &todo[..todo.len().min(CHUNK)];
+        let walk = walk_of(Mode::Backfill, subject.open.started_at, None);
+        let cx = self.context(spec, &walk);
+        if let Some(at) = self.turn.provider.reread(&cx, ids) {
+            let ids = ids.to_vec();
+            let seen = self.whole(&cx, &ids, at).await?;
+            todo.drain(..ids.len());
+            return Ok(Some(seen));
+        }
+        let Some((request, taken)) = self.turn.provider.probe(&cx, ids) else { return Ok(None) };
+        let ids: Vec<String> = todo[..taken.clamp(1, todo.len())].to_vec();
+        let reply = self.sender.send(&request, self.deadline, &self.tally).await?;
+        let shown = self.turn.provider.probed(&cx, &ids, &reply).map_err(Halt::Failed)?;
+        todo.drain(..ids.len());
+        Ok(Some(ids.into_iter().zip(shown).map(|(id, presence)| of_presence(spec, id, presence)).collect()))
+    }
+
+    /// Reads records whole, from a place that names them.
+    async fn whole(&self, cx: &StepContext<'_>, ids: &[String], at: Position) -> Result<Vec<Seen>, Halt> {
+        let mut found: HashMap<String, Seen> = HashMap::new();
+        let mut at = at;
+        loop {
+            match self.next(cx, at).await? {
+                Next::Page(page, next) => {
+                    found.extend(page.into_iter().map(|seen| (seen.id.clone(), seen)));
+                    at = next;
+                }
+                Next::End => break,
+                Next::Partial(why) => return Err(Halt::Failed(Failure::transient(why))),
+            }
+        }
+        let nothing = |id: &String| Seen { id: id.clone(), shown: Shown::Nothing, row: None };
+        Ok(ids.iter().map(|id| found.remove(id).unwrap_or_else(|| nothing(id))).collect())
+    }
+
+    /// Steps through the state machine to its next page.
+    pub(super) async fn next(&self, cx: &StepContext<'_>, at: Position) -> Result<Next, Halt> {
+        let (mut at, mut replies, mut idle) = (at, Vec::new(), 0);
+        while idle <= IDLE_STEPS_MAX {
+            match self.sender.provider.step(cx, &at, replies).map_err(Halt::Failed)? {
+                Step::Send { requests, at: next } => {
+                    idle = if requests.is_empty() { idle + 1 } else { 0 };
+                    replies = Vec::with_capacity(requests.len());
+                    for request in &requests {
+                        replies.push(self.sender.send(request, self.deadline, &self.tally).await?);
+                    }
+                    at = next;
+                }
+                Step::Emit { page, at: next } => return Ok(Next::Page(of_page(cx.stream, page), next)),
+                Step::Done => return Ok(Next::End),
+                Step::Partial { why } => return Ok(Next::Partial(why)),
+            }
+        }
+        let message = format!("the list of `{}` does not advance", cx.stream.name);
+        Err(Halt::Failed(Failure::changed(message)))
+    }
+
+    /// Holds what was seen against what the mirror has: id, finding, and the provider's time of modification.
+    pub(super) async fn judge(
+        &self,
+        subject: &Subject,
+        seen: Vec<Seen>,
+    ) -> Result<Vec<(String, Finding, Option<DateTime<Utc>>)>, Halt> {
+        let (spec, of) = (subject.spec, self.turn.connection.id);
+        let rows: Vec<Row> = seen.iter().filter_map(|seen| seen.row.clone()).collect();
+        let bare: Vec<String> =
+            seen.iter().filter(|seen| seen.row.is_none()).map(|seen| seen.id.clone()).collect();
+        let compared = self.engine.db.run(move |connection| {
+            let bare: Vec<&str> = bare.iter().map(String::as_str).collect();
+            let mut compared = verifications::compare(connection, spec, of, &rows)?;
+            compared.extend(verifications::held(connection, spec, of, &bare)?);
+            Ok(compared)
+        });
+        let mut compared: HashMap<String, Compared> = compared.await.map_err(halt)?.into_iter().collect();
+        let known = subject.progress.known();
+        let judged = seen.into_iter().map(|seen| {
+            let held = compared.remove(&seen.id);
+            let held = held.map_or(Held::Absent, |compared| held_of(spec, &seen, compared));
+            let updated_at = seen.row.as_ref().and_then(|row| row.source_updated_at);
+            let finding = compare::judge(&seen.id, held, seen.shown, known);
+            (seen.id, finding, updated_at)
+        });
+        Ok(judged.collect())
+    }
+}
+
+fn held_of(spec: &StreamSpec, seen: &Seen, compared: Compared) -> Held {
+    match compared {
+        Compared { held: false, .. } => Held::Absent,
+        Compared { deleted_at: Some(at), .. } => Held::Gone(at),
+        Compared { columns, raw, .. } => {
+            let theirs = seen.row.as_ref().and_then(|row| serde_json::from_str(&row.raw).ok());
+            let raws = raw.as_ref().zip(theirs.as_ref());
+            let pointer = |column: &str| match column {
+                "source_created_at" => Some(spec.created_at),
+                "source_updated_at" => Some(spec.updated_at),
+                _ => spec.columns.iter().find(|of| of.name == column).map(|of| of.at),
+            };
+            Held::Living(compare::differences(&seen.id, columns, raws, pointer))
+        }
+    }
+}
+
+fn of_page(spec: &StreamSpec, page: Page) -> Vec<Seen> {
+    let tombstone = |tombstone: Tombstone| {
+        let Tombstone { id, deletion, sent_at, .. } = tombstone;
+        Seen { id, shown: Shown::Gone((deletion.at != sent_at).then_some(deletion.at)), row: None }
+    };
+    let records = page.records.into_iter().map(|record| of_record(spec, record));
+    records.chain(page.tombstones.into_iter().map(tombstone)).collect()
+}
+
+/// A deletion that bears the time of the request has none of its own.
+fn of_record(spec: &StreamSpec, mut record: Record) -> Seen {
+    extract::trim(spec, &mut record.raw);
+    let (row, _misfits) = extract::row(spec, &record);
+    let shown = match &record.deleted {
+        Some(deletion) => Shown::Gone((deletion.at != record.sent_at).then_some(deletion.at)),
+        None => Shown::Record(row.source_updated_at),
+    };
+    Seen { id: record.id, shown, row: Some(row) }
+}
+
+fn of_presence(spec: &StreamSpec, id: String, presence: Presence) -> Seen {
+    match presence {
+        Presence::Here(Some(record)) => Seen { id, ..of_record(spec, *record) },
+        Presence::Here(None) => Seen { id, shown: Shown::Present, row: None },
+        Presence::Gone { .. } => Seen { id, shown: Shown::Gone(None), row: None },
+        Presence::Unknown => Seen { id, shown: Shown::Nothing, row: None },
+    }
+}
