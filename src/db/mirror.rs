@@ -235,6 +235,28 @@ pub fn living_unmet(
     rows::values::<Text, String, _>(connection, query)
 }
 
+/// Ids that a sweeping walk has met, and whose rows are not there or marked as gone; what was merged away stays so.
+pub fn met_not_living(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    mode: Mode,
+) -> Result<Vec<String>, DbError> {
+    let merged = if stream.merges { "AND row.merged_into IS NULL" } else { "" };
+    let query = format!(
+        "SELECT seen.record_id AS value FROM walk_seen seen
+         LEFT JOIN mirror.{} row ON (row.connection_id, row.id) = (seen.connection_id, seen.record_id)
+         WHERE seen.connection_id = $1 AND seen.stream = $2 AND seen.partition = '' AND seen.mode = $3
+           AND (row.id IS NULL OR row.deleted_at IS NOT NULL {merged}) ORDER BY 1",
+        stream.table
+    );
+    let query = diesel::sql_query(query)
+        .bind::<BigInt, _>(of.0)
+        .bind::<Text, _>(stream.name)
+        .bind::<Text, _>(mode.as_str());
+    rows::values::<Text, String, _>(connection, query)
+}
+
 /// An array literal of Postgres, every element quoted.
 pub fn array_literal<'a>(elements: impl Iterator<Item = Option<&'a str>>) -> String {
     let mut literal = String::from("{");

@@ -112,6 +112,13 @@ impl Pacer {
         self.chosen(&[bucket]).for_each(|bucket| bucket.observe(now, observed));
     }
 
+    /// Learns from an answer what is left of a quota over a long span, such as a day's: when that is the reserve, `bucket`
+    /// sends nothing for the time `again`.
+    pub fn quota(&mut self, now: DateTime<Utc>, bucket: &str, max: u32, remaining: u32, again: Duration) {
+        let now = self.settle(now);
+        self.chosen(&[bucket]).for_each(|bucket| bucket.quota(now, max, remaining, again));
+    }
+
     /// After a crash nobody knows what was sent last: nothing is left in any bucket until a whole span has passed.
     pub fn assume_spent(&mut self, now: DateTime<Utc>) {
         let now = self.settle(now);

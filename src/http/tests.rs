@@ -43,6 +43,13 @@ async fn failure(base: &Url, path: &str) -> SendError {
     error
 }
 
+/// ServiceTitan gives an answer 100 seconds before it gives up itself; nobody documents more.
+#[test]
+fn the_slowest_answer_that_is_documented_is_waited_for() {
+    let HttpLimits { connect, read, total, .. } = HttpLimits::default();
+    assert!(read > Duration::from_secs(100) && total > connect + Duration::from_secs(100));
+}
+
 #[tokio::test]
 async fn a_request_carries_what_it_should() {
     let server =

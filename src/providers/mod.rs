@@ -48,6 +48,12 @@ pub trait Provider: Send + Sync + 'static {
         None
     }
 
+    /// What a reply says is left of a quota over a long span.
+    fn quota(&self, request: &Request, reply: &Reply) -> Option<Quota> {
+        let _ = (request, reply);
+        None
+    }
+
     /// What a view of this one account shows, as far as it is known yet.
     fn account_view(&self, facts: &Facts) -> Option<AccountView> {
         let _ = facts;
@@ -202,6 +208,17 @@ pub struct Limit {
     pub per_ms: Option<u64>,
     /// What the request was charged, where that may be less than what it had to have in hand.
     pub charged: Option<u32>,
+}
+
+/// A quota over a span that is too long to count, such as a day's, as the provider itself states it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// The bucket whose requests it lets through.
+    pub bucket: &'static str,
+    pub max: u32,
+    pub remaining: u32,
+    /// When it is used up: how long until it is worth looking again.
+    pub again_ms: u64,
 }
 
 /// Every provider there is; one line each.

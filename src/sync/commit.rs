@@ -87,7 +87,7 @@ pub fn pages(
     Ok(owned)
 }
 
-/// Writes what probes have shown, beside the walk's pages: its position stays.
+/// Writes what was asked for by id, beside the walk's pages: its position stays.
 ///
 /// Call it inside a transaction. Nothing is written when the turn has lost the stream.
 pub fn aside(

@@ -32,6 +32,8 @@ use crate::domain::time::delta;
 const PAGES_WAITING_MAX: usize = 6;
 /// How long a page waits for others to be written with it: what a transaction costs besides its rows is paid once.
 const GATHERING_MAX: Duration = Duration::from_millis(250);
+/// Records that are read by their ids at once.
+const READ_BACK_MAX: usize = 200;
 /// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
 const IDLE_STEPS_MAX: u32 = 3;
 /// A place that is refused this often is not a passing matter.
@@ -156,7 +158,7 @@ impl Drive<'_> {
 
     async fn work(&self, open: &mut Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
         let (queue, pages) = mpsc::channel(PAGES_WAITING_MAX);
-        let fetching = self.fetch(open, tally, queue);
+        let fetching = self.fetch(open, open.start.clone(), tally, queue);
         let writing = self.write(open.source, pages, tally, counts);
         let (fetched, written) = tokio::join!(fetching, writing);
         written?;
@@ -164,6 +166,7 @@ impl Drive<'_> {
             Ok(Fetched { lost: Some(why), .. }) => self.close_partly(open, why).await,
             Ok(Fetched { met, read, lost: None }) => {
                 self.doubt(open, read).await?;
+                self.recover(open, tally, counts).await?;
                 let closed = match self.confirm(open, tally, counts).await {
                     Ok(()) => self.close(open, &met, tally, counts).await,
                     Err(halt) => Err(halt),
@@ -206,11 +209,12 @@ impl Drive<'_> {
     async fn fetch(
         &self,
         open: &Open,
+        start: Position,
         tally: &Tally,
         queue: mpsc::Sender<(Ready, Position)>,
     ) -> Result<Fetched, Halt> {
         let cx = self.context(open);
-        let mut at = open.start.clone();
+        let mut at = start;
         let mut replies = Vec::new();
         let mut fetched = Fetched::default();
         let (mut idle, mut circle) = (0, Circle::default());
@@ -294,6 +298,57 @@ impl Drive<'_> {
         }
     }
 
+    /// Reads the records that a sweep has met by their ids alone, and that the mirror lacks or holds as gone: coming back
+    /// need not move a record's modification, so nothing else would ever bring it.
+    async fn recover(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+        let (source, provider) = (open.source, self.sender.provider);
+        let cx = self.context(open);
+        if source.mode != Mode::Sweep || provider.reread(&cx, &[]).is_none() {
+            return Ok(());
+        }
+        let (spec, of) = (source.spec, source.key.connection);
+        let back = self.db.run(move |connection| mirror::met_not_living(connection, spec, of, source.mode));
+        for ids in back.await.map_err(halt)?.chunks(READ_BACK_MAX) {
+            let Some(start) = provider.reread(&cx, ids) else { return Ok(()) };
+            let (queue, mut pages) = mpsc::channel(PAGES_WAITING_MAX);
+            let writing = async {
+                let mut written = Ok(());
+                while let Some((page, _)) = pages.recv().await {
+                    // What comes after a failure is taken all the same: the other side waits until it is.
+                    if written.is_ok() {
+                        written = self.write_aside(source, page, tally, counts).await;
+                    }
+                }
+                written
+            };
+            let (fetched, written) = tokio::join!(self.fetch(open, start, tally, queue), writing);
+            written?;
+            fetched?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was asked for beside the walk's own pages.
+    async fn write_aside(
+        &self,
+        source: Source,
+        page: Ready,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<(), Halt> {
+        let mut so_far = with_requests(*counts, tally);
+        let written = self.db.transaction(move |connection| {
+            let owned = commit::aside(connection, &source, page, &mut so_far)?;
+            Ok((owned, so_far))
+        });
+        let (owned, so_far) = written.await.map_err(halt)?;
+        if owned == StreamWrite::Lost {
+            return Err(Halt::Lost);
+        }
+        *counts = so_far;
+        Ok(())
+    }
+
     /// Asks for each record that a sweep has not met by its id, where the provider can be asked: a list that moves while
     /// it is read may have hidden it.
     async fn confirm(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
@@ -311,17 +366,8 @@ impl Drive<'_> {
             let (ids, others) = rest.split_at(taken.clamp(1, rest.len()));
             let reply = self.sender.send(&request, open.deadline, tally).await?;
             let shown = self.sender.provider.probed(&cx, ids, &reply).map_err(Halt::Failed)?;
-            let ready = Ready::of(source.spec, shown_page(ids, shown, reply.sent_at));
-            let mut so_far = with_requests(*counts, tally);
-            let written = self.db.transaction(move |connection| {
-                let owned = commit::aside(connection, &source, ready, &mut so_far)?;
-                Ok((owned, so_far))
-            });
-            let (owned, so_far) = written.await.map_err(halt)?;
-            if owned == StreamWrite::Lost {
-                return Err(Halt::Lost);
-            }
-            *counts = so_far;
+            let page = Ready::of(source.spec, shown_page(ids, shown, reply.sent_at));
+            self.write_aside(source, page, tally, counts).await?;
             rest = others;
         }
         Ok(())

@@ -236,6 +236,10 @@ impl Sender<'_> {
                 let observed = Observed { limit: limit.max, remaining: limit.remaining, per, unspent };
                 pacer.observe(now, limit.bucket, observed);
             }
+            if let Some(quota) = self.provider.quota(request, reply) {
+                let again = Duration::from_millis(quota.again_ms);
+                pacer.quota(now, quota.bucket, quota.max, quota.remaining, again);
+            }
         }
         if let Some(date) = reply.header("date").and_then(http_date) {
             let ahead = (reply.sent_at - date).num_milliseconds();

@@ -7,6 +7,7 @@ mod architecture;
 mod auth;
 mod callback;
 mod cli;
+mod day;
 mod db;
 mod doctor;
 mod e2e;

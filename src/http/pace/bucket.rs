@@ -14,7 +14,7 @@ use crate::domain::time::{delta, until};
 /// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
 /// longer by this much, so that a slow request followed by a quick one does not fall into one span over there.
 /// A twentieth of the span, within these bounds.
-const ARRIVAL_JITTER_MIN: Duration = Duration::from_millis(100);
+const ARRIVAL_JITTER_MIN: Duration = Duration::from_millis(75);
 const ARRIVAL_JITTER_MAX: Duration = Duration::from_millis(500);
 
 /// Pauses after refusals without a wait grow by the bucket's span each time, as HubSpot's own client does (10 s for
@@ -25,6 +25,9 @@ const UNPUBLISHED_PAUSE_MAX: Duration = Duration::from_mins(5);
 const DOUBLINGS_MAX: u32 = 16;
 /// The shortest pause after a refusal: a `Retry-After: 0` must not become a hot loop.
 const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// Requests that may be under way while an answer tells what is left of a quota.
+const UNDER_WAY_MAX: u32 = 32;
 
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
@@ -150,6 +153,13 @@ impl Bucket {
         }
         if remaining == Some(0) {
             self.hold(now, per);
+        }
+    }
+
+    pub(super) fn quota(&mut self, now: DateTime<Utc>, max: u32, remaining: u32, again: Duration) {
+        let reserved = max - less_reserve(max, self.reserve).min(max);
+        if remaining <= reserved.max(UNDER_WAY_MAX) {
+            self.hold(now, again);
         }
     }
 

@@ -43,10 +43,10 @@ fn a_burst_ends_at_the_limit_less_the_reserve() {
 fn a_full_bucket_waits_for_its_span_and_the_margin() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
-    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1100));
-    assert_eq!(pacer.take(at(600), &["secondly"], 1), Err(ms(500)));
-    assert_eq!(pacer.ready_in(at(1100), &["secondly"], 1), ms(0));
-    assert_eq!(burst(&mut pacer, at(1100), &["secondly"]), 4);
+    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1075));
+    assert_eq!(pacer.take(at(600), &["secondly"], 1), Err(ms(475)));
+    assert_eq!(pacer.ready_in(at(1075), &["secondly"], 1), ms(0));
+    assert_eq!(burst(&mut pacer, at(1075), &["secondly"]), 4);
 }
 
 #[test]
@@ -164,11 +164,28 @@ fn nothing_remaining_waits_for_the_interval() {
 }
 
 #[test]
+fn a_quota_keeps_its_reserve() {
+    let hour = Duration::from_hours(1);
+    for (reserve, max, remaining, waits) in [
+        (0.1, 250_000, 25_001, ms(0)),
+        (0.1, 250_000, 25_000, hour),
+        (0.0, 250_000, 33, ms(0)),
+        (0.0, 250_000, 32, hour),
+        (0.0, 0, 0, hour),
+    ] {
+        let mut pacer = Pacer::new(&[TEN, ONE], reserve);
+        pacer.quota(at(0), "ten_secondly", max, remaining, hour);
+        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), waits, "{remaining} of {max}");
+        assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(0));
+    }
+}
+
+#[test]
 fn after_a_crash_nothing_is_left() {
     let daily = BucketSpec::requests("daily", 250_000, Duration::from_hours(24));
     let mut pacer = Pacer::new(&[TEN, ONE, daily], RESERVE);
     pacer.assume_spent(at(0));
-    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1100));
+    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1075));
     assert_eq!(pacer.ready_in(at(0), &["ten_secondly", "secondly"], 1), ms(10_500));
     assert_eq!(pacer.ready_in(at(0), &["daily"], 1), Duration::from_mins(5));
     assert_eq!(burst(&mut pacer, at(10_500), &["ten_secondly"]), 99);
@@ -209,7 +226,7 @@ fn what_cannot_be_read_counts_as_spent() {
         json!({"v": 1, "at": 0, "buckets": {"secondly": {"sent": [-1]}}}),
     ] {
         let mut pacer = Pacer::from_saved(&[ONE], RESERVE, &saved, at(0));
-        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), ms(1100), "{saved}");
+        assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), ms(1075), "{saved}");
     }
 }
 
@@ -244,8 +261,8 @@ fn a_strict_provider_never_refuses_and_the_budget_is_used() {
     for (spec, reserve, jitter_ms) in [
         (TEN, RESERVE, 500),
         (TEN, 0.0, 500),
-        (ONE, RESERVE, 100),
-        (ONE, 0.0, 100),
+        (ONE, RESERVE, 75),
+        (ONE, 0.0, 75),
         (five_minutely, RESERVE, 500),
     ] {
         let mut random = StdRng::seed_from_u64(7);

@@ -116,10 +116,10 @@ impl Provider for HousecallPro {
         let given = options.get(PER_MINUTE).and_then(Value::as_u64);
         let per_minute =
             given.and_then(|number| u32::try_from(number).ok()).unwrap_or(PER_MINUTE_DEFAULT).max(1);
-        // Evenly up to one a second; above that so many in a second.
-        let bucket = match per_minute / 60 {
-            0 | 1 => BucketSpec::own_pace(PACE, 1, Duration::from_mins(1) / per_minute),
-            secondly => BucketSpec::own_pace(PACE, secondly, Duration::from_secs(1)),
+        // Evenly up to one a second; above that so many in ten seconds, of which a reserve can be left.
+        let bucket = match per_minute {
+            ..=PER_MINUTE_DEFAULT => BucketSpec::own_pace(PACE, 1, Duration::from_mins(1) / per_minute),
+            more => BucketSpec::own_pace(PACE, more / 6, Duration::from_secs(10)),
         };
         vec![bucket]
     }

@@ -148,8 +148,9 @@ fn the_pace_is_a_setting() {
         (Some(json!(60)), 1, Duration::from_secs(1)),
         (Some(json!(20)), 1, Duration::from_secs(3)),
         (Some(json!(0)), 1, Duration::from_mins(1)),
-        (Some(json!(100)), 1, Duration::from_millis(600)),
-        (Some(json!(600)), 10, Duration::from_secs(1)),
+        (Some(json!(60)), 1, Duration::from_secs(1)),
+        (Some(json!(120)), 20, Duration::from_secs(10)),
+        (Some(json!(600)), 100, Duration::from_secs(10)),
         (Some(json!(-5)), 1, Duration::from_secs(1)),
     ] {
         let options: Options = setting.iter().map(|value| (PER_MINUTE.to_owned(), value.clone())).collect();

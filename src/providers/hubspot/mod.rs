@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc, words};
-use super::{Account, AccountContext, Clues, Limit, Provider, Window};
+use super::{Account, AccountContext, Clues, Limit, Provider, Quota, Window};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
 use crate::domain::step::{Body, Facts, Position, Presence, Reply, Request, Step, StepContext, Verdict};
@@ -169,6 +169,15 @@ impl Provider for HubSpot {
             per_ms: number("x-hubspot-ratelimit-interval-milliseconds"),
             charged: None,
         })
+    }
+
+    /// Answers to OAuth apps lack these headers, and so do those of search.
+    fn quota(&self, request: &Request, reply: &Reply) -> Option<Quota> {
+        let number = |name: &str| reply.header(name)?.parse::<u32>().ok();
+        let max = number("x-hubspot-ratelimit-daily").filter(|max| *max > 0)?;
+        let remaining = number("x-hubspot-ratelimit-daily-remaining")?;
+        let bucket = own_bucket(request);
+        Some(Quota { bucket, max, remaining, again_ms: DAILY_WAIT_MS })
     }
 
     fn account_view(&self, facts: &Facts) -> Option<AccountView> {

@@ -169,6 +169,19 @@ fn limits_are_read_where_they_are_sent() {
     assert_eq!(HubSpot.limits(&list(), &told), None);
 }
 
+#[test]
+fn a_day_s_quota_is_read_where_it_is_sent() {
+    let mut told = reply(200, json(json!({})));
+    for (name, value) in [("daily", "250000"), ("daily-remaining", "17")] {
+        assert_eq!(HubSpot.quota(&list(), &told), None);
+        told.headers.insert(format!("x-hubspot-ratelimit-{name}"), value.to_owned());
+    }
+    let quota = Quota { bucket: TEN_SECONDLY, max: 250_000, remaining: 17, again_ms: 3_600_000 };
+    assert_eq!(HubSpot.quota(&list(), &told), Some(quota));
+    told.headers.insert("x-hubspot-ratelimit-daily".to_owned(), "0".to_owned());
+    assert_eq!(HubSpot.quota(&list(), &told), None);
+}
+
 /// Whatever is sent takes from a bucket: a request without one would be sent again at once after a refusal.
 #[test]
 fn every_bucket_is_described() {
