@@ -119,6 +119,34 @@ fn each_layer_overrides_the_one_below() {
 }
 
 #[test]
+fn an_environment_of_the_provider_brings_its_hosts() {
+    let hosts = |set: &[(&str, &str)]| {
+        let named =
+            set.iter().map(|(key, value)| (format!("FIELDMIRROR_PROVIDERS__SERVICETITAN__{key}"), *value));
+        let named: Vec<(String, &str)> = named.collect();
+        let named: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let settings = load(&variables(Sources::none(), &named)).expect("no problem").settings;
+        let of = &settings.providers["servicetitan"];
+        [&of.authorize_url, &of.token_url, &of.api_base]
+            .map(|url| url.host_str().unwrap_or_default().to_owned())
+    };
+    let production = ["auth.servicetitan.io", "auth.servicetitan.io", "api.servicetitan.io"];
+    assert_eq!(hosts(&[]), production);
+    assert_eq!(hosts(&[("ENVIRONMENT", "production")]), production);
+    let integration = [
+        "auth-integration.servicetitan.io",
+        "auth-integration.servicetitan.io",
+        "api-integration.servicetitan.io",
+    ];
+    assert_eq!(hosts(&[("ENVIRONMENT", "integration")]), integration);
+    let own = hosts(&[("ENVIRONMENT", "integration"), ("API_BASE", "https://proxy.example")]);
+    assert_eq!(own, [integration[0], integration[1], "proxy.example"], "an address that is set stays");
+    let odd = variables(Sources::none(), &[("FIELDMIRROR_PROVIDERS__SERVICETITAN__ENVIRONMENT", "staging")]);
+    let said = format!("{:?}", problems(&odd));
+    assert!(said.contains("production") && said.contains("integration"), "{said}");
+}
+
+#[test]
 fn variables_are_read_as_the_type_of_their_setting() {
     let sources = variables(
         Sources::none(),

@@ -145,6 +145,11 @@ impl Jobber {
         &self.auth
     }
 
+    /// How many asked again before the points could be there that they lacked.
+    pub fn came_early(&self) -> u64 {
+        self.budget.came_early()
+    }
+
     /// The ids of the accounts.
     pub fn account_ids(&self) -> Vec<String> {
         self.accounts.keys().cloned().collect()
@@ -228,10 +233,12 @@ impl Jobber {
         let max = self.shared.faults.number(FaultName::PointsMax, spot);
         let requested = query.requested();
         let left = self.budget.left(&caller.key, max, now_ms);
+        self.budget.asks(&caller.key, spot.purpose, now_ms);
         let stormy = self.shared.faults.strikes(FaultName::ThrottleStorm, spot);
         let fits = i64::try_from(requested).is_ok_and(|points| points <= left.points);
         if stormy || (self.shared.options.throttled && !fits) {
             let left = if stormy { Left { points: 0, ..left } } else { left };
+            self.budget.refused(&caller.key, spot.purpose, requested, left, now_ms);
             return Err(throttled(requested, left));
         }
         let account = self.accounts.get(&caller.account).expect("a caller's account is one of ours");

@@ -1,6 +1,6 @@
 //! Housecall Pro: the mirror against the sandbox's truth, and what its API is peculiar about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, NaiveDateTime};
@@ -9,7 +9,7 @@ use fieldmirror::sandbox::SandboxOptions;
 use fieldmirror::sandbox::housecallpro::{Change, Housecallpro};
 use serde_json::{Value, json};
 
-use crate::support::app::{TestApp, small};
+use crate::support::app::{PATIENCE, TestApp, small};
 
 /// A walk writes page by page: what is on its way may take this long.
 const SETTLES_IN: Duration = Duration::from_mins(1);
@@ -295,6 +295,20 @@ async fn what_is_gone_is_proven_one_by_one() {
     rig.change(json!({"do": "restore", "id": jobs[1]}));
     rig.change(json!({"do": "change", "id": jobs[1], "fields": {"/description": "back"}}));
     rig.hold_against_mirror().await;
+
+    // The sweep that comes by itself does the same.
+    rig.change(json!({"do": "delete", "id": jobs[3]}));
+    rig.change(json!({"do": "delete", "id": jobs[4], "left": "record"}));
+    rig.app.execute("UPDATE fieldmirror.walks SET due_at = now() WHERE mode = 'sweep'").await;
+    rig.app
+        .wait_until(
+            "the sweeps have closed",
+            "SELECT count(*) = 2 FROM mirror.sync_runs WHERE mode = 'sweep' AND outcome = 'closed'",
+        )
+        .await;
+    rig.hold_against_mirror().await;
+    let gone = rig.app.number("SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NOT NULL").await;
+    assert_eq!((gone, rig.app.asked("job")), (2, 6), "each that was not met is asked for");
     daemon.stop().await;
 }
 
@@ -395,6 +409,7 @@ async fn a_grant_or_key_that_is_gone_is_reported() {
         let connection = ran.last()["connections"][0].clone();
         let next = text(&connection["next_action"]);
         assert!(next.contains("--reconnect acme"), "{connection}");
+        assert!(!text(&connection["reason"]).is_empty(), "{connection}");
         let rows = rig.app.number("SELECT count(*) FROM mirror.jobs").await;
         assert_eq!(rows, 30, "what is mirrored stays");
         daemon.stop().await;
@@ -478,5 +493,39 @@ async fn what_cannot_be_is_not_believed() {
     let future = "SELECT count(*) FROM mirror.freshness WHERE complete_to > now()";
     assert_eq!(rig.app.number(future).await, 0);
     rig.hold_against_mirror().await;
+    daemon.stop().await;
+}
+
+/// Nobody publishes a limit: the pace is ours, one request in a second, and it is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_own_pace_is_kept_and_used() {
+    const SPAN: Duration = Duration::from_secs(5);
+    let slow = [("requests_per_minute", "60"), ("page_size", "10")];
+    let slow = slow.map(|(key, value)| (format!("providers.housecallpro.{key}"), value));
+    let rig = Rig::new(small(300), &slow.each_ref().map(|(key, value)| (key.as_str(), *value))).await;
+    let daemon = rig.app.daemon().await;
+    rig.app.consent("enqueue --connect housecallpro --name acme").await;
+    let asked = || {
+        ["company", "jobs", "customers", "employees", "job"].map(|of| rig.app.asked(of)).iter().sum::<u64>()
+    };
+    let (began, first) = (Instant::now(), asked());
+    let mut seen = VecDeque::new();
+    // Five in some five seconds: a machine that stands still for a while does not count.
+    loop {
+        seen.push_back((Instant::now(), asked()));
+        while seen.len() > 1 && seen[1].0.elapsed() >= SPAN {
+            seen.pop_front();
+        }
+        let (since, before) = seen[0];
+        let more = f64::from(u32::try_from(asked() - before).unwrap());
+        if since.elapsed() >= SPAN && more >= 0.9 * since.elapsed().as_secs_f64() {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} requests in {:?}", asked() - first, began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (more, span) = (asked() - first, began.elapsed().as_secs());
+    assert!(more <= span + 2, "{more} requests in {span} s");
+    assert_eq!(rig.app.sandbox.control().ledger().of_status(429), 0);
     daemon.stop().await;
 }

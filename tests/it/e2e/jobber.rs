@@ -361,6 +361,7 @@ async fn a_storm_loses_nothing() {
         2,
         "each was counted"
     );
+    assert_eq!(rig.jobber().came_early(), 0, "what was refused waits until its points are back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

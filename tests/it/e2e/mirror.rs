@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fieldmirror::sandbox::SandboxOptions;
 use serde_json::{Value, json};
 
 use crate::support::app::{TestApp, small};
@@ -158,6 +159,27 @@ async fn changes_arrive_without_reading_everything_again() {
         app.run("enqueue --resync acme --stream tickets --full --allow-mass-delete --wait --json").await;
     assert_eq!(allowed.done().last()["requests"][0]["outcome"], "done");
     assert_eq!(app.number(gone).await, before + 40);
+    hold_against_mirror(&app).await;
+    daemon.stop().await;
+}
+
+/// Search shows a change some moments after it was made. What is held back is longer, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_search_shows_late_is_not_lost() {
+    let options = SandboxOptions { search_lag: Duration::from_secs(3), ..small(40) };
+    let app = TestApp::new(options, &[("sync.hold_back", "4s")]).await;
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    let tickets = app.truth().await;
+    let live = tickets.iter().find(|ticket| ticket["state"] == "live").expect("one that lives");
+    let id: u64 = live["record"]["id"].as_str().unwrap().parse().unwrap();
+    app.change(json!({"do": "change", "id": id, "properties": {"subject": "shown late"}}));
+    let late = "SELECT count(*) = 1 FROM mirror.tickets WHERE subject = 'shown late'";
+    let took = app.wait_until("a change that search shows late", late).await;
+    assert!(took > Duration::from_secs(2), "search did not show it at once: {took:?}");
+    let complete =
+        "SELECT complete_to < now() - interval '3.9 seconds' FROM mirror.freshness WHERE stream = 'tickets'";
+    assert_eq!(app.one(complete).await, true);
     hold_against_mirror(&app).await;
     daemon.stop().await;
 }

@@ -29,6 +29,10 @@ async fn a_storm_loses_nothing() {
     let refused = app.sandbox.control().ledger().of_status(429);
     let counted = app.number("SELECT sum(throttled)::bigint FROM mirror.sync_runs").await;
     assert_eq!(u64::try_from(counted).unwrap(), refused, "every refusal was counted");
+    // No answer says how long to wait: a limit of ten seconds rests for ten, in this turn or beyond its end.
+    let short = "SELECT stream, mode, outcome FROM mirror.sync_runs
+        WHERE throttled > 0 AND outcome <> 'yielded' AND ended_at - started_at < interval '10 seconds'";
+    assert_eq!(app.rows(short).await, Vec::<Value>::new());
 }
 
 fn stream<'a>(status: &'a Value, name: &str) -> &'a Value {
@@ -87,6 +91,7 @@ async fn a_revoked_grant_is_reported_and_healed() {
     let connection = ran.last()["connections"][0].clone();
     let next = connection["next_action"].as_str().unwrap_or_default();
     assert!(next.contains("--reconnect acme"), "{connection}");
+    assert!(connection["reason"].as_str().is_some_and(|why| !why.is_empty()), "{connection}");
     let before = app.number("SELECT count(*) FROM mirror.tickets").await;
     assert_eq!(before, 80, "what is mirrored stays");
 
