@@ -38,6 +38,8 @@ const STALE_AFTER: RangeInclusive<Duration> = seconds(60)..=MONTH;
 const KEPT: RangeInclusive<Duration> = DAY..=seconds(3650 * 24 * 60 * 60);
 const HOOK_WORDS_MAX: usize = 32;
 const QUOTA_RESERVE: RangeInclusive<f64> = 0.0..=0.9;
+const HISTORY_WORDS_MAX: usize = 100;
+const HISTORY_KEPT: RangeInclusive<Duration> = HOUR..=seconds(10 * 31_557_600);
 const EGRESS_GROUP_LENGTH_MAX: usize = 128;
 const CLIENT_ID_LENGTH_MAX: usize = 512;
 const SCOPES_MAX: usize = 100;
@@ -140,6 +142,26 @@ pub struct SyncSettings {
     pub turn_limit: Duration,
     /// From 0 to 0.9.
     pub quota_reserve: f64,
+    /// Streams whose changes are kept, as `config/default.toml` has it.
+    pub history: Vec<String>,
+    /// `None`: for ever.
+    pub history_kept: Option<Duration>,
+}
+
+impl SyncSettings {
+    /// Whether the values before a change are kept. The last word that is about the stream decides.
+    pub fn keeps_history(&self, provider: &str, stream: &str) -> bool {
+        let kept = self.history.iter().rev().find_map(|word| {
+            let (named, keeps) = word.strip_prefix('-').map_or((word.as_str(), true), |rest| (rest, false));
+            let about = match named.split_once('.') {
+                None => named == "*",
+                Some((of, "*")) => of == provider,
+                Some((of, one)) => of == provider && one == stream,
+            };
+            about.then_some(keeps)
+        });
+        kept.unwrap_or(false)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -271,6 +293,8 @@ impl SyncSettings {
             hold_back: reader.duration("sync.hold_back", &HOLD_BACK),
             turn_limit: reader.duration("sync.turn_limit", &TURN_LIMIT),
             quota_reserve: reader.share("sync.quota_reserve", &QUOTA_RESERVE),
+            history: reader.words("sync.history", HISTORY_WORDS_MAX),
+            history_kept: reader.optional_duration("sync.history_kept", &HISTORY_KEPT),
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::domain::time::{Clock, SystemClock};
 use crate::http::{Client, HttpError, HttpLimits};
 use crate::jobs::scheduler::Scheduler;
 use crate::jobs::{Hub, HubError, Pulse, QueueLimits, SILENCE_MAX, Sign};
-use crate::sync::Engine;
+use crate::sync::{Engine, history};
 use crate::vault::{Vault, VaultError, key_id_of};
 use postgres::{PrivateServer, PrivateServerError};
 
@@ -99,13 +99,19 @@ pub enum StartError {
     ForeignKey { key_id: String },
     #[error("starting the queue")]
     Queue(#[source] HubError),
+    #[error("`sync.history` names `{0}`, which is no stream")]
+    NoStream(String),
 }
 
 impl StartError {
     /// Whether it is for the admin to mend, rather than something that may pass.
     pub fn is_wrong_settings(&self) -> bool {
         match self {
-            Self::NoKey | Self::Vault(_) | Self::ForeignKey { .. } | Self::Listen { .. } => true,
+            Self::NoKey
+            | Self::Vault(_)
+            | Self::ForeignKey { .. }
+            | Self::Listen { .. }
+            | Self::NoStream(_) => true,
             Self::Database(error) => error.kind() == FailureKind::Misconfigured,
             Self::PrivateServer(_) | Self::Https(_) | Self::Queue(_) => false,
         }
@@ -124,6 +130,10 @@ impl StartError {
             Self::ForeignKey { .. } => {
                 Some("start it with that key in `[vault] key_file`, or with it among `previous_key_files`")
             }
+            Self::NoStream(_) => Some(
+                "write it as `provider.stream`, such as `hubspot.tickets`: `fieldmirror status` shows the names of \
+                 streams",
+            ),
             _ => None,
         }
     }
@@ -154,6 +164,7 @@ impl Daemon {
     pub async fn start(settings: Settings, options: Options) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let vault = Arc::new(vault(&settings)?);
+        refuse_unknown_streams(&settings)?;
         // What fails soonest comes first: nothing has been started yet that would have to be stopped.
         let (callback_listener, callback_addr) =
             listener("callback.listen", settings.callback.listen, options.listener).await?;
@@ -294,6 +305,13 @@ impl Daemon {
 }
 
 /// No key, no start: never plaintext.
+fn refuse_unknown_streams(settings: &Settings) -> Result<(), StartError> {
+    match history::unknown_words(&settings.sync.history).first() {
+        Some(word) => Err(StartError::NoStream((*word).to_owned())),
+        None => Ok(()),
+    }
+}
+
 fn vault(settings: &Settings) -> Result<Vault, StartError> {
     let key = settings.vault.key.as_ref().ok_or(StartError::NoKey)?;
     Vault::new(key, &settings.vault.previous_keys).map_err(StartError::Vault)

@@ -142,11 +142,14 @@ async fn obey(
         let now = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
         manager.tell(&[NotifyState::Reloading, now]);
         match load() {
-            Ok(read) => {
-                tell_change(&reload::change(&started, &last, &read));
-                daemon.take(read.settings.clone());
-                last = read;
-            }
+            Ok(read) => match super::refuse_unknown_streams(&read.settings) {
+                Ok(()) => {
+                    tell_change(&reload::change(&started, &last, &read));
+                    daemon.take(read.settings.clone());
+                    last = read;
+                }
+                Err(refused) => error!("The settings stay as they are: {refused}"),
+            },
             Err(problems) => error!(
                 "The settings stay as they are, since those that were read now are refused: {problems}"
             ),

@@ -72,7 +72,23 @@ pub fn held(
     Ok(found.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
-/// Writes rows, each id once: those of `replaced` are held and make room.
+/// What a row was that made room for a newer version.
+#[derive(Debug, Clone, PartialEq, QueryableByName)]
+pub struct Replaced {
+    #[diesel(sql_type = Timestamptz)]
+    pub first_seen_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub source_updated_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub deleted_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub deleted_evidence: Option<String>,
+    /// JSON text; empty where it was not asked for.
+    #[diesel(sql_type = Text)]
+    pub raw: String,
+}
+
+/// Writes rows, each id once: those of `replaced` are held and make room. Returns what they were, `with_raw` or without.
 ///
 /// The names of the columns come from the stream's description, so no stream needs a table or a statement of its own. A
 /// value goes to the server as text once and is stored (and compressed) once.
@@ -82,15 +98,16 @@ pub fn write(
     of: ConnectionId,
     rows: &[Row],
     replaced: &[&str],
+    with_raw: bool,
     run: i64,
-) -> Result<(), DbError> {
+) -> Result<HashMap<String, Replaced>, DbError> {
     if rows.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
-    let first_seen = make_room(connection, stream, of, replaced)?;
+    let replaced = make_room(connection, stream, of, replaced, with_raw)?;
     let (of, run) = (of.to_string(), run.to_string());
     copy::copy(connection, copy_target(stream), rows, |line, row| {
-        let first_seen_at = first_seen.get(&row.id).copied().unwrap_or(row.synced_at);
+        let first_seen_at = replaced.get(&row.id).map_or(row.synced_at, |was| was.first_seen_at);
         line.field(Some(&of));
         line.field(Some(&run));
         line.field(Some(&row.id));
@@ -106,7 +123,7 @@ pub fn write(
             line.field(cell.as_deref());
         }
     })?;
-    Ok(())
+    Ok(replaced)
 }
 
 /// The columns of every table that [`write()`] fills, in its order; the stream's own come after them.
@@ -118,32 +135,35 @@ fn copy_target(stream: &StreamSpec) -> String {
     format!("mirror.{} ({BASE_COLUMNS}{own})", stream.table)
 }
 
-/// Removes what is held of these records, and tells when each was first seen: COPY only adds. Nobody sees the gap, as
-/// it is filled in the same transaction; and an update would leave no less behind in the table.
+/// Removes what is held of these records, and tells what it was: COPY only adds. Nobody sees the gap, as it is filled in
+/// the same transaction; and an update would leave no less behind in the table.
 fn make_room(
     connection: &mut PgConnection,
     stream: &StreamSpec,
     of: ConnectionId,
     ids: &[&str],
-) -> Result<HashMap<String, DateTime<Utc>>, DbError> {
+    with_raw: bool,
+) -> Result<HashMap<String, Replaced>, DbError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
+    let raw = if with_raw { "raw::text" } else { "''" };
     let query = format!(
-        "DELETE FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2) RETURNING id, first_seen_at",
+        "DELETE FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2)
+         RETURNING id, first_seen_at, source_updated_at, deleted_at, deleted_evidence, {raw} AS raw",
         stream.table
     );
     let removed: Vec<Removed> =
         diesel::sql_query(query).bind::<BigInt, _>(of.0).bind::<Array<Text>, _>(ids).load(connection)?;
-    Ok(removed.into_iter().map(|row| (row.id, row.first_seen_at)).collect())
+    Ok(removed.into_iter().map(|row| (row.id, row.was)).collect())
 }
 
 #[derive(QueryableByName)]
 struct Removed {
     #[diesel(sql_type = Text)]
     id: String,
-    #[diesel(sql_type = Timestamptz)]
-    first_seen_at: DateTime<Utc>,
+    #[diesel(embed)]
+    was: Replaced,
 }
 
 /// Marks rows as gone; they keep what they last held.

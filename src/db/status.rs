@@ -131,6 +131,9 @@ pub struct StreamStatus {
     /// When a comparison with the provider last agreed.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub verified_at: Option<DateTime<Utc>>,
+    /// Rows of `mirror.drift` that were noticed of late.
+    #[diesel(sql_type = BigInt)]
+    pub drift: i64,
 }
 
 const DAEMONS: &str = "
@@ -179,7 +182,9 @@ const STREAMS: &str = "
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
         greatest(max(s.not_before), min(d.due_at)) AS next_due_at,
         (SELECT max(v.ended_at) FROM fieldmirror.verifications v
-         WHERE v.connection_id = s.connection_id AND v.stream = s.stream AND v.agrees) AS verified_at
+         WHERE v.connection_id = s.connection_id AND v.stream = s.stream AND v.agrees) AS verified_at,
+        (SELECT count(*) FROM mirror.drift n WHERE n.connection_id = s.connection_id AND n.stream = s.stream
+            AND n.last_seen_at > now() - interval '7 days') AS drift
     FROM fieldmirror.stream_state s LEFT JOIN due d USING (connection_id, stream)
     WHERE $1 IS NULL OR s.connection_id = $1
     GROUP BY s.connection_id, s.stream ORDER BY s.stream";
@@ -266,6 +271,7 @@ impl StreamStatus {
             stalled_kind: None,
             next_due_at: None,
             verified_at: None,
+            drift: 0,
         }
     }
 }

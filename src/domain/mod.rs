@@ -1,6 +1,7 @@
 //! Plain types that every layer shares. No I/O, no async, no clock of its own, nothing of ours imported.
 
 pub mod current;
+pub mod drift;
 pub mod failure;
 pub mod forecast;
 pub mod graphql;

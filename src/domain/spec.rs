@@ -292,6 +292,15 @@ pub struct Column {
     pub kind: ColumnType,
     /// JSON pointer into `raw`; in one of a `TextArray`, `*` stands for every element of an array.
     pub at: &'static str,
+    /// The words that the provider is known to send, where the list is closed as far as is known: another is mirrored all
+    /// the same, and listed in `mirror.drift`. Empty: any text.
+    pub words: &'static [&'static str],
+}
+
+impl Column {
+    pub const fn one_of(self, words: &'static [&'static str]) -> Self {
+        Self { words, ..self }
+    }
 }
 
 /// The Postgres type of a column. Reading is lenient: see [`crate::domain::values`].
@@ -311,5 +320,5 @@ pub enum ColumnType {
 }
 
 pub const fn col(name: &'static str, kind: ColumnType, at: &'static str) -> Column {
-    Column { name, kind, at }
+    Column { name, kind, at, words: &[] }
 }

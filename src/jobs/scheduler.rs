@@ -13,7 +13,8 @@ use tracing::{info, warn};
 use super::Pulse;
 use crate::db::requests::RequestKind;
 use crate::db::{
-    Db, DbError, PgConnection, queue, requests, retention, streams, sync_runs, tokens, verifications,
+    Db, DbError, PgConnection, changes, drift, queue, requests, retention, streams, sync_runs, tokens,
+    verifications,
 };
 use crate::domain::current::Current;
 use crate::domain::failure::Failure;
@@ -99,10 +100,15 @@ impl Scheduler {
             sync_runs::prune(connection, before(RUNS_KEPT))?;
             verifications::prune(connection, before(RUNS_KEPT))?;
             retention::prune_requests(connection, before(settings.daemon.requests_kept))?;
-            retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))
+            retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))?;
+            if let Some(kept) = settings.sync.history_kept {
+                changes::prune(connection, kept)?;
+                drift::prune(connection, kept)?;
+            }
+            Ok(())
         });
         if let Err(error) = pruned.await {
-            warn!(error = %Failure::from(&error), "Could not delete old runs, requests and lines of the audit log");
+            warn!(error = %Failure::from(&error), "Could not delete old runs, requests, changes and lines of the audit log");
         }
     }
 }

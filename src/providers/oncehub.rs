@@ -103,7 +103,14 @@ const BOOKINGS: StreamSpec = StreamSpec {
     columns: &[
         col("tracking_id", Text, "/tracking_id"),
         col("subject", Text, "/subject"),
-        col("status", Text, "/status"),
+        col("status", Text, "/status").one_of(&[
+            "requested",
+            "scheduled",
+            "rescheduled",
+            "completed",
+            "canceled",
+            "no_show",
+        ]),
         col("in_trash", Boolean, "/in_trash"),
         col("starting_time", Timestamptz, "/starting_time"),
         col("duration_minutes", Bigint, "/duration_minutes"),

@@ -1,10 +1,17 @@
-//! Pages into the mirror: rows, tombstones, facts, position and counts in one transaction.
+//! Pages into the mirror: rows, tombstones, history, drift, facts, position and counts in one transaction.
 
-use super::extract;
+use std::collections::{BTreeMap, HashMap};
+
+use super::drift::{Known, Shapes};
 use super::merge::{Balance, Fold, Held, Version, Write};
+use super::{extract, history};
+use crate::db::drift::Found;
 use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
 use crate::db::sync_runs::Counts;
-use crate::db::{DbError, PgConnection, mirror, session, streams, sync_runs, turns};
+use crate::db::{
+    DbError, PgConnection, changes, drift as listing, mirror, session, streams, sync_runs, turns,
+};
+use crate::domain::drift::{Drift, DriftKind};
 use crate::domain::record::{Deletion, Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Page, Position};
@@ -18,32 +25,57 @@ pub struct Source {
     pub run: i64,
     /// The walk notes every id that it meets.
     pub sweeping: bool,
+    /// What rows were before they changed is kept.
+    pub history: bool,
 }
 
 /// A page as it is written: rows in place of JSON trees, which take several times the memory of their text.
 #[derive(Debug, Default)]
 pub struct Ready {
-    rows: Vec<(mirror::Row, Option<Deletion>)>,
+    rows: Vec<Incoming>,
+    shapes: Shapes,
     met: Vec<String>,
     tombstones: Vec<Tombstone>,
     facts: Facts,
     progress: Option<f32>,
 }
 
+/// A version of a record on its way into the mirror.
+#[derive(Debug)]
+struct Incoming {
+    row: mirror::Row,
+    deletion: Option<Deletion>,
+    /// The number of its fields' set among the page's.
+    shape: usize,
+    drift: Vec<Drift>,
+}
+
 impl Ready {
     pub fn of(spec: &StreamSpec, page: Page) -> Self {
-        let row = |mut record: Record| {
+        let mut shapes = Shapes::default();
+        let incoming = |mut record: Record| {
             extract::trim(spec, &mut record.raw);
-            let (row, _misfits) = extract::row(spec, &record);
-            (row, record.deleted)
+            let (row, drift) = extract::row(spec, &record);
+            Incoming { row, deletion: record.deleted, shape: shapes.of(&record.raw), drift }
         };
         Self {
-            rows: page.records.into_iter().map(row).collect(),
+            rows: page.records.into_iter().map(incoming).collect(),
+            shapes,
             met: page.met,
             tombstones: page.tombstones,
             facts: page.facts,
             progress: page.progress,
         }
+    }
+
+    fn append(&mut self, page: Self) {
+        let before = self.shapes.append(page.shapes);
+        let moved =
+            |incoming: Incoming| Incoming { shape: incoming.shape.saturating_add(before), ..incoming };
+        self.rows.extend(page.rows.into_iter().map(moved));
+        self.met.extend(page.met);
+        self.tombstones.extend(page.tombstones);
+        self.facts.extend(page.facts);
     }
 }
 
@@ -71,10 +103,7 @@ pub fn pages(
     counts.pages += i64::try_from(pages.len()).unwrap_or(i64::MAX);
     let mut all = Ready::default();
     for (page, _) in pages {
-        all.rows.extend(page.rows);
-        all.met.extend(page.met);
-        all.tombstones.extend(page.tombstones);
-        all.facts.extend(page.facts);
+        all.append(page);
     }
     meet(connection, source, &all)?;
     if !all.facts.is_empty() {
@@ -111,7 +140,7 @@ fn meet(connection: &mut PgConnection, source: &Source, ready: &Ready) -> Result
     if !source.sweeping {
         return Ok(());
     }
-    let ids = ready.rows.iter().map(|(row, _)| row.id.as_str());
+    let ids = ready.rows.iter().map(|incoming| incoming.row.id.as_str());
     let met: Vec<&str> = ids.chain(ready.met.iter().map(String::as_str)).collect();
     streams::meet(connection, source.key, source.mode, &met)
 }
@@ -139,7 +168,7 @@ fn write(
     let ids: Vec<&str> = page
         .rows
         .iter()
-        .map(|(row, _)| row.id.as_str())
+        .map(|incoming| incoming.row.id.as_str())
         .chain(page.tombstones.iter().map(|tombstone| tombstone.id.as_str()))
         .collect();
     if ids.is_empty() {
@@ -148,40 +177,124 @@ fn write(
     counts.records += i64::try_from(ids.len()).unwrap_or(i64::MAX);
     let held = mirror::held(connection, source.spec, source.key.connection, &ids)?;
     let mut fold = Fold::new(held.iter().map(|(id, row)| (id.clone(), holding(row))).collect());
-    for (row, deletion) in page.rows {
-        let id = row.id.clone();
+    for mut incoming in page.rows {
+        let id = incoming.row.id.clone();
         let version = Version {
-            updated_at: row.source_updated_at,
-            sent_at: row.synced_at,
-            hash: row.content_hash,
-            deletion,
+            updated_at: incoming.row.source_updated_at,
+            sent_at: incoming.row.synced_at,
+            hash: incoming.row.content_hash,
+            deletion: incoming.deletion.take(),
         };
-        fold.record(&id, version, row);
+        fold.record(&id, version, incoming);
     }
     for tombstone in page.tombstones {
         let sent_at = extract::microseconds(tombstone.sent_at);
         fold.tombstone(Tombstone { sent_at, ..tombstone });
     }
     let (writes, balance) = fold.finish();
-    let mut rows = Vec::with_capacity(writes.len());
-    let mut burials = Vec::new();
+    let mut won = Won { rows: Vec::with_capacity(writes.len()), ..Won::default() };
     for write in writes {
         match write {
-            Write::Row(mut row, deletion) => {
-                row.deleted_at = deletion.as_ref().map(|deletion| deletion.at);
-                row.deleted_evidence = deletion.map(|deletion| deletion.evidence);
-                rows.push(row);
-            }
-            Write::Burial(tombstone) => burials.push(tombstone),
+            Write::Row(incoming, deletion) => won.take(incoming, deletion),
+            Write::Burial(tombstone) => won.burials.push(tombstone),
         }
     }
     let replaced: Vec<&str> =
-        rows.iter().map(|row| row.id.as_str()).filter(|id| held.contains_key(*id)).collect();
-    mirror::write(connection, source.spec, source.key.connection, &rows, &replaced, source.run)?;
-    mirror::bury(connection, source.spec, source.key.connection, &burials, source.run)?;
-    counts.rows_written += i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        won.rows.iter().map(|row| row.id.as_str()).filter(|id| held.contains_key(*id)).collect();
+    let (spec, of, run) = (source.spec, source.key.connection, source.run);
+    let was = mirror::write(connection, spec, of, &won.rows, &replaced, source.history, run)?;
+    mirror::bury(connection, spec, of, &won.burials, run)?;
+    if source.history {
+        changes::write(connection, of, spec.name, &won.changes(spec, &held, &was), run)?;
+    }
+    note_drift(connection, source, &page.shapes, &won)?;
+    counts.rows_written += i64::try_from(won.rows.len()).unwrap_or(i64::MAX);
     counts.rows_deleted += balance.newly_deleted;
     Ok(balance)
+}
+
+/// What won of some pages.
+#[derive(Default)]
+struct Won {
+    rows: Vec<mirror::Row>,
+    burials: Vec<Tombstone>,
+    /// Of each row the number of its fields' set.
+    shapes: Vec<usize>,
+    /// What was not foreseen, and in which row.
+    drift: Vec<(usize, Drift)>,
+}
+
+impl Won {
+    fn take(&mut self, Incoming { mut row, shape, drift, .. }: Incoming, deletion: Option<Deletion>) {
+        row.deleted_at = deletion.as_ref().map(|deletion| deletion.at);
+        row.deleted_evidence = deletion.map(|deletion| deletion.evidence);
+        let place = self.rows.len();
+        self.drift.extend(drift.into_iter().map(|drift| (place, drift)));
+        self.shapes.push(shape);
+        self.rows.push(row);
+    }
+
+    /// What rows that were held have been before, in the order of writing. What comes into the mirror was nothing before.
+    fn changes(
+        &self,
+        spec: &StreamSpec,
+        held: &HashMap<String, mirror::Held>,
+        was: &HashMap<String, mirror::Replaced>,
+    ) -> Vec<changes::Change> {
+        let mut changes = Vec::new();
+        // Of each row that was replaced and is then buried: whether it lived in between.
+        let mut in_between = HashMap::new();
+        for row in &self.rows {
+            let (Some(held), Some(was)) = (held.get(&row.id), was.get(&row.id)) else { continue };
+            in_between.insert(&row.id, row.deleted_at.is_none());
+            changes.extend(history::of_row(spec, held, was, row));
+        }
+        for tombstone in &self.burials {
+            let Some(held) = held.get(&tombstone.id) else { continue };
+            let lived = in_between.get(&tombstone.id).copied().unwrap_or(!held.deleted);
+            changes.push(history::of_burial(tombstone, lived));
+        }
+        changes
+    }
+}
+
+/// Learns the fields of rows that were written, and lists what was not foreseen.
+fn note_drift(
+    connection: &mut PgConnection,
+    source: &Source,
+    shapes: &Shapes,
+    won: &Won,
+) -> Result<(), DbError> {
+    if won.rows.is_empty() {
+        return Ok(());
+    }
+    let stored = listing::fields(connection, source.key)?;
+    // What an older or newer program has left and cannot be read is learned anew.
+    let known: Option<Known> = stored.known.and_then(|known| serde_json::from_value(known).ok());
+    let learning = stored.learning || known.is_none();
+    let mut known = known.unwrap_or_default();
+    let ids = won.rows.iter().map(|row| row.id.as_str());
+    let written: Vec<(usize, &str)> = won.shapes.iter().copied().zip(ids).collect();
+    let news = known.take(source.spec, shapes, &written, learning);
+    let known = serde_json::to_value(&known).map_err(|error| DbError::Row(error.to_string()))?;
+    listing::save_fields(connection, source.key, &known)?;
+    let of_fields = news.drift.into_iter().map(|(count, drift, record_id)| Found { drift, count, record_id });
+    let found: Vec<Found> = gathered(won).into_iter().chain(of_fields).collect();
+    listing::list(connection, source.key, &found, source.run)?;
+    listing::returned(connection, source.key, &news.returned)
+}
+
+/// The same thing in many rows is listed once.
+fn gathered(won: &Won) -> Vec<Found> {
+    let mut gathered: BTreeMap<(DriftKind, &str, &str), Found> = BTreeMap::new();
+    for (place, drift) in &won.drift {
+        let found = gathered.entry((drift.kind, &drift.field, &drift.value)).or_insert_with(|| {
+            let record_id = won.rows[*place].id.clone();
+            Found { drift: drift.clone(), count: 0, record_id }
+        });
+        found.count += 1;
+    }
+    gathered.into_values().collect()
 }
 
 fn holding(row: &mirror::Held) -> Held {

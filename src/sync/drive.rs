@@ -147,7 +147,14 @@ impl Drive<'_> {
             saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
         let limit = self.settings.turn_limit * if mode == Mode::Snapshot { SNAPSHOT_PATIENCE } else { 1 };
         Ok(Open {
-            source: Source { key, spec, mode, run, sweeping: is_sweeping(row, mode) },
+            source: Source {
+                key,
+                spec,
+                mode,
+                run,
+                sweeping: is_sweeping(row, mode),
+                history: self.settings.keeps_history(self.sender.provider.spec().name, spec.name),
+            },
             walk: Walk { mode, started_at, from },
             start,
             mass_delete_allowed: row.mass_delete_allowed,

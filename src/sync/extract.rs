@@ -6,8 +6,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::db::mirror::{Row, array_literal};
+use crate::domain::drift::{self, Drift, DriftKind};
 use crate::domain::record::Record;
-use crate::domain::spec::StreamSpec;
+use crate::domain::spec::{Column, ColumnType, StreamSpec};
 use crate::domain::values::{self, Cell};
 
 /// Takes out of a record what its stream does not keep.
@@ -15,18 +16,24 @@ pub fn trim(stream: &StreamSpec, raw: &mut Value) {
     stream.omit.iter().for_each(|pointer| values::omit(raw, pointer));
 }
 
-/// A row, and how many of its values did not fit their columns; those are null there and stay in `raw`.
-pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
-    let mut misfits = 0;
+/// A row, and what of it was not foreseen: values that did not fit their columns, which are null there and stay in `raw`,
+/// and words that a column's list does not have.
+pub fn row(stream: &StreamSpec, record: &Record) -> (Row, Vec<Drift>) {
+    let mut drift = Vec::new();
     let cells = stream
         .columns
         .iter()
         .map(|column| match values::cell(column.kind, &record.raw, column.at) {
             Cell::Null => None,
-            Cell::Text(text) => Some(text.into_owned()),
+            Cell::Text(text) => {
+                if !column.words.is_empty() && !column.words.contains(&text.as_ref()) {
+                    drift.push(unknown_word(column, &text));
+                }
+                Some(text.into_owned())
+            }
             Cell::Array(items) => Some(array_literal(items.iter().map(|item| Some(item.as_ref())))),
             Cell::Misfit => {
-                misfits += 1;
+                drift.push(misfit(column, &record.raw));
                 None
             }
         })
@@ -45,7 +52,37 @@ pub fn row(stream: &StreamSpec, record: &Record) -> (Row, usize) {
         deleted_evidence: record.deleted.as_ref().map(|deletion| deletion.evidence.clone()),
         cells,
     };
-    (row, misfits)
+    (row, drift)
+}
+
+fn unknown_word(column: &Column, word: &str) -> Drift {
+    Drift {
+        kind: DriftKind::UnknownWord,
+        field: drift::cut(column.at),
+        column: Some(column.name),
+        value: drift::cut(word),
+        example: Some(drift::cut(word)),
+    }
+}
+
+/// What stands in the place of a number, a moment or a flag is told; in the place of a text it may be anybody's name, and
+/// only its kind is.
+fn misfit(column: &Column, raw: &Value) -> Drift {
+    let tell = match column.kind {
+        ColumnType::Text | ColumnType::TextArray | ColumnType::Reference => drift::kind_of,
+        ColumnType::Timestamptz
+        | ColumnType::Numeric
+        | ColumnType::Bigint
+        | ColumnType::Boolean
+        | ColumnType::Cents => drift::example,
+    };
+    Drift {
+        kind: DriftKind::Misfit,
+        field: drift::cut(column.at),
+        column: Some(column.name),
+        value: String::new(),
+        example: values::at(raw, column.at).map(tell),
+    }
 }
 
 /// Postgres keeps microseconds: what is compared with what it returns must have no more.
@@ -131,7 +168,24 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_null_and_counted() {
+    fn words_that_are_not_known_are_kept_and_told() {
+        let stream = crate::providers::provider("oncehub").unwrap().spec().stream("bookings").unwrap();
+        let record = |status: &str| Record {
+            id: "1".into(),
+            raw: json!({"id": "1", "status": status}),
+            sent_at: DateTime::UNIX_EPOCH,
+            deleted: None,
+        };
+        assert_eq!(row(stream, &record("no_show")).1, []);
+        let (row, drift) = row(stream, &record("haunted"));
+        assert!(row.cells.contains(&Some("haunted".to_owned())));
+        let told =
+            drift.iter().map(|one| (one.kind, &*one.field, one.column, &*one.value)).collect::<Vec<_>>();
+        assert_eq!(told, [(DriftKind::UnknownWord, "/status", Some("status"), "haunted")]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_null_and_told() {
         let stream = crate::providers::provider("hubspot").unwrap().spec().stream("tickets").unwrap();
         let record = Record {
             id: "1".into(),
@@ -139,7 +193,16 @@ mod tests {
             sent_at: DateTime::UNIX_EPOCH,
             deleted: None,
         };
-        let (row, misfits) = row(stream, &record);
-        assert_eq!((misfits, row.cells[0].clone()), (2, None));
+        let (row, drift) = row(stream, &record);
+        assert_eq!(row.cells[0], None);
+        let told =
+            drift.iter().map(|one| (one.kind, &*one.field, one.example.as_deref())).collect::<Vec<_>>();
+        assert_eq!(
+            told,
+            [
+                (DriftKind::Misfit, "/properties/subject", Some("object (no)")),
+                (DriftKind::Misfit, "/properties/closed_date", Some("soon")),
+            ]
+        );
     }
 }

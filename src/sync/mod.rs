@@ -4,8 +4,10 @@
 //! do. It holds no database connection while it waits. What it leaves is due again at once.
 
 pub mod commit;
+pub mod drift;
 pub mod drive;
 pub mod extract;
+pub mod history;
 pub mod merge;
 pub mod plan;
 pub mod requests;

@@ -262,7 +262,7 @@ async fn the_status_of_nothing_and_of_something() {
         "name": "tickets", "table": "mirror.hubspot_tickets", "state": "idle", "complete_to": "2026-11-21T00:00:00Z",
         "swept_to": null, "backfill_done": true, "backfill_progress": 1.0, "forecast_at": null, "rows": 12,
         "deleted_rows": 2, "stalled_reason": null, "last_error": null, "last_success_at": "2026-11-21T00:00:00Z",
-        "next_due_at": "2026-11-21T00:05:00Z", "verified_at": null,
+        "next_due_at": "2026-11-21T00:05:00Z", "verified_at": null, "drift": 0,
     });
     assert_eq!(tickets, &expected);
 

@@ -345,7 +345,7 @@ impl<'a> Conversation<'a> {
         json!({
             "id": row.id, "created_at": row.source_created_at, "updated_at": row.source_updated_at,
             "synced_at": row.synced_at, "deleted_at": row.deleted_at, "deleted_evidence": row.deleted_evidence,
-            "misfits": misfits, "cells": cells, "raw": raw,
+            "misfits": misfits.len(), "cells": cells, "raw": raw,
         })
     }
 }

@@ -12,6 +12,7 @@ mod db;
 mod doctor;
 mod e2e;
 mod fixtures;
+mod history;
 mod hubspot;
 mod logging;
 mod metrics;

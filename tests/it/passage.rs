@@ -108,7 +108,7 @@ proptest! {
             let (row, misfits) = extract::row(stream, &changed);
             assert_eq!(row.id, record.id);
             assert_eq!(row.cells.len(), stream.columns.len());
-            assert!(misfits <= stream.columns.len());
+            assert!(misfits.len() <= stream.columns.len());
         });
     }
 }

@@ -131,8 +131,8 @@ async fn a_row_is_held_as_it_was_sent_and_replaced_by_newer_ones() {
         let spec = providers::provider("hubspot").and_then(|provider| provider.spec().stream("tickets"));
         let key = StreamKey { connection: id, stream: "tickets", epoch };
         let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
-        let source =
-            Source { key, spec: spec.expect("it is described"), mode: Mode::Backfill, run, sweeping: false };
+        let spec = spec.expect("it is described");
+        let source = Source { key, spec, mode: Mode::Backfill, run, sweeping: false, history: true };
         let odd = "tab\t, lines\r\n, \\N, \\., \\\\, \"quoted\", {braces}, ü, \u{1f600}, \u{1}, \u{7f}\\";
         let read =
             "SELECT jsonb_build_array(subject, raw #> '{properties,subject}', company_ids[2], first_seen_at,

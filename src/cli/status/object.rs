@@ -96,6 +96,7 @@ fn stream(as_of: DateTime<Utc>, status: &ConnectionStatus, stream: &StreamStatus
         "last_success_at": stream.last_success_at,
         "next_due_at": stream.next_due_at,
         "verified_at": stream.verified_at,
+        "drift": stream.drift,
     })
 }
 
@@ -131,7 +132,7 @@ mod tests {
                     "name": "tickets", "table": "mirror.hubspot_tickets", "state": "idle", "complete_to": null,
                     "swept_to": null, "backfill_done": false, "backfill_progress": null, "forecast_at": null, "rows": 0,
                     "deleted_rows": 0, "stalled_reason": null, "last_error": null, "last_success_at": null,
-                    "next_due_at": null, "verified_at": null,
+                    "next_due_at": null, "verified_at": null, "drift": 0,
                 }],
             }],
             "alerts": [{

@@ -98,7 +98,17 @@ fn coloured(state: &str, text: &str, look: Look) -> String {
 fn notices(status: &ConnectionStatus, look: Look) -> impl Iterator<Item = String> {
     let name = look.styled(&Style::new().bold(), &status.connection.name);
     let of = format!("- {name} ({}) note: ", status.connection.provider);
-    status.notices.values().map(move |sentence| look.wrapped(&format!("{of}{sentence}"), 2))
+    let drift = status.streams.iter().filter(|stream| stream.drift > 0).map(drift_note);
+    let notices = status.notices.values().cloned().chain(drift);
+    notices.map(move |sentence| look.wrapped(&format!("{of}{sentence}"), 2))
+}
+
+fn drift_note(stream: &StreamStatus) -> String {
+    let things = if stream.drift == 1 { "thing" } else { "things" };
+    format!(
+        "{} {things} in `{}` that this release does not foresee, see mirror.drift",
+        stream.drift, stream.stream
+    )
 }
 
 /// The connection, and its streams below it.
@@ -201,6 +211,7 @@ mod tests {
             next_due_at: next,
             ..samples::stream("backfilling")
         };
+        let first = StreamStatus { drift: 2, ..first };
         let refused = StreamStatus {
             stream: "owners".into(),
             stalled_reason: Some("the grant lacks the scope crm.objects.owners.read".into()),

@@ -77,6 +77,8 @@ fn values_that_do_not_fit() {
     check("sync.turn_limit", "\"6m\"", "`\"6m\"`", "from 1s to 5m");
     check("sync.quota_reserve", "0.95", "`0.95`", "from 0 to 0.9");
     check("sync.quota_reserve", "-0.1", "`-0.1`", "from 0 to 0.9");
+    check("sync.history", "[\"a b\"]", "`[\"a b\"]`", "words");
+    check("sync.history_kept", "\"1m\"", "`\"1m\"`", "from 1h to 10years");
     check("providers.hubspot.enabled", "\"yes\"", "`\"yes\"`", "true or false");
     check("providers.hubspot.scopes", "[\"a b\"]", "`[\"a b\"]`", "words");
     check("providers.hubspot.scopes", "\"oauth\"", "`\"oauth\"`", "a list");

@@ -57,7 +57,9 @@ pub(super) const JOBS: StreamSpec = StreamSpec {
 const JOB_COLUMNS: &[Column] = &[
     col("invoice_number", Text, "/invoice_number"),
     col("description", Text, "/description"),
-    col("work_status", Text, "/work_status"),
+    col("work_status", Text, "/work_status").one_of(&[
+        "needs scheduling", "scheduled", "in progress", "complete rated", "complete unrated", "user canceled", "pro canceled",
+    ]),
     col("customer_id", Text, "/customer/id"),
     col("customer_first_name", Text, "/customer/first_name"),
     col("customer_last_name", Text, "/customer/last_name"),

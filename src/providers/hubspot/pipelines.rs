@@ -23,7 +23,7 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("pipeline_label", Text, "/pipeline/label"),
         col("stage_id", Text, "/id"),
         col("label", Text, "/label"),
-        col("ticket_state", Text, "/metadata/ticketState"),
+        col("ticket_state", Text, "/metadata/ticketState").one_of(&["OPEN", "CLOSED"]),
         col("is_closed", Boolean, "/metadata/isClosed"),
         col("display_order", Bigint, "/displayOrder"),
         col("archived", Boolean, "/archived"),

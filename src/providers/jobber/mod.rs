@@ -41,6 +41,20 @@ const PROBED_MAX: usize = 20;
 const UNAVAILABLE_WAIT_MS: u64 = 60_000;
 /// The version that is asked for where nothing is set.
 const VERSION: &str = "2025-04-16";
+/// Buckets of the dashboard: most of them follow from the clock, not from what somebody did.
+const JOB_STATUSES: &[&str] = &[
+    "requires_invoicing",
+    "archived",
+    "late",
+    "today",
+    "upcoming",
+    "action_required",
+    "on_hold",
+    "unscheduled",
+    "active",
+    "expiring_within_30_days",
+];
+const VISIT_STATUSES: &[&str] = &["ACTIVE", "COMPLETED", "LATE", "TODAY", "UNSCHEDULED", "UPCOMING"];
 const FULL: &[Mode] = &[Mode::Incremental, Mode::Backfill, Mode::Sweep];
 
 static SPEC: ProviderSpec = ProviderSpec {
@@ -88,7 +102,7 @@ static SPEC: ProviderSpec = ProviderSpec {
                 col("job_number", Text, "/jobNumber"),
                 col("title", Text, "/title"),
                 col("instructions", Text, "/instructions"),
-                col("job_status", Text, "/jobStatus"),
+                col("job_status", Text, "/jobStatus").one_of(JOB_STATUSES),
                 col("job_type", Text, "/jobType"),
                 col("billing_type", Text, "/billingType"),
                 col("start_at", Timestamptz, "/startAt"),
@@ -122,7 +136,7 @@ static SPEC: ProviderSpec = ProviderSpec {
             columns: &[
                 col("job_id", Text, "/job/id"),
                 col("title", Text, "/title"),
-                col("visit_status", Text, "/visitStatus"),
+                col("visit_status", Text, "/visitStatus").one_of(VISIT_STATUSES),
                 col("start_at", Timestamptz, "/startAt"),
                 col("end_at", Timestamptz, "/endAt"),
                 col("assigned_ids", TextArray, "/assignedUsers/nodes/*/id"),

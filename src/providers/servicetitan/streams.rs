@@ -146,7 +146,14 @@ const PERSONAL: &[&str] = &[
 
 const JOBS: &[Column] = &[
     col("job_number", Text, "/jobNumber"),
-    col("status", Text, "/jobStatus"),
+    col("status", Text, "/jobStatus").one_of(&[
+        "Scheduled",
+        "Dispatched",
+        "InProgress",
+        "Hold",
+        "Completed",
+        "Canceled",
+    ]),
     col("priority", Text, "/priority"),
     col("summary", Text, "/summary"),
     col("customer_id", Text, "/customerId"),
@@ -174,7 +181,7 @@ const JOBS: &[Column] = &[
 const BOOKINGS: &[Column] = &[
     col("source", Text, "/source"),
     col("name", Text, "/name"),
-    col("status", Text, "/status"),
+    col("status", Text, "/status").one_of(&["New", "Accepted", "Converted", "Dismissed"]),
     col("summary", Text, "/summary"),
     col("starts_at", Timestamptz, "/start"),
     col("customer_type", Text, "/customerType"),
@@ -199,7 +206,14 @@ const BOOKINGS: &[Column] = &[
 const APPOINTMENTS: &[Column] = &[
     col("job_id", Text, "/jobId"),
     col("number", Text, "/appointmentNumber"),
-    col("status", Text, "/status"),
+    col("status", Text, "/status").one_of(&[
+        "Scheduled",
+        "Dispatched",
+        "Working",
+        "Hold",
+        "Done",
+        "Canceled",
+    ]),
     col("starts_at", Timestamptz, "/start"),
     col("ends_at", Timestamptz, "/end"),
     col("arrival_window_start", Timestamptz, "/arrivalWindowStart"),
@@ -214,7 +228,7 @@ const ASSIGNMENTS: &[Column] = &[
     col("appointment_id", Text, "/appointmentId"),
     col("technician_id", Text, "/technicianId"),
     col("technician_name", Text, "/technicianName"),
-    col("status", Text, "/status"),
+    col("status", Text, "/status").one_of(&["Scheduled", "Dispatched", "Working", "Done"]),
     col("assigned_at", Timestamptz, "/assignedOn"),
     col("is_paused", Boolean, "/isPaused"),
     col("active", Boolean, "/active"),

@@ -1,0 +1,430 @@
+//! What rows were before they changed, what came and was not foreseen, and columns that are filled from `raw`: against a
+//! real server, without any provider.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::RunQueryDsl;
+use diesel::connection::SimpleConnection as _;
+use diesel::sql_types::{BigInt, Jsonb, Text};
+use fieldmirror::db::streams::{self, StreamKey, StreamWrite};
+use fieldmirror::db::sync_runs::{self, Counts};
+use fieldmirror::db::{DbError, PgConnection, changes, drift, rows};
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::record::{Deletion, Record, Tombstone};
+use fieldmirror::domain::spec::{Column, ColumnType, Mode, StreamSpec};
+use fieldmirror::domain::step::{Page, Position};
+use fieldmirror::providers::{REGISTRY, provider};
+use fieldmirror::sync::commit::{self, Ready, Source};
+use serde_json::{Value, json};
+
+use crate::fixtures::records;
+use crate::support::postgres::TestDb;
+
+fn at(second: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(second, 0).unwrap()
+}
+
+/// A stream of a connection of its own, of which a turn has begun.
+fn begun(connection: &mut PgConnection, of: &str, stream: &str) -> Result<Source, DbError> {
+    let insert = "INSERT INTO connections (name, provider, grant_kind, state, account_id)
+                  VALUES ($1 || '-' || $2, $1, 'api_key', 'connected', $2) RETURNING id AS value";
+    let insert = diesel::sql_query(insert).bind::<Text, _>(of).bind::<Text, _>(stream);
+    let id = ConnectionId(rows::value::<BigInt, i64, _>(connection, insert)?);
+    let provider = provider(of).expect("it is registered").spec();
+    let epoch = streams::take(connection, id, provider.streams)?;
+    let spec = provider.stream(stream).expect("it is described");
+    let run = sync_runs::begin(connection, id, spec.name, Mode::Backfill, at(0))?;
+    let key = StreamKey { connection: id, stream: spec.name, epoch };
+    Ok(Source { key, spec, mode: Mode::Backfill, run, sweeping: false, history: true })
+}
+
+fn write(connection: &mut PgConnection, source: &Source, page: Page) -> Result<i64, DbError> {
+    let (page, mut counts) = (Ready::of(source.spec, page), Counts::default());
+    let owned = commit::pages(connection, source, vec![(page, Position::start())], &mut counts)?;
+    assert_eq!(owned, StreamWrite::Done);
+    Ok(counts.rows_written)
+}
+
+fn objects(connection: &mut PgConnection, sql: &str) -> Result<Vec<Value>, DbError> {
+    let query = diesel::sql_query(format!("SELECT to_jsonb(q) AS value FROM ({sql}) q"));
+    rows::values::<Jsonb, Value, _>(connection, query)
+}
+
+fn ticket(subject: &str, second: i64) -> Record {
+    let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(),
+                     "properties": {"subject": subject, "content": "the same", "other": subject.len()}});
+    Record { id: "7".into(), raw, sent_at: at(second), deleted: None }
+}
+
+fn deletion(second: i64) -> Deletion {
+    Deletion { at: at(second), evidence: "said so".into() }
+}
+
+fn page(record: Record) -> Page {
+    Page { records: vec![record], ..Page::default() }
+}
+
+fn burial(second: i64, merged_into: Option<&str>) -> Tombstone {
+    let merged_into = merged_into.map(str::to_owned);
+    Tombstone { id: "7".into(), deletion: deletion(second), merged_into, sent_at: at(second) }
+}
+
+const CHANGES: &str = "SELECT record_id, op, extract(epoch FROM source_updated_at)::bigint AS modified, before FROM mirror.changes ORDER BY id";
+
+#[tokio::test]
+async fn every_change_is_told_by_what_it_took_away() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let source = begun(connection, "hubspot", "tickets")?;
+        let mut expected = Vec::new();
+        let mut then = |connection: &mut PgConnection, page: Page, change: Option<Value>| {
+            let what = format!("{page:?}");
+            write(connection, &source, page)?;
+            expected.extend(change.map(|mut change| {
+                change["record_id"] = json!("7");
+                change
+            }));
+            assert_eq!(objects(connection, CHANGES)?, expected, "{what}");
+            Ok::<_, DbError>(())
+        };
+        then(connection, page(ticket("one", 100)), None)?;
+        then(connection, page(ticket("one", 100)), None)?;
+        let was = |subject: &str, second: i64| {
+            let time = at(second);
+            json!({"subject": subject, "source_updated_at": time.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                   "raw": {"updatedAt": time.to_rfc3339(), "properties": {"subject": subject}}})
+        };
+        let update = json!({"op": "update", "modified": 200, "before": was("one", 100)});
+        then(connection, page(ticket("two", 200)), Some(update))?;
+        let gone = Record { deleted: Some(deletion(300)), ..ticket("six", 300) };
+        then(
+            connection,
+            page(gone),
+            Some(json!({"op": "delete", "modified": 300, "before": was("two", 200)})),
+        )?;
+        let mut before = was("six", 300);
+        before["deleted_at"] = json!("1970-01-01T00:05:00Z");
+        before["deleted_evidence"] = json!("said so");
+        let back = json!({"op": "restore", "modified": 400, "before": before});
+        then(connection, page(ticket("ten", 400)), Some(back))?;
+        let absent = Page { tombstones: vec![burial(500, None)], ..Page::default() };
+        then(connection, absent.clone(), Some(json!({"op": "delete", "modified": null, "before": {}})))?;
+        then(connection, absent, None)?;
+        // Written again and merged away in one page, after it was gone.
+        let both = Page { tombstones: vec![burial(600, Some("8"))], ..page(ticket("ten", 600)) };
+        write(connection, &source, both)?;
+        let last: Vec<Value> = objects(connection, CHANGES)?.split_off(expected.len());
+        let told: Vec<(&Value, &Value)> =
+            last.iter().map(|row| (&row["op"], &row["before"]["merged_into"])).collect();
+        assert_eq!(told, [(&json!("restore"), &Value::Null), (&json!("delete"), &Value::Null)]);
+        assert_eq!(last[1]["before"], json!({"merged_into": null}));
+        let runs = objects(
+            connection,
+            "SELECT count(*) FROM mirror.changes JOIN mirror.sync_runs r ON r.id = sync_run_id",
+        )?;
+        assert_eq!(runs, [json!({"count": 6})]);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn without_history_rows_change_all_the_same_and_old_changes_go() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let kept = begun(connection, "hubspot", "tickets")?;
+        let silent = Source { history: false, ..kept };
+        write(connection, &silent, page(ticket("one", 100)))?;
+        assert_eq!(write(connection, &silent, page(ticket("two", 200)))?, 1);
+        write(connection, &silent, Page { tombstones: vec![burial(250, None)], ..Page::default() })?;
+        assert_eq!(objects(connection, CHANGES)?, Vec::<Value>::new());
+        let first_seen =
+            "SELECT extract(epoch FROM first_seen_at)::bigint AS first FROM mirror.hubspot_tickets";
+        assert_eq!(objects(connection, first_seen)?, [json!({"first": 100})]);
+
+        write(connection, &kept, page(ticket("three", 300)))?;
+        write(connection, &kept, page(ticket("four", 400)))?;
+        let day = Duration::from_hours(24);
+        assert_eq!(changes::prune(connection, day)?, 0);
+        let age = "UPDATE mirror.changes SET observed_at = now() - interval '25 hours' WHERE op = 'restore'";
+        diesel::sql_query(age).execute(connection)?;
+        assert_eq!((changes::prune(connection, day)?, changes::prune(connection, day)?), (1, 0));
+        assert_eq!(objects(connection, "SELECT op FROM mirror.changes")?, [json!({"op": "update"})]);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+fn bookings(range: std::ops::Range<usize>, second: i64, with: &Value) -> Page {
+    let booking = |number: usize| {
+        let mut raw = json!({"id": format!("BKNG-{number}"), "status": "scheduled", "subject": number,
+                             "last_updated_time": at(second).to_rfc3339(), "attendees": []});
+        raw.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        Record { id: format!("BKNG-{number}"), raw, sent_at: at(second), deleted: None }
+    };
+    Page { records: range.map(booking).collect(), ..Page::default() }
+}
+
+const DRIFT: &str =
+    "SELECT kind, field, value, column_name, count, example FROM mirror.drift ORDER BY kind, field, value";
+
+#[tokio::test]
+async fn what_was_not_foreseen_is_listed_once_and_counted() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let source = begun(connection, "oncehub", "bookings")?;
+        let plain = json!({});
+        write(connection, &source, bookings(0..250, 10, &plain))?;
+        write(connection, &source, bookings(250..251, 10, &json!({"rare": true})))?;
+        assert_eq!(objects(connection, DRIFT)?, Vec::<Value>::new(), "optional fields are learned");
+        let closed = "UPDATE stream_state SET backfill_done = true";
+        diesel::sql_query(closed).execute(connection)?;
+
+        let odd = json!({"mood": {"of": "Ana Ruiz"}, "status": "haunted", "starting_time": "some day",
+                         "attendees": "ana@example.com", "rare": 1, "cancel_url": "https://secret.example"});
+        write(connection, &source, bookings(0..2, 20, &odd))?;
+        let row = |kind: &str, field: &str, value: &str, column: Value, count: i64, example: &str| {
+            json!({"kind": kind, "field": field, "value": value, "column_name": column, "count": count, "example": example})
+        };
+        let mut expected = [
+            row("misfit", "/attendees", "", json!("attendees"), 2, "text"),
+            row("misfit", "/starting_time", "", json!("starting_time"), 2, "some day"),
+            row("new_field", "/mood", "", Value::Null, 2, "object (of)"),
+            row("unknown_value", "/status", "haunted", json!("status"), 2, "haunted"),
+        ];
+        assert_eq!(objects(connection, DRIFT)?, expected);
+        // Read again as they are, they say nothing new.
+        let where_it_is = "SELECT ctid, xmin FROM mirror.drift UNION ALL SELECT ctid, xmin FROM stream_fields";
+        let places = objects(connection, where_it_is)?;
+        assert_eq!(write(connection, &source, bookings(0..2, 20, &odd))?, 0);
+        assert_eq!(objects(connection, where_it_is)?, places);
+        write(connection, &source, bookings(2..3, 30, &odd))?;
+        for counted in [0, 1, 3] {
+            expected[counted]["count"] = json!(3);
+        }
+        assert_eq!(objects(connection, DRIFT)?, expected, "a new field is told once");
+
+        // More kinds of words than anybody reads.
+        for number in 0..60 {
+            let status = json!({"status": format!("status {number}")});
+            write(connection, &source, bookings(3..4, 40 + number, &status))?;
+        }
+        let listed = "SELECT count(*) FROM mirror.drift WHERE kind = 'unknown_value'";
+        assert_eq!(objects(connection, listed)?, [json!({"count": drift::LISTED_MAX})]);
+
+        let text = "SELECT jsonb_agg(d)::text AS all FROM mirror.drift d";
+        let listed = objects(connection, text)?[0]["all"].to_string();
+        for personal in ["Ana", "example.com", "secret"] {
+            assert!(!listed.contains(personal), "{listed}");
+        }
+        let aged = "UPDATE mirror.drift SET last_seen_at = now() - interval '2 days' WHERE kind = 'misfit'";
+        diesel::sql_query(aged).execute(connection)?;
+        assert_eq!(drift::prune(connection, Duration::from_hours(24))?, 2);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_field_that_vanished_is_listed_until_it_is_back() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let source = begun(connection, "oncehub", "bookings")?;
+        let (whole, less) = (json!({"channel": "web"}), json!({}));
+        write(connection, &source, bookings(0..220, 10, &whole))?;
+        diesel::sql_query("UPDATE stream_state SET backfill_done = true").execute(connection)?;
+        write(connection, &source, bookings(0..210, 20, &less))?;
+        let vanished = "SELECT kind, field, count, record_id FROM mirror.drift";
+        let listed =
+            json!({"kind": "vanished_field", "field": "/channel", "count": 210, "record_id": "BKNG-99"});
+        assert_eq!(objects(connection, vanished)?, [listed]);
+        write(connection, &source, bookings(0..1, 30, &whole))?;
+        assert_eq!(objects(connection, vanished)?, Vec::<Value>::new());
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// The word for a kind of column in `fieldmirror.fill_column`, and the type of the column.
+fn kind(column: &Column) -> (&'static str, &'static str) {
+    match column.kind {
+        ColumnType::Text => ("text", "text"),
+        ColumnType::Timestamptz => ("timestamptz", "timestamptz"),
+        ColumnType::Numeric => ("numeric", "numeric"),
+        ColumnType::Bigint => ("bigint", "bigint"),
+        ColumnType::Boolean => ("boolean", "boolean"),
+        ColumnType::TextArray => ("text[]", "text[]"),
+        ColumnType::Cents => ("cents", "numeric"),
+        ColumnType::Reference => ("reference", "text"),
+    }
+}
+
+/// Values that are nearly something, for every column.
+fn odd_values() -> Vec<Value> {
+    let number = |text: &str| serde_json::from_str(text).expect("a number");
+    let texts = [
+        "",
+        " ",
+        "7",
+        " 7 ",
+        "-7",
+        "1.50",
+        "1e3",
+        "true",
+        "TRUE",
+        "soon",
+        "2026-05-04",
+        "2026-02-30",
+        "2026-05-04T08:00:00",
+        "2026-05-04T08:00:00.25",
+        "2026-05-04 08:00:00 UTC",
+        "2026-05-04T08:00:00+02:00",
+        "1777881600000",
+        "12 apples",
+        "\"q\"\\{},",
+        "ü",
+    ];
+    let others = [
+        json!(null),
+        json!(true),
+        json!([]),
+        json!(["a", 1, "", "x,\"y\""]),
+        json!([null]),
+        json!([["a"]]),
+        json!({"id": 7}),
+        json!({"id": {}}),
+        json!({}),
+        json!([{"id": "a"}, {"id": ""}, {}, {"id": 2}]),
+        json!([{"id": {}}]),
+        number("900719925474099312"),
+        number("12.50"),
+        number("-5"),
+        number("1777881600000"),
+    ];
+    texts.iter().map(|text| json!(text)).chain(others).collect()
+}
+
+/// A later release adds a column: whichever column it is, its migration fills it with what the engine would have written
+/// had the column been there, and nobody is asked for anything.
+#[tokio::test]
+async fn a_new_column_is_filled_from_what_is_mirrored() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        for provider in REGISTRY {
+            let all = records(*provider, |_| {});
+            for spec in provider.spec().streams {
+                let source = begun(connection, provider.spec().name, spec.name)?;
+                let mut page = Page::default();
+                for (number, (_, record)) in all.iter().filter(|(of, _)| of.name == spec.name).enumerate() {
+                    page.records.push(Record { id: format!("r{number}"), ..record.clone() });
+                }
+                page.records.extend(odd_records(spec));
+                assert!(page.records.len() > odd_values().len(), "{}: no record of its own", spec.table);
+                write(connection, &source, page)?;
+                fill(connection, spec)?;
+            }
+        }
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// Records of which every column's place has the same odd value.
+fn odd_records(spec: &StreamSpec) -> Vec<Record> {
+    let record = |(number, value): (usize, Value)| {
+        let mut raw = json!({});
+        for column in spec.columns {
+            put(&mut raw, column.at.split("/*").next().unwrap(), &value);
+        }
+        Record { id: format!("odd{number}"), raw, sent_at: at(1), deleted: None }
+    };
+    odd_values().into_iter().enumerate().map(record).collect()
+}
+
+/// Puts a value where a pointer leads, making the objects on the way.
+fn put(raw: &mut Value, pointer: &str, value: &Value) {
+    let mut place = raw;
+    for key in pointer.split('/').skip(1) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = place.as_object_mut().unwrap().entry(key).or_insert(Value::Null);
+    }
+    *place = value.clone();
+}
+
+/// As a migration does, for every column of a table under another name.
+fn fill(connection: &mut PgConnection, spec: &StreamSpec) -> Result<(), DbError> {
+    let table = spec.table;
+    for column in spec.columns {
+        let (name, at, (kind, postgres)) = (column.name, column.at, kind(column));
+        connection.batch_execute(&format!(
+            "ALTER TABLE mirror.{table} ADD COLUMN later_{name} {postgres};
+             CALL fieldmirror.fill_column('mirror.{table}', 'later_{name}', '{kind}', '{at}')"
+        ))?;
+        let differing = format!(
+            "SELECT id, raw, {name} AS written, later_{name} AS filled FROM mirror.{table}
+             WHERE {name} IS DISTINCT FROM later_{name} LIMIT 3"
+        );
+        assert_eq!(objects(connection, &differing)?, Vec::<Value>::new(), "{table}.{name}");
+        let filled = format!("SELECT count(later_{name}) > 0 AS some FROM mirror.{table}");
+        assert_eq!(objects(connection, &filled)?, [json!({"some": true})], "{table}.{name}");
+    }
+    Ok(())
+}
+
+/// A word that the unified views know is no drift, and one that they do not know is.
+#[tokio::test]
+async fn the_words_of_the_unified_views_are_those_of_the_specs() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        for (of, stream, column, view) in [
+            ("housecallpro", "jobs", "work_status", "jobs"),
+            ("servicetitan", "jobs", "status", "jobs"),
+            ("servicetitan", "bookings", "status", "bookings"),
+            ("oncehub", "bookings", "status", "bookings"),
+        ] {
+            let source = begun(connection, of, stream)?;
+            let column = source.spec.columns.iter().find(|one| one.name == column).expect("a column");
+            assert!(!column.words.is_empty());
+            let words = column.words.iter().chain(&["unheard of"]);
+            let record = |word: &&str| {
+                let mut raw = json!({});
+                put(&mut raw, column.at, &json!(word));
+                Record { id: (*word).to_owned(), raw, sent_at: at(1), deleted: None }
+            };
+            write(connection, &source, Page { records: words.map(record).collect(), ..Page::default() })?;
+            let other = format!(
+                "SELECT id, d.value AS listed FROM mirror.{view} v
+                 LEFT JOIN mirror.drift d ON (d.connection_id, d.value) = (v.connection_id, v.id)
+                 WHERE v.connection_id = {} AND (v.status = 'other' OR d.value IS NOT NULL)",
+                source.key.connection
+            );
+            assert_eq!(
+                objects(connection, &other)?,
+                [json!({"id": "unheard of", "listed": "unheard of"})],
+                "{of}"
+            );
+        }
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_filled_is_refused_by_name() {
+    let database = TestDb::new();
+    for (kind, pointer, expected) in [
+        ("money", "/a", "no kind of column: money"),
+        ("text", "a", "JSON pointer"),
+        ("text", "/~0", "JSON pointer"),
+    ] {
+        let call = format!(
+            "CALL fieldmirror.fill_column('mirror.hubspot_tickets', 'subject', '{kind}', '{pointer}')"
+        );
+        let refused = database.db.run(move |connection| Ok(connection.batch_execute(&call)?)).await;
+        let error = fieldmirror::domain::failure::chain(&refused.unwrap_err()).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
