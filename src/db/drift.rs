@@ -24,7 +24,7 @@ pub struct Found {
 /// What is known of a stream's fields.
 #[derive(Debug, Clone, QueryableByName)]
 pub struct Fields {
-    /// The first read of everything is under way.
+    /// Something is read for the first time: all there is, the archived records, or what has changed since.
     #[diesel(sql_type = Bool)]
     pub learning: bool,
     #[diesel(sql_type = Nullable<Jsonb>)]
@@ -34,7 +34,10 @@ pub struct Fields {
 /// The caller holds the stream's row locked.
 pub fn fields(connection: &mut PgConnection, key: StreamKey) -> Result<Fields, DbError> {
     Ok(diesel::sql_query(
-        "SELECT NOT s.backfill_done AS learning, f.known
+        "SELECT NOT s.backfill_done OR EXISTS (SELECT FROM walks w
+                    WHERE (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
+                      AND w.mode <> 'sweep' AND w.closed_at IS NULL) AS learning,
+                f.known
          FROM stream_state s LEFT JOIN stream_fields f USING (connection_id, stream, partition)
          WHERE s.connection_id = $1 AND s.stream = $2 AND s.partition = ''",
     )

@@ -80,7 +80,7 @@ pub struct News {
 
 impl Known {
     /// Takes in versions that were written: the numbers of their shapes, and the ids of their records.
-    /// `learning`: the first read of everything is under way.
+    /// `learning`: something is read for the first time.
     pub fn take(
         &mut self,
         spec: &StreamSpec,

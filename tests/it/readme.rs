@@ -10,6 +10,7 @@ const JOBBER: &str = include_str!("../../docs/providers/jobber.md");
 const HOUSECALLPRO: &str = include_str!("../../docs/providers/housecallpro.md");
 const SERVICETITAN: &str = include_str!("../../docs/providers/servicetitan.md");
 const ONCEHUB: &str = include_str!("../../docs/providers/oncehub.md");
+const ANALYSTS: &str = include_str!("../../docs/ANALYSTS.md");
 const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
 /// The contents of code blocks of a language, indented ones included.
@@ -29,12 +30,13 @@ pub fn blocks(text: &str, language: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queries_run() {
     let db = TestDb::new();
-    let queries: Vec<String> = blocks(README, "sql")
+    let queries: Vec<String> = [README, ANALYSTS]
         .iter()
+        .flat_map(|text| blocks(text, "sql"))
         .flat_map(|block| block.split(';').map(|query| query.trim().to_owned()).collect::<Vec<_>>())
         .filter(|query| !query.is_empty())
         .collect();
-    assert_eq!(queries.len(), 5);
+    assert!(queries.len() >= 14, "{queries:?}");
     for query in queries {
         let query: &'static str = query.leak();
         let ran = db.db.run(move |connection| fieldmirror::db::rows::objects(connection, query)).await;

@@ -161,8 +161,8 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
         let spec = providers::provider("hubspot").and_then(|provider| provider.spec().stream("tickets"));
         let key = StreamKey { connection: id, stream: "tickets", epoch };
         let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
-        let source =
-            Source { key, spec: spec.expect("it is described"), mode: Mode::Backfill, run, sweeping: true };
+        let spec = spec.expect("it is described");
+        let source = Source { key, spec, mode: Mode::Backfill, run, sweeping: true, history: true };
         assert_eq!(write(connection, &source, "first", 100)?, 1);
         let stands = |connection: &mut PgConnection| {
             let all = "SELECT jsonb_build_array((SELECT jsonb_agg(t) FROM mirror.hubspot_tickets t),

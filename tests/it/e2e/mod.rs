@@ -11,5 +11,6 @@ mod service;
 mod servicetitan;
 mod tokens;
 mod trouble;
+mod unchanged;
 mod verify;
 mod why;

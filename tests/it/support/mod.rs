@@ -10,4 +10,6 @@ pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod truth;
 #[cfg(feature = "sandbox")]
+pub mod wal;
+#[cfg(feature = "sandbox")]
 pub mod webdriver;
