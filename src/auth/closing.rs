@@ -44,6 +44,11 @@ impl Auth {
         }
     }
 
+    /// Whether the daemon stops, and its grace has passed.
+    pub(super) fn is_over(&self) -> bool {
+        self.closing.0.borrow().is_some_and(|deadline| deadline.left().is_zero())
+    }
+
     /// Whether the daemon stops.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.0.borrow().is_some()

@@ -38,7 +38,7 @@ pub enum Revoked {
 
 impl Auth {
     /// Ends the grant of a connection: turns and refreshes are shut out first, then the grant is revoked, then all that
-    /// is sealed is wiped. Open requests end. Repeating it does no harm.
+    /// is sealed is wiped, spills included. Open requests end. Repeating it does no harm.
     ///
     /// # Errors
     /// When the database does not go along; the grant may have been revoked by then.
@@ -66,6 +66,11 @@ impl Auth {
             (None, _) => Revoked::NotPossible,
         };
         let connection = self.wipe(id, purge, revoked.clone()).await?;
+        // What cannot be removed now is removed by the next look at the folder.
+        if let Err(failure) = self.forget_spills(id).await {
+            warn!(connection.id = id.0, connection.name = connection.name, error = %failure,
+                "Disconnecting `{}`: {failure}", connection.name);
+        }
         if let Revoked::Failed(why) = &revoked {
             warn!(
                 connection.id = id.0,

@@ -14,8 +14,10 @@ use uuid::Uuid;
 use super::Ending;
 use super::answer::Said;
 use super::authorize::{Key, Recognised, Redeemed, Refusal};
+use super::between::Step;
 use super::proof::{Credential, Shown};
 use super::renewal::{masked, terms};
+use super::spill::InHand;
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::authorizations;
@@ -36,7 +38,7 @@ use crate::providers::{Account, Provider, TokenStep};
 
 /// How long the exchange of a code may take. Codes live for a minute or so.
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
-/// How often a new grant is offered to a database that does not take it.
+/// How often a new grant that is kept is offered to a database that does not take it.
 const ESTABLISH_TRIES: u32 = 20;
 /// The first pause between two tries.
 const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
@@ -77,11 +79,16 @@ impl Auth {
         };
         let Recognised { provider, said, .. } = recognised;
         let title = provider.spec().title;
+        let mut in_hand = None;
         let ending = match said {
-            Said::Code(code) => match self.connect_with(provider, &redeemed, &code).await {
-                Ok(ending) => ending,
-                Err(failure) => Ending::Failed(failure),
-            },
+            Said::Code(code) => {
+                match self.connect_with(provider, &redeemed, &code, &mut in_hand).await {
+                    Ok(ending) => ending,
+                    // What is kept is tried again without anybody's help, so the consent has not failed.
+                    Err(Unfinished::Postponed(failure)) => return Err(failure),
+                    Err(Unfinished::Failed(failure)) => Ending::Failed(failure),
+                }
+            }
             Said::Denied | Said::Nothing => Ending::Denied { title },
             Said::Error(word) => {
                 let text = hinted(provider, format!("{title} broke the consent off: `{word}`"));
@@ -90,34 +97,71 @@ impl Auth {
         };
         if !matches!(ending, Ending::Connected { .. }) {
             self.write_off(&redeemed, &ending).await?;
+            if let Some(in_hand) = &mut in_hand {
+                in_hand.discard().await;
+            }
         }
         Ok(ending)
     }
 
+    /// Trades the code, and makes the connection. What came for the code is left `in_hand`.
     async fn connect_with(
         &self,
         provider: &'static dyn Provider,
         redeemed: &Redeemed,
         code: &Secret,
-    ) -> Result<Ending, Failure> {
-        let (_, settings) = self.provider(&redeemed.connection.provider)?;
-        let granted = self.exchange_code(provider, settings, redeemed, code).await?;
-        let grant = GrantKind::AuthorizationCode;
-        let access_token = &granted.tokens.access_token;
+        in_hand: &mut Option<InHand>,
+    ) -> Result<Ending, Unfinished> {
+        let id = redeemed.connection.id;
+        let (_, settings) = self.provider(&redeemed.connection.provider).map_err(Unfinished::Failed)?;
+        self.between.at(id, Step::Open).await;
+        let granted = self.exchange_code(provider, settings, redeemed, code).await;
+        let granted = granted.map_err(Unfinished::Failed)?;
+        self.between.at(id, Step::Replied).await;
+        // The code is spent: from here on the reply outlives us.
+        let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted));
+        in_hand.keep().await;
+        self.between.at(id, Step::Spilled).await;
+        let ending = self.connect_as(provider, redeemed, &granted, in_hand).await?;
+        self.between.at(id, Step::Committed).await;
+        Ok(ending)
+    }
+
+    /// Makes the connection with what was granted for its code.
+    pub(super) async fn connect_as(
+        &self,
+        provider: &'static dyn Provider,
+        redeemed: &Redeemed,
+        granted: &Granted,
+        in_hand: &mut InHand,
+    ) -> Result<Ending, Unfinished> {
         let (connection, request) = (&redeemed.connection, redeemed.authorization.request_id);
-        let beside = self.secrets_beside(request).await?;
+        let (_, settings) = self.provider(&connection.provider).map_err(Unfinished::Failed)?;
+        let beside = self.secrets_beside(request).await.map_err(|failure| in_hand.unfinished(failure))?;
         let kept = match &beside {
             Some(_) => BTreeMap::new(),
-            None => self.open_secrets(connection.id).await?,
+            None => self.open_secrets(connection.id).await.map_err(|failure| in_hand.unfinished(failure))?,
         };
+        let access_token = &granted.tokens.access_token;
         let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
-        let Shown { account, pacing } =
-            self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
-        let token = self.first_token(provider, connection, redeemed.attempt.id, &granted);
+        let shown = self.prove(provider, settings, connection, &credential, Some(granted)).await;
+        let Shown { account, pacing } = shown.map_err(Unfinished::Failed)?;
+        let token = self.first_token(provider, connection, redeemed.attempt.id, granted);
         let secrets = beside.map(|beside| self.sealed(connection, redeemed.attempt.id, &beside));
         let proven = Proven { account, pacing, grant_id: redeemed.attempt.id, token, secrets };
-        let name = redeemed.connection.name.clone();
-        self.establish(provider, redeemed.connection.id, name, grant, proven, request).await
+        let as_what = AsWhat {
+            name: connection.name.clone(),
+            title: provider.spec().title,
+            grant: GrantKind::AuthorizationCode,
+            request,
+            daemon: self.daemon,
+        };
+        let written = self.establish(provider, connection.id, proven, as_what, Some(in_hand)).await;
+        let ending = written.map_err(|failure| in_hand.unfinished(failure))?;
+        if matches!(ending, Ending::Connected { .. }) {
+            self.forget_other_grants(connection.id, redeemed.attempt.id).await;
+        }
+        Ok(ending)
     }
 
     async fn exchange_code(
@@ -132,15 +176,17 @@ impl Auth {
         self.take_permit(provider, &client.id).await?;
         let endpoint = client.endpoint(&settings.token_url);
         // A code is good for one exchange: a lost reply is not asked for again.
+        let deadline = Deadline::after(EXCHANGE_MAX);
         let asked = oauth::exchange_code(
             &self.http,
             &endpoint,
             code,
             &redeemed.attempt.redirect_uri,
             redeemed.verifier.as_ref(),
-            Deadline::after(EXCHANGE_MAX),
+            deadline,
             self.clock.as_ref(),
         );
+        let asked = self.between.during(redeemed.connection.id, Step::Sent, asked);
         match self.answered(asked).await? {
             Ok(granted) => Ok(granted),
             // No answer to a code, or one that is none, such as a page of HTML.
@@ -217,25 +263,31 @@ impl Auth {
         &self,
         provider: &'static dyn Provider,
         id: ConnectionId,
-        name: String,
-        grant: GrantKind,
         proven: Proven,
-        request: Uuid,
+        as_what: AsWhat,
+        mut in_hand: Option<&mut InHand>,
     ) -> Result<Ending, Failure> {
-        let title = provider.spec().title;
+        let (name, title) = (as_what.name.as_str(), as_what.title);
         let mut tries = 0;
         let ending = loop {
-            let (called, proven, daemon) = (name.clone(), proven.clone(), self.daemon);
+            let (proven, as_what) = (proven.clone(), as_what.clone());
             let written = self.db.transaction(move |conn| {
                 let connection = connections::lock(conn, id)?;
-                let as_what = AsWhat { name: called, title, grant, request, daemon };
                 write_down(conn, &connection, proven, as_what)
             });
             tries += 1;
             match written.await {
                 Ok(ending) => break ending,
                 // The code is spent and cannot be exchanged again: the tokens in hand are all there is.
-                Err(error) if error.is_transient() && tries < ESTABLISH_TRIES => {
+                Err(error) => {
+                    if let Some(in_hand) = &mut in_hand {
+                        in_hand.keep().await;
+                    }
+                    let is_safe = in_hand.as_ref().is_none_or(|in_hand| in_hand.is_safe());
+                    let enough = !error.is_transient() || tries >= ESTABLISH_TRIES || self.is_over();
+                    if is_safe && enough {
+                        return Err(Failure::from(&error));
+                    }
                     warn!(
                         connection.id = id.0,
                         connection.name = name,
@@ -244,7 +296,6 @@ impl Auth {
                     );
                     tokio::time::sleep(retry::pause(tries, ESTABLISH_PAUSE, ESTABLISH_PAUSE * 4)).await;
                 }
-                Err(error) => return Err(Failure::from(&error)),
             }
         };
         if let Ending::Connected { name, .. } = &ending {
@@ -260,7 +311,7 @@ impl Auth {
 
     /// Writes down that a consent did not lead to a connection. The start link stays good for another try; a connection
     /// that is in force stays as it is.
-    async fn write_off(&self, redeemed: &Redeemed, ending: &Ending) -> Result<(), Failure> {
+    pub(super) async fn write_off(&self, redeemed: &Redeemed, ending: &Ending) -> Result<(), Failure> {
         let (id, request) = (redeemed.connection.id, redeemed.authorization.request_id);
         let (outcome, message, daemon) = (ending.outcome(), ending.message(), self.daemon);
         self.transaction(move |conn| {
@@ -273,13 +324,31 @@ impl Auth {
     }
 }
 
+/// Why a code has not led to an ending yet.
+pub(super) enum Unfinished {
+    /// The database did not go along. What was granted is kept, and tried again later.
+    Postponed(Failure),
+    Failed(Failure),
+}
+
+impl InHand {
+    /// What a failure of the database means for the reply.
+    fn unfinished(&self, failure: Failure) -> Unfinished {
+        match failure.kind {
+            FailureKind::Transient if self.is_safe() => Unfinished::Postponed(failure),
+            _ => Unfinished::Failed(failure),
+        }
+    }
+}
+
 /// What a new grant is written down as.
-struct AsWhat {
-    name: String,
-    title: &'static str,
-    grant: GrantKind,
-    request: Uuid,
-    daemon: Uuid,
+#[derive(Clone)]
+pub(super) struct AsWhat {
+    pub name: String,
+    pub title: &'static str,
+    pub grant: GrantKind,
+    pub request: Uuid,
+    pub daemon: Uuid,
 }
 
 /// With what the provider's description says about consents that fail.
@@ -296,14 +365,19 @@ fn write_down(
     proven: Proven,
     AsWhat { name, title, grant, request, daemon }: AsWhat,
 ) -> Result<Ending, DbError> {
-    if connection.account_id.as_deref().is_some_and(|known| known != proven.account.id) {
+    let Account { id: account_id, name: account_name } = &proven.account;
+    let account = account_name.clone().unwrap_or_else(|| account_id.clone());
+    // By another daemon, which found the spill.
+    if tokens::load(conn, connection.id)?.is_some_and(|token| token.grant_id == proven.grant_id) {
+        return Ok(Ending::Connected { name, title, account });
+    }
+    if connection.account_id.as_ref().is_some_and(|known| known != account_id) {
         return Ok(Ending::WrongAccount { name, title });
     }
     // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
     if connection.state != ConnectionState::Connected && authorizations::is_closed(conn, request)? {
         return Ok(Ending::Refused(Refusal::Closed));
     }
-    let Account { id: account_id, name: account_name } = &proven.account;
     let id = connection.id;
     let done = connections::complete(conn, id, account_id, account_name.as_deref(), proven.grant_id)?;
     if let Err(taken) = done {
@@ -316,7 +390,6 @@ fn write_down(
     if let Some(secrets) = &proven.secrets {
         secrets::replace(conn, id, secrets)?;
     }
-    let account = account_name.clone().unwrap_or_else(|| account_id.clone());
     let ending = Ending::Connected { name, title, account };
     end_requests(conn, id, request, &ending)?;
     record(conn, id, "done", None, daemon)?;

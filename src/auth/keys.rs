@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Ending;
-use super::exchange::Proven;
+use super::exchange::{AsWhat, Proven};
 use super::policy::PROBE_EVERY;
 use super::proof::{Credential, Shown};
 use super::{ACCESS_COLUMN, Auth, is_key, secret_column, text, unopened};
@@ -71,8 +71,14 @@ impl Auth {
             }
             _ => self.try_key(provider, settings, connection, (spec, &secrets), grant_id).await?,
         };
-        let name = connection.name.clone();
-        self.establish(provider, connection.id, name, connection.grant, proven, request.id).await
+        let as_what = AsWhat {
+            name: connection.name.clone(),
+            title: provider.spec().title,
+            grant: connection.grant,
+            request: request.id,
+            daemon: self.daemon,
+        };
+        self.establish(provider, connection.id, proven, as_what, None).await
     }
 
     async fn try_key(

@@ -2,13 +2,15 @@
 //!
 //! [`Auth::access_token`] is what everything above asks for: a token that will still be good when the request arrives,
 //! or a typed reason why there is none. The rest of this folder keeps that promise: [`authorize`] and [`exchange`] turn
-//! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`disconnect`] forgets.
+//! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`spill`] and [`replay`] keep what the
+//! database may lose, [`disconnect`] forgets.
 //!
 //! It does not decide when jobs run, and knows no provider: what differs between providers is asked of their
 //! descriptions.
 
 pub mod answer;
 pub mod authorize;
+pub mod between;
 mod client;
 mod closing;
 pub mod disconnect;
@@ -19,7 +21,9 @@ pub mod policy;
 mod proof;
 pub mod refresh;
 mod renewal;
+pub mod replay;
 mod setback;
+pub mod spill;
 pub mod ticket;
 
 use std::collections::BTreeMap;
@@ -50,9 +54,11 @@ use crate::vault::{Bound, Vault, VaultError};
 
 pub use ending::Ending;
 
+use between::{Between, Step};
 use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};
 use closing::Closing;
 use refresh::{Refreshed, Why};
+use spill::Spills;
 
 /// The longest that [`Auth::access_token`] waits for a refresh: one exchange of ours, or somebody else's open one.
 pub const ACCESS_WAIT_MAX: Duration = Duration::from_secs(65);
@@ -72,6 +78,10 @@ pub struct Parts {
     pub host: String,
     /// Exchanges run here: nothing but their end stops them, and shutdown waits for it.
     pub tasks: TaskTracker,
+    /// Where replies of token endpoints are kept.
+    pub spills: Arc<Spills>,
+    /// For tests; nothing otherwise.
+    pub between: Between,
 }
 
 /// The grants of all connections. Clones share everything.
@@ -121,7 +131,7 @@ impl Auth {
 
     /// The same grants under other settings. Whoever works with these here ends with them.
     pub fn with_settings(&self, settings: Arc<Settings>) -> Self {
-        let Parts { db, vault, http, clock, daemon, host, tasks, .. } = &*self.parts;
+        let Parts { db, vault, http, clock, daemon, host, tasks, spills, between, .. } = &*self.parts;
         let parts = Parts {
             db: db.clone(),
             vault: Arc::clone(vault),
@@ -131,6 +141,8 @@ impl Auth {
             daemon: *daemon,
             host: host.clone(),
             tasks: tasks.clone(),
+            spills: Arc::clone(spills),
+            between: between.clone(),
         };
         Self { parts: Arc::new(parts), closing: self.closing.clone() }
     }
@@ -166,6 +178,7 @@ impl Auth {
             let Standing { connection, token } = self.standing(id).await?;
             let token = live(&connection, token)?;
             if self.is_good(&token, refused) {
+                self.between.at(id, Step::Using).await;
                 return self.open_access(&connection, &token).await;
             }
             // Others that need it see at once that it is due; the exchange itself is excluded against theirs.

@@ -5,17 +5,22 @@
 //! transaction that writes the outcome. Our own exchange ends after [`EXCHANGE_MAX`] on a clock that counts suspend:
 //! well before anybody else may start. New tokens are committed by compare-and-swap on grant and generation.
 //!
+//! An attempt that its daemon never closed is taken over once its time has passed; by one that cannot look into that
+//! daemon's folder of spills only after `daemon.spill_grace`, since the reply may be there. What is kept of replies is
+//! looked at before the provider is asked: a database that was restored knows less than the folder does.
+//!
 //! Keys have nothing to renew: they are probed instead, with the same exclusion.
 
 use std::time::Duration;
 
+use super::between::Step;
 use super::policy::DEAD_RETRY;
 use super::renewal::Work;
 use super::{Auth, LOOK_EVERY, PERMIT_WAIT_MAX, Standing, is_key, live, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::rate_budget::{self, Lease};
-use crate::db::refresh_attempts::{self, RefreshAttempt};
+use crate::db::refresh_attempts::{self, Exclusion, RefreshAttempt, Refresher};
 use crate::db::tokens::{self, Token};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
@@ -61,6 +66,8 @@ struct Opened {
     token: Token,
     attempt: RefreshAttempt,
     permit_in: Duration,
+    /// An earlier refresh of the same token, whose daemon never said what came of it.
+    left_open: Option<refresh_attempts::Standing>,
 }
 
 /// What opening an attempt came to.
@@ -84,14 +91,16 @@ impl Auth {
         // Started before the attempt is opened, so that it ends before the attempt does.
         let deadline = Deadline::after(EXCHANGE_MAX);
         let (provider, settings) = self.provider(&self.standing(id).await?.connection.provider)?;
+        self.between.at(id, Step::Beginning).await;
         let opened = match self.begin(id, why, provider, settings).await? {
             Begun::Open(opened) => opened,
             Begun::Not(refreshed) => return Ok(refreshed),
             Begun::Throttled { wait } => return Err(throttled(provider, self.clock.now(), Some(wait))),
         };
+        let deadline = deadline.sooner(self.between.at(id, Step::Open).await);
         tokio::time::sleep(opened.permit_in).await;
-        let Opened { connection, token, attempt, .. } = *opened;
-        let work = Work { auth: self, provider, settings, connection, token, attempt };
+        let Opened { connection, token, attempt, left_open, .. } = *opened;
+        let work = Work { auth: self, provider, settings, connection, token, attempt, left_open };
         let ended =
             if is_key(work.connection.grant) { work.probe().await } else { work.renew(deadline).await };
         measure::refreshed(provider.spec().name, ended.as_ref().err().map(|failure| &failure.kind));
@@ -119,8 +128,9 @@ impl Auth {
             if let Some(refreshed) = auth.not_now(&token, &connection, why) {
                 return Ok(Begun::Not(refreshed));
             }
-            if let Some(wait) = refresh_attempts::blocked_for(conn, id)? {
-                return Ok(Begun::Not(Refreshed::Busy { wait }));
+            let left_open = refresh_attempts::standing(conn, id, auth.spills.id(), auth.spill_grace())?;
+            if let Some(refreshed) = left_open.as_ref().and_then(|open| in_the_way(open, &connection)) {
+                return Ok(Begun::Not(refreshed));
             }
             let permit_in = if is_key(connection.grant) {
                 Duration::ZERO
@@ -131,13 +141,27 @@ impl Auth {
                     Lease::Full { wait } => return Ok(Begun::Throttled { wait }),
                 }
             };
-            let opened = refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+            let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: auth.spill_grace() };
+            let left_open = left_open
+                .filter(|open| (open.grant_id, open.generation) == (token.grant_id, token.generation));
+            let opened = refresh_attempts::open(conn, id, &token, &auth.refresher(), exclusion)?;
             Ok(match opened {
-                Some(attempt) => Begun::Open(Box::new(Opened { connection, token, attempt, permit_in })),
+                Some(attempt) => {
+                    Begun::Open(Box::new(Opened { connection, token, attempt, permit_in, left_open }))
+                }
                 None => Begun::Not(Refreshed::Busy { wait: BLOCKED_FOR }),
             })
         })
         .await
+    }
+
+    fn refresher(&self) -> Refresher<'_> {
+        Refresher { daemon: self.daemon, host: &self.host, spills: self.spills.id() }
+    }
+
+    /// How long a reply is waited for that may be on another machine.
+    pub(crate) fn spill_grace(&self) -> Duration {
+        self.settings.daemon.spill_grace
     }
 
     /// Why there is nothing to do now, if so.
@@ -169,8 +193,9 @@ impl Auth {
                 .transaction(move |conn| {
                     let connection = connections::lock(conn, id)?;
                     let Some(token) = tokens::load(conn, id)? else { return Ok(Held::Nothing) };
-                    let opened =
-                        refresh_attempts::open(conn, id, &token, auth.daemon, &auth.host, BLOCKED_FOR)?;
+                    // The grant ends: a reply on another machine is not waited for.
+                    let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: Duration::ZERO };
+                    let opened = refresh_attempts::open(conn, id, &token, &auth.refresher(), exclusion)?;
                     Ok(match opened {
                         Some(attempt) => {
                             Held::Mine(Box::new((Standing { connection, token: Some(token) }, attempt)))
@@ -195,6 +220,21 @@ enum Held {
     Mine(Box<(Standing, RefreshAttempt)>),
     Theirs,
     Nothing,
+}
+
+/// What a refresh that is not closed leads to, while its time has not passed.
+fn in_the_way(open: &refresh_attempts::Standing, connection: &Connection) -> Option<Refreshed> {
+    if let Some(wait) = open.blocked_for() {
+        return Some(Refreshed::Busy { wait });
+    }
+    let wait = open.grace()?;
+    let (host, name) = (&open.host, &connection.name);
+    let reason = Failure::transient(format!(
+        "the daemon on host `{host}` was interrupted in a refresh of `{name}`, and its reply may be on that host's disk: \
+         start it again, or wait for another {} s until the old token is tried",
+        wait.as_secs()
+    ));
+    Some(Refreshed::Later { wait, reason })
 }
 
 /// What the last refresh of the token said.

@@ -8,16 +8,19 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::between::Step;
 use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
 use super::refresh::Refreshed;
+use super::spill::{InHand, Name};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
-use crate::db::refresh_attempts::RefreshAttempt;
+use crate::db::refresh_attempts::{RefreshAttempt, Standing};
 use crate::db::tokens::{self, Renewal, Token};
 use crate::db::{DbError, PgConnection, audit};
 use crate::domain::failure::{Failure, FailureKind, chain};
+use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
 use crate::domain::time::delta;
@@ -25,14 +28,16 @@ use crate::domain::token::{TokenSet, TokenVerdict};
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted, TokenFailure};
 use crate::http::{redact, retry};
-use crate::providers::{Provider, TokenStep};
+use crate::providers::{Clues, Provider, TokenStep};
 use chrono::{DateTime, Utc};
 
 /// A second try after a lost reply is made only with this much time left.
 const SECOND_TRY_MIN: Duration = Duration::from_secs(5);
 /// The pause before it.
 const SECOND_TRY_PAUSE: Duration = Duration::from_millis(500);
-/// How often new tokens are offered to a database that does not take them; with pauses of at most 5 s.
+/// Refresh tokens that one refresh tries.
+const OFFERS_MAX: usize = 4;
+/// How often new tokens that are kept are offered to a database that does not take them; with pauses of at most 5 s.
 const COMMIT_TRIES: u32 = 60;
 const COMMIT_PAUSE_FIRST: Duration = Duration::from_millis(200);
 const COMMIT_PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +52,8 @@ pub(super) struct Work<'a> {
     pub connection: Connection,
     pub token: Token,
     pub attempt: RefreshAttempt,
+    /// An earlier refresh of the same token, whose daemon never said what came of it.
+    pub left_open: Option<Standing>,
 }
 
 /// What a refusal or a lost exchange means.
@@ -58,37 +65,190 @@ pub(super) struct Fault {
     pub wait: Option<Duration>,
 }
 
+/// A refresh token that may be traded.
+struct Offer {
+    /// `None` for grants that have none.
+    refresh_token: Option<Secret>,
+    /// The spill that it was found in; `None`: it is the database's.
+    spill: Option<Name>,
+}
+
 impl Work<'_> {
     pub(super) async fn renew(&self, deadline: Deadline) -> Result<Refreshed, Failure> {
-        let exchanged = self.auth.answered(Box::pin(self.exchange(deadline))).await;
-        let granted = match exchanged.map_err(passing).flatten() {
-            Ok(granted) => granted,
+        let kept = self.kept().await;
+        let newest = kept.first().map_or(self.token.generation, |(name, _)| name.generation);
+        if let Some((_, granted)) = kept.first().filter(|_| newest == self.token.generation + 1) {
+            return self.catch_up(granted).await;
+        }
+        let exchanged = self.auth.answered(Box::pin(self.exchange(kept, deadline))).await;
+        let (granted, spill) = match exchanged.map_err(passing).flatten() {
+            Ok(traded) => traded,
             Err(fault) => return self.set_back(fault, "refresh").await,
         };
-        let renewal = self.renewal(&granted);
-        if self.commit(renewal).await? {
-            info!(
+        self.auth.between.at(self.connection.id, Step::Replied).await;
+        if let Some(other) = self.names_another_account(&granted) {
+            let title = self.provider.spec().title;
+            let ours = self.connection.account_id.as_deref().unwrap_or_default();
+            let text =
+                format!("{title} answered with tokens of account {other}, not of {ours}: they are not used");
+            return self.set_back(passing(Failure::changed(text)), "refresh").await;
+        }
+        let mut in_hand = match self.connection.grant {
+            GrantKind::AuthorizationCode => {
+                self.auth.in_hand(self.connection.id, self.token.grant_id, newest + 1, &granted)
+            }
+            _ => self.auth.nothing_to_lose(),
+        };
+        in_hand.keep().await;
+        self.auth.between.at(self.connection.id, Step::Spilled).await;
+        let written = self.commit(self.renewal(&granted, newest + 1), in_hand, spill).await?;
+        self.auth.between.at(self.connection.id, Step::Committed).await;
+        self.tell_of(written, newest + 1);
+        Ok(Refreshed::Renewed)
+    }
+
+    /// The account that a reply names, where it names one and that is not ours: rows of two accounts under one connection
+    /// could never be told apart again.
+    fn names_another_account(&self, granted: &Granted) -> Option<String> {
+        let named = self.provider.identity(&Clues {
+            grant: self.connection.grant,
+            granted: &granted.extra,
+            introspected: None,
+            claims: granted.claims.as_ref(),
+            params: &self.connection.params,
+            options: &self.settings.extra,
+            replies: &[],
+        });
+        let ours = self.connection.account_id.as_deref()?;
+        named.ok().map(|account| account.id).filter(|id| id != ours)
+    }
+
+    fn tell_of(&self, written: Swap, generation: i64) {
+        match written {
+            Swap::Done => info!(
                 connection.id = self.connection.id.0,
                 connection.name = self.connection.name,
                 provider = self.provider.spec().name,
-                token.generation = self.token.generation + 1,
+                token.generation = generation,
                 "Refreshed the token of `{}`",
                 self.connection.name
-            );
-        } else {
-            warn!(
+            ),
+            Swap::Overtaken => warn!(
                 connection.id = self.connection.id.0,
                 connection.name = self.connection.name,
                 "The token of `{}` had moved on when a refresh was done: its result is dropped",
                 self.connection.name
-            );
+            ),
         }
+    }
+
+    /// Writes a reply down that was kept when it could not be written.
+    async fn catch_up(&self, granted: &Granted) -> Result<Refreshed, Failure> {
+        let generation = self.token.generation + 1;
+        let renewal = self.renewal(granted, generation);
+        let written = self.commit(renewal, self.auth.nothing_to_lose(), None).await?;
+        info!(
+            connection.id = self.connection.id.0,
+            connection.name = self.connection.name,
+            token.generation = generation,
+            "A reply that was kept for `{}` is written down",
+            self.connection.name
+        );
+        self.tell_of(written, generation);
         Ok(Refreshed::Renewed)
     }
 
+    /// The replies that are kept and are newer than the database, the newest first.
+    async fn kept(&self) -> Vec<(Name, Granted)> {
+        if self.connection.grant != GrantKind::AuthorizationCode {
+            return Vec::new();
+        }
+        let anew = self.left_open.is_some();
+        self.auth.kept_replies(self.connection.id, self.token.grant_id, self.token.generation + 1, anew).await
+    }
+
+    /// Trades the newest refresh token that there is; an older one where the provider calls that dead. Returns the spill
+    /// that the traded one was found in, besides what was granted, in which the refresh token to be used from now on
+    /// stands.
+    async fn exchange(
+        &self,
+        kept: Vec<(Name, Granted)>,
+        deadline: Deadline,
+    ) -> Result<(Granted, Option<Name>), Fault> {
+        let mut offers = self.offers(kept).map_err(passing)?;
+        let mut tried: Vec<Secret> = Vec::new();
+        loop {
+            let offer = offers.remove(0);
+            let fault = match self.trade(&offer, deadline).await {
+                Ok(granted) => return Ok((granted, offer.spill)),
+                Err(fault) => fault,
+            };
+            tried.extend(offer.refresh_token);
+            if fault.dead && offers.is_empty() {
+                offers = self.last_offers(&tried).await;
+            }
+            if !fault.dead || offers.is_empty() || tried.len() >= OFFERS_MAX {
+                return Err(self.explained(fault));
+            }
+            warn!(
+                connection.id = self.connection.id.0,
+                connection.name = self.connection.name,
+                error = %fault.failure,
+                "A refresh token of `{}` is dead, another one that is kept is tried",
+                self.connection.name
+            );
+        }
+    }
+
+    fn offers(&self, kept: Vec<(Name, Granted)>) -> Result<Vec<Offer>, Failure> {
+        let mut offers: Vec<Offer> = Vec::new();
+        if self.connection.grant == GrantKind::AuthorizationCode {
+            offers = from_spills(kept, &[]);
+            if let Some(name) = offers.first().and_then(|offer| offer.spill) {
+                warn!(
+                    connection.id = self.connection.id.0,
+                    connection.name = self.connection.name,
+                    token.generation = self.token.generation,
+                    "The database has lost refreshes of `{}` up to generation {}: going on with what was kept",
+                    self.connection.name,
+                    name.generation
+                );
+            }
+            let ours = self.refresh_token()?;
+            if !offers.iter().any(|offer| offer.refresh_token.as_ref() == Some(&ours)) {
+                offers.push(Offer { refresh_token: Some(ours), spill: None });
+            }
+        } else {
+            offers.push(Offer { refresh_token: None, spill: None });
+        }
+        Ok(offers)
+    }
+
+    /// What may be left in the folder of spills when everything else is dead, another daemon's last word included.
+    async fn last_offers(&self, tried: &[Secret]) -> Vec<Offer> {
+        if self.connection.grant != GrantKind::AuthorizationCode {
+            return Vec::new();
+        }
+        let from = self.token.generation;
+        let kept = self.auth.kept_replies(self.connection.id, self.token.grant_id, from, true).await;
+        from_spills(kept, tried)
+    }
+
+    /// A death whose cause may be an interruption says so.
+    fn explained(&self, mut fault: Fault) -> Fault {
+        if let Some(Standing { host, started_at, .. }) = self.left_open.as_ref().filter(|_| fault.dead) {
+            fault.failure.message = format!(
+                "{}; the daemon on host `{host}` was interrupted in a refresh that began at {}, and its reply was not found",
+                fault.failure.message,
+                started_at.format("%Y-%m-%dT%H:%M:%SZ")
+            );
+        }
+        fault
+    }
+
     /// Asks the token endpoint; once more where the reply was lost, since the old token may still be good.
-    async fn exchange(&self, deadline: Deadline) -> Result<Granted, Fault> {
-        let first = self.ask(deadline).await?;
+    async fn trade(&self, offer: &Offer, deadline: Deadline) -> Result<Granted, Fault> {
+        let first = self.ask(offer, deadline).await?;
         let lost = matches!(first, Err(TokenFailure::Unavailable { sent: true, .. }));
         if !lost || deadline.left() < SECOND_TRY_MIN {
             return first.map_err(|failure| self.fault(failure));
@@ -100,24 +260,30 @@ impl Work<'_> {
             self.connection.name
         );
         tokio::time::sleep(SECOND_TRY_PAUSE).await;
-        self.ask(deadline).await?.map_err(|failure| self.fault(failure))
+        self.ask(offer, deadline).await?.map_err(|failure| self.fault(failure))
     }
 
-    async fn ask(&self, deadline: Deadline) -> Result<Result<Granted, TokenFailure>, Fault> {
+    async fn ask(&self, offer: &Offer, deadline: Deadline) -> Result<Result<Granted, TokenFailure>, Fault> {
         let auth = self.auth;
         let (http, clock) = (&auth.http, auth.clock.as_ref());
         let url = &self.settings.token_url;
-        if self.connection.grant == GrantKind::ClientCredentials {
+        let Some(refresh_token) = &offer.refresh_token else {
             let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
             let client = self.client(TokenStep::ClientCredentials, &secrets).map_err(passing)?;
             let endpoint = client.endpoint(url);
             return Ok(
                 oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await
             );
-        }
+        };
         let client = self.client(TokenStep::Refresh, &BTreeMap::new()).map_err(passing)?;
-        let refresh_token = self.refresh_token().map_err(passing)?;
-        Ok(oauth::refresh(http, &client.endpoint(url), &refresh_token, deadline, clock).await)
+        let endpoint = client.endpoint(url);
+        let asked = oauth::refresh(http, &endpoint, refresh_token, deadline, clock);
+        let asked = auth.between.during(self.connection.id, Step::Sent, asked).await;
+        Ok(asked.map(|mut granted| {
+            // What is kept of the reply must be enough to go on with.
+            granted.tokens.refresh_token.get_or_insert_with(|| refresh_token.clone());
+            granted
+        }))
     }
 
     fn client(&self, step: TokenStep, secrets: &BTreeMap<String, Secret>) -> Result<TokenClient, Failure> {
@@ -176,54 +342,55 @@ impl Work<'_> {
         }
     }
 
-    fn renewal(&self, granted: &Granted) -> Renewal {
-        let (id, grant) = (self.connection.id, self.token.grant_id);
-        let terms = terms(self.provider, &granted.tokens, granted.sent_at);
-        Renewal {
-            access_sealed: self.auth.seal(id, grant, ACCESS_COLUMN, &granted.tokens.access_token),
-            refresh_sealed: granted
-                .tokens
-                .refresh_token
-                .as_ref()
-                .map(|token| self.auth.seal(id, grant, REFRESH_COLUMN, token)),
-            scopes: granted.tokens.scopes.clone(),
-            issued_at: granted.sent_at,
-            expires_at: terms.expires_at,
-            refresh_due_at: terms.refresh_due_at,
-        }
+    fn renewal(&self, granted: &Granted, generation: i64) -> Renewal {
+        renewal(self.auth, self.provider, (self.connection.id, self.token.grant_id, generation), granted)
     }
 
-    /// Writes the new tokens down, and keeps at it: the old refresh token may be spent already.
-    async fn commit(&self, renewal: Renewal) -> Result<bool, Failure> {
+    /// Writes the new tokens down, and keeps at it: the old refresh token may be spent already. A reply that could not
+    /// be kept is in this process alone, which neither gives up nor ends before it is written somewhere.
+    async fn commit(
+        &self,
+        renewal: Renewal,
+        mut in_hand: InHand,
+        from: Option<Name>,
+    ) -> Result<Swap, Failure> {
         let mut tries = 0;
         loop {
             let (attempt, renewal, daemon) = (self.attempt.clone(), renewal.clone(), self.auth.daemon);
+            let detail = from.map(|name| {
+                format!(
+                    "the database had lost generations {} to {}: what was kept of them was traded",
+                    attempt.generation + 1,
+                    name.generation
+                )
+            });
             let done = self.auth.db.transaction(move |conn| {
                 let connection = connections::lock(conn, attempt.connection)?;
-                let swapped = tokens::renew(conn, &attempt, &renewal)?;
-                if swapped {
-                    revive(conn, &connection)?;
-                }
-                let outcome = if swapped { "done" } else { "overtaken" };
-                note(conn, &attempt, "refresh", outcome, None, daemon)?;
-                Ok(swapped)
+                let swap = swap(conn, &connection, &attempt, &renewal)?;
+                note(conn, &attempt, "refresh", swap.word(), detail.as_deref(), daemon)?;
+                Ok(swap)
             });
             let error = match done.await {
-                Ok(swapped) => return Ok(swapped),
+                Ok(swap) => return Ok(swap),
                 Err(error) => error,
             };
             tries += 1;
-            if !error.is_transient() || tries >= COMMIT_TRIES {
+            in_hand.keep().await;
+            let enough = !error.is_transient() || tries >= COMMIT_TRIES || self.auth.is_over();
+            if tries == 1 || enough {
                 error!(
                     connection.id = self.connection.id.0,
                     connection.name = self.connection.name,
                     error = chain(&error),
-                    "New tokens of `{}` could not be written down",
-                    self.connection.name
+                    "New tokens of `{}` could not be written down{}",
+                    self.connection.name,
+                    if in_hand.is_safe() { "" } else { ", and are in this process alone" }
                 );
+            }
+            if enough && in_hand.is_safe() {
                 return Err(Failure::from(&error));
             }
-            let pause = retry::pause(tries, COMMIT_PAUSE_FIRST, COMMIT_PAUSE_MAX);
+            let pause = retry::pause(tries.min(COMMIT_TRIES), COMMIT_PAUSE_FIRST, COMMIT_PAUSE_MAX);
             tokio::time::sleep(pause).await;
         }
     }
@@ -263,6 +430,75 @@ impl Work<'_> {
             .await?;
         Ok(Refreshed::Renewed)
     }
+}
+
+/// What a reply is written to the database as.
+pub(super) fn renewal(
+    auth: &Auth,
+    provider: &'static dyn Provider,
+    (id, grant, generation): (ConnectionId, Uuid, i64),
+    granted: &Granted,
+) -> Renewal {
+    let terms = terms(provider, &granted.tokens, granted.sent_at);
+    Renewal {
+        generation,
+        access_sealed: auth.seal(id, grant, ACCESS_COLUMN, &granted.tokens.access_token),
+        refresh_sealed: granted
+            .tokens
+            .refresh_token
+            .as_ref()
+            .map(|token| auth.seal(id, grant, REFRESH_COLUMN, token)),
+        scopes: granted.tokens.scopes.clone(),
+        issued_at: granted.sent_at,
+        expires_at: terms.expires_at,
+        refresh_due_at: terms.refresh_due_at,
+    }
+}
+
+/// What became of new tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Swap {
+    Done,
+    /// The token had moved on.
+    Overtaken,
+}
+
+impl Swap {
+    /// The word in the audit log.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Overtaken => "overtaken",
+        }
+    }
+}
+
+/// Puts new tokens in the place of those that the attempt set out from, under the lock of the connection.
+pub(super) fn swap(
+    conn: &mut PgConnection,
+    connection: &Connection,
+    attempt: &RefreshAttempt,
+    renewal: &Renewal,
+) -> Result<Swap, DbError> {
+    if !tokens::renew(conn, attempt, renewal)? {
+        return Ok(Swap::Overtaken);
+    }
+    revive(conn, connection)?;
+    Ok(Swap::Done)
+}
+
+/// The refresh tokens of spills, without those that were tried.
+fn from_spills(kept: Vec<(Name, Granted)>, tried: &[Secret]) -> Vec<Offer> {
+    let mut offers: Vec<Offer> = Vec::new();
+    for (name, granted) in kept {
+        let refresh_token = granted.tokens.refresh_token;
+        let is_new = |token: &Secret| !tried.contains(token);
+        let is_here = offers.iter().any(|offer| offer.refresh_token == refresh_token);
+        if refresh_token.as_ref().is_some_and(is_new) && !is_here {
+            offers.push(Offer { refresh_token, spill: Some(name) });
+        }
+    }
+    offers
 }
 
 /// When a token expires, as far as known, and when it is to be refreshed.

@@ -27,6 +27,7 @@ const MONTH: Duration = seconds(30 * 24 * 60 * 60);
 const WORKERS: RangeInclusive<u32> = 1..=256;
 const POOL_SIZE: RangeInclusive<u32> = 2..=100;
 const PAGE_SIZE: RangeInclusive<u32> = 0..=1000;
+const SPILL_GRACE: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const TICKET_TTL: RangeInclusive<Duration> = seconds(1)..=MONTH;
 const POLL_INTERVAL: RangeInclusive<Duration> = seconds(1)..=DAY;
 const WALK_INTERVAL: RangeInclusive<Duration> = seconds(1)..=MONTH;
@@ -71,6 +72,8 @@ pub struct DaemonSettings {
     pub egress_group: String,
     pub requests_kept: Duration,
     pub audit_log_kept: Duration,
+    /// How long a reply is waited for that may be on the disk of a daemon that died.
+    pub spill_grace: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +265,7 @@ impl DaemonSettings {
             egress_group: egress_group(reader),
             requests_kept: reader.duration("daemon.requests_kept", &KEPT),
             audit_log_kept: reader.duration("daemon.audit_log_kept", &KEPT),
+            spill_grace: reader.duration("daemon.spill_grace", &SPILL_GRACE),
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod watchdog;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +28,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::auth::between::Between;
+use crate::auth::replay::{self, Left};
+use crate::auth::spill::Spills;
 use crate::auth::{Auth, Parts};
 use crate::callback::{self, ReadyCheck};
 use crate::config::Settings;
-use crate::db::{Db, DbError, PgConnection, daemons, migrations, tokens, vault_keys};
+use crate::db::daemons::{self, SpillFolder};
+use crate::db::{Db, DbError, PgConnection, migrations, tokens, vault_keys};
 use crate::domain::current::Current;
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
@@ -47,8 +52,8 @@ const BEAT_EVERY: Duration = Duration::from_secs(4);
 /// Daemons that have been silent for this long are forgotten.
 const FORGET_AFTER: Duration = Duration::from_hours(24);
 /// How long running jobs have to save their place when the daemon stops, and exchanges of tokens to be answered. All
-/// limits of [`Daemon::stop`] together, the queue's own wait included, stay below 30 s; only tokens in hand that the
-/// database does not take are waited for longer.
+/// limits of [`Daemon::stop`] together, the queue's own wait included, stay below 30 s; only tokens in hand that
+/// neither the database nor the disk takes are waited for longer.
 const GRACE: Duration = Duration::from_secs(18);
 /// How long the scheduler and the endpoint have to end after that.
 const TASKS_END_MAX: Duration = Duration::from_secs(3);
@@ -178,7 +183,8 @@ impl Daemon {
         let db = Db::connect(&url, settings.database.pool_size).map_err(StartError::Database)?;
         refuse_foreign_key(&db, &vault).await?;
         let id = Uuid::now_v7();
-        announce(&db, id, &vault).await?;
+        let spills = prepared_spills(&settings.daemon.state_dir);
+        announce(&db, id, &vault, &spills).await?;
         let client = Client::new(&HttpLimits::default()).map_err(StartError::Https)?;
         let auth = Auth::new(Parts {
             db: db.clone(),
@@ -189,7 +195,11 @@ impl Daemon {
             daemon: id,
             host: crate::config::host_name(),
             tasks: TaskTracker::new(),
+            spills: Arc::clone(&spills),
+            between: Between::default(),
         });
+        // Before anybody trades a token that was traded already.
+        let left = replay(&auth).await;
         let engine = Current::new(Engine {
             db: db.clone(),
             auth: auth.clone(),
@@ -209,7 +219,8 @@ impl Daemon {
         };
         let signs = signs(&hub, &scheduler.pulse, &tasks, &stop);
         tasks.spawn(scheduler.run(hub.ticks(), stop.clone()));
-        tasks.spawn(beat(db.clone(), id, stop.clone()));
+        tasks.spawn(beat(db.clone(), id, spills, stop.clone()));
+        tasks.spawn(look_after_spills(Arc::clone(&engine), left, stop.clone()));
         let watch = alerts::Watch {
             db: db.clone(),
             clock: Arc::clone(&engine.get().clock),
@@ -341,29 +352,67 @@ async fn refuse_foreign_key(db: &Db, vault: &Vault) -> Result<(), StartError> {
 }
 
 /// Puts this daemon and its public key on record.
-async fn announce(db: &Db, id: Uuid, vault: &Vault) -> Result<(), StartError> {
+async fn announce(db: &Db, id: Uuid, vault: &Vault, spills: &Spills) -> Result<(), StartError> {
     let (key_id, public_key) = (vault.key_id().to_owned(), vault.public_key());
+    let folder = spill_folder(spills);
     let announced = db.transaction(move |connection| {
         daemons::forget_lost(connection, FORGET_AFTER)?;
         vault_keys::publish(connection, &key_id, &public_key)?;
-        beat_once(connection, id)
+        beat_once(connection, id, &folder)
     });
     announced.await.map_err(StartError::Database)
 }
 
-fn beat_once(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
-    let pid = i32::try_from(std::process::id()).unwrap_or(0);
-    daemons::beat(connection, id, &crate::config::host_name(), pid, env!("CARGO_PKG_VERSION"))
+/// A folder that cannot be used is no reason not to start: it is told, and tried again with every reply.
+fn prepared_spills(state_dir: &Path) -> Arc<Spills> {
+    let spills = Arc::new(Spills::below(state_dir));
+    if let Err(error) = spills.prepare() {
+        let folder = spills.folder().display();
+        warn!(error = %error, "Replies of token endpoints cannot be kept in `{folder}`: {error}");
+    }
+    spills
 }
 
-async fn beat(db: Db, id: Uuid, stop: CancellationToken) {
+fn spill_folder(spills: &Spills) -> SpillFolder {
+    SpillFolder { id: spills.id(), fault: spills.fault() }
+}
+
+/// Compares the folder of spills with the tables. An outage of the database is the beat's to report.
+async fn replay(auth: &Auth) -> Left {
+    auth.replay().await.unwrap_or_else(|failure| {
+        if failure.kind != FailureKind::Transient {
+            warn!(error = %failure, "Spills could not be looked at: {failure}");
+        }
+        Left::default()
+    })
+}
+
+async fn look_after_spills(engine: Arc<Current<Engine>>, mut left: Left, stop: CancellationToken) {
+    loop {
+        engine.get().auth.follow_up(left).await;
+        tokio::select! {
+            () = tokio::time::sleep(replay::LOOK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        left = replay(&engine.get().auth).await;
+    }
+}
+
+fn beat_once(connection: &mut PgConnection, id: Uuid, spills: &SpillFolder) -> Result<(), DbError> {
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    daemons::beat(connection, id, &crate::config::host_name(), pid, env!("CARGO_PKG_VERSION"))?;
+    daemons::tell_spills(connection, id, spills)
+}
+
+async fn beat(db: Db, id: Uuid, spills: Arc<Spills>, stop: CancellationToken) {
     let mut failing = false;
     loop {
         tokio::select! {
             () = tokio::time::sleep(BEAT_EVERY) => {}
             () = stop.cancelled() => return,
         }
-        match db.run(move |connection| beat_once(connection, id)).await {
+        let folder = spill_folder(&spills);
+        match db.run(move |connection| beat_once(connection, id, &folder)).await {
             Ok(()) if std::mem::take(&mut failing) => info!("The database is back"),
             Ok(()) => {}
             Err(error) if std::mem::replace(&mut failing, true) => drop(error),

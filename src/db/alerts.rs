@@ -42,10 +42,14 @@ pub enum AlertKind {
     MassDeleteHeld,
     /// A job crashed too often and is not run any more.
     JobParked,
+    /// A daemon died in a refresh, and the reply may be on its disk.
+    RefreshInterrupted,
+    /// A daemon cannot keep replies of token endpoints, or keeps some that are of no use.
+    SpillFault,
 }
 
 impl AlertKind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::NeedsReauth,
         Self::ConfigurationFault,
         Self::StreamStalled,
@@ -53,6 +57,8 @@ impl AlertKind {
         Self::StreamStale,
         Self::MassDeleteHeld,
         Self::JobParked,
+        Self::RefreshInterrupted,
+        Self::SpillFault,
     ];
 
     /// The word in the table and in messages.
@@ -65,6 +71,8 @@ impl AlertKind {
             Self::StreamStale => "stream_stale",
             Self::MassDeleteHeld => "mass_delete_held",
             Self::JobParked => "job_parked",
+            Self::RefreshInterrupted => "refresh_interrupted",
+            Self::SpillFault => "spill_fault",
         }
     }
 
@@ -170,6 +178,8 @@ const CONDITIONS: &str = "
                   AND coalesce(r.ended_at, now()) > now() - c.stale_after)
             END
         GROUP BY s.connection_id, s.stream
+    ), live AS (
+        SELECT * FROM fieldmirror.daemons WHERE last_seen_at > now() - interval '30 s'
     ), faults AS (
         SELECT DISTINCT ON (c.provider, nullif(c.grant_kind, 'authorization_code'), own.id)
             c.provider, own.id, own.name, coalesce(c.reason, t.last_error, 'the provider refuses our client') AS reason
@@ -196,7 +206,18 @@ const CONDITIONS: &str = "
     UNION ALL
     SELECT 'job_parked', 'job ' || j.id, j.connection_id, c.name, c.provider, NULL, j.id,
         'job ' || j.id || ' (' || j.kind || ') crashed ' || j.crashes || ' times in a row'
-    FROM fieldmirror.jobs j LEFT JOIN fieldmirror.connections c ON c.id = j.connection_id WHERE j.state = 'parked'";
+    FROM fieldmirror.jobs j LEFT JOIN fieldmirror.connections c ON c.id = j.connection_id WHERE j.state = 'parked'
+    UNION ALL
+    SELECT 'refresh_interrupted', 'connection ' || c.id, c.id, c.name, c.provider, NULL, NULL,
+        'the daemon on host `' || a.host || '` died in a refresh that began at '
+            || to_char(a.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
+            || '; its reply may be on that host''s disk, and is found when a daemon is started there'
+    FROM fieldmirror.refresh_attempts a JOIN served c ON c.id = a.connection_id
+    WHERE a.blocked_until <= now() AND NOT EXISTS (
+        SELECT FROM live WHERE live.spills = a.spills) AND a.spills IS NOT NULL
+    UNION ALL
+    SELECT DISTINCT ON (host) 'spill_fault', 'host ' || host, NULL, NULL, NULL, NULL, NULL, 'on host `' || host || '` ' || spill_fault
+    FROM live WHERE spill_fault IS NOT NULL";
 
 /// Everything that holds now.
 pub fn conditions(conn: &mut PgConnection, served: &[Served]) -> Result<Vec<Condition>, DbError> {

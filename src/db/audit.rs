@@ -12,7 +12,7 @@ use crate::domain::ids::ConnectionId;
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
     pub connection: ConnectionId,
-    /// What was tried: `connect`, `refresh`, `probe`, `disconnect`.
+    /// What was tried: `connect`, `refresh`, `probe`, `replay` (of a reply that was kept), `disconnect`.
     pub event: &'static str,
     /// How it ended: `done`, `failed`, `dead` and the like.
     pub outcome: &'static str,

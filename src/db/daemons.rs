@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Double, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -40,6 +40,23 @@ pub fn beat(conn: &mut PgConnection, id: Uuid, host: &str, pid: i32, version: &s
     .bind::<Text, _>(version)
     .bind::<Double, _>(GAP_MAX.as_secs_f64())
     .execute(conn)?;
+    Ok(())
+}
+
+/// A daemon's folder of spills, and what is wrong with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpillFolder {
+    pub id: Option<Uuid>,
+    pub fault: Option<String>,
+}
+
+/// Puts on record how the daemon's folder of spills is doing.
+pub fn tell_spills(conn: &mut PgConnection, id: Uuid, spills: &SpillFolder) -> Result<(), DbError> {
+    sql_query("UPDATE fieldmirror.daemons SET spills = $2, spill_fault = $3 WHERE id = $1")
+        .bind::<SqlUuid, _>(id)
+        .bind::<Nullable<SqlUuid>, _>(spills.id)
+        .bind::<Nullable<Text>, _>(spills.fault.as_deref())
+        .execute(conn)?;
     Ok(())
 }
 

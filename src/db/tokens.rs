@@ -3,10 +3,14 @@
 //! Callers hold the lock of the connection ([`super::connections::lock`]) in the same transaction, so that there is one
 //! order of locks.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Bytea, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Bool, Bytea, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use uuid::Uuid;
 
 use super::error::DbError;
@@ -113,6 +117,8 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
 /// What a refresh brought.
 #[derive(Debug, Clone)]
 pub struct Renewal {
+    /// What the token's generation becomes: one more than the generation of the refresh token that was traded.
+    pub generation: i64,
     pub access_sealed: Vec<u8>,
     /// `None`: the one in hand stays.
     pub refresh_sealed: Option<Vec<u8>>,
@@ -129,7 +135,7 @@ pub struct Renewal {
 pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<bool, DbError> {
     sql_query("SET LOCAL synchronous_commit = on").execute(conn)?;
     let swapped = sql_query(
-        "UPDATE fieldmirror.tokens SET generation = generation + 1, access_sealed = $4, \
+        "UPDATE fieldmirror.tokens SET generation = $10, access_sealed = $4, \
              refresh_sealed = coalesce($5, refresh_sealed), \
              scopes = CASE WHEN cardinality($6) = 0 THEN scopes ELSE $6 END, \
              issued_at = $7, expires_at = $8, refresh_due_at = $9, last_refresh_at = now(), failures = 0, \
@@ -145,6 +151,7 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
     .bind::<Timestamptz, _>(new.issued_at)
     .bind::<Nullable<Timestamptz>, _>(new.expires_at)
     .bind::<Timestamptz, _>(new.refresh_due_at)
+    .bind::<BigInt, _>(new.generation)
     .execute(conn)?;
     refresh_attempts::close(conn, attempt)?;
     Ok(swapped == 1)
@@ -234,24 +241,30 @@ pub fn make_due(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -
 }
 
 /// Connections whose token is to be refreshed or probed now, the longest due first, at most `limit`. Those with an
-/// open refresh are not among them.
+/// open refresh are not among them, nor those with one whose reply may be found in a folder of spills that is not
+/// `spills`, for `spill_grace`.
 pub fn due(
     conn: &mut PgConnection,
     providers: &[String],
     now: DateTime<Utc>,
     limit: u32,
+    (spills, spill_grace): (Option<Uuid>, Duration),
 ) -> Result<Vec<ConnectionId>, DbError> {
     let query = sql_query(
         "SELECT t.connection_id AS value FROM fieldmirror.tokens t \
          JOIN fieldmirror.connections c ON c.id = t.connection_id \
          LEFT JOIN fieldmirror.refresh_attempts a \
              ON a.connection_id = t.connection_id AND a.blocked_until > clock_timestamp() \
+                - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
+                       THEN make_interval(secs => $5) ELSE interval '0' END \
          WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
            AND c.provider = ANY ($3) ORDER BY t.refresh_due_at LIMIT $2",
     )
     .bind::<Timestamptz, _>(now)
     .bind::<BigInt, _>(i64::from(limit))
-    .bind::<Array<Text>, _>(providers);
+    .bind::<Array<Text>, _>(providers)
+    .bind::<Nullable<SqlUuid>, _>(spills)
+    .bind::<Double, _>(spill_grace.as_secs_f64());
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 
@@ -355,6 +368,55 @@ pub fn wipe(conn: &mut PgConnection, id: ConnectionId) -> Result<(), DbError> {
     .bind::<BigInt, _>(id.0)
     .execute(conn)?;
     Ok(())
+}
+
+/// What is on record of a connection, for whoever has a spill of its.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct OnRecord {
+    #[diesel(sql_type = BigInt, column_name = connection_id)]
+    connection_id: i64,
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    /// `None`: there is no token.
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    pub grant_id: Option<Uuid>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub generation: Option<i64>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub issued_at: Option<DateTime<Utc>>,
+    /// The last refresh failed, and its pause is not over at the caller's time.
+    #[diesel(sql_type = Bool)]
+    pub pauses: bool,
+}
+
+impl OnRecord {
+    /// For tests of those who compare with it.
+    pub fn example(connection_id: i64, state: &str, token: Option<(Uuid, i64)>) -> Self {
+        let (grant_id, generation) = token.unzip();
+        Self { connection_id, state: state.to_owned(), grant_id, generation, issued_at: None, pauses: false }
+    }
+
+    pub fn connection(&self) -> ConnectionId {
+        ConnectionId(self.connection_id)
+    }
+}
+
+/// What is on record of these connections.
+pub fn on_record(
+    conn: &mut PgConnection,
+    ids: &[ConnectionId],
+    now: DateTime<Utc>,
+) -> Result<Vec<OnRecord>, DbError> {
+    let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+    Ok(sql_query(
+        "SELECT c.id AS connection_id, c.state, t.grant_id, t.generation, t.issued_at, \
+             coalesce(t.failures > 0 AND t.refresh_due_at > $2, false) AS pauses \
+         FROM fieldmirror.connections c LEFT JOIN fieldmirror.tokens t ON t.connection_id = c.id \
+         WHERE c.id = ANY ($1)",
+    )
+    .bind::<Array<BigInt>, _>(ids)
+    .bind::<Timestamptz, _>(now)
+    .load(conn)?)
 }
 
 /// The sealed access token that was issued last, of any connection: to see which key seals.

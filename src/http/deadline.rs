@@ -21,6 +21,12 @@ impl Deadline {
         Self { at: since_boot().saturating_add(wait) }
     }
 
+    /// The same, as it were for a process that stood still for `lost`.
+    #[must_use]
+    pub fn sooner(self, lost: Duration) -> Self {
+        Self { at: self.at.saturating_sub(lost) }
+    }
+
     /// What is left of it; zero when it has passed.
     pub fn left(self) -> Duration {
         self.at.saturating_sub(since_boot())

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::Pulse;
 use crate::db::requests::RequestKind;
@@ -89,7 +90,8 @@ impl Scheduler {
         let engine = self.engine.get();
         engine.auth.expire_authorizations(now).await?;
         let providers = engine.settings.enabled_providers();
-        let derived = self.db.transaction(move |connection| derive(connection, &providers, now)).await;
+        let reach = (engine.auth.spills.id(), engine.settings.daemon.spill_grace);
+        let derived = self.db.transaction(move |connection| derive(connection, &providers, now, reach)).await;
         derived.map_err(|error| Failure::from(&error))
     }
 
@@ -113,13 +115,15 @@ impl Scheduler {
     }
 }
 
-/// Makes jobs of what is due.
+/// Makes jobs of what is due. `reach`: the folder of spills that can be looked into, and how long what is in others is
+/// waited for.
 fn derive(
     connection: &mut PgConnection,
     providers: &[String],
     now: DateTime<Utc>,
+    reach: (Option<Uuid>, Duration),
 ) -> Result<Option<DateTime<Utc>>, DbError> {
-    let refreshes = tokens::due(connection, providers, now, TOKENS_MAX)?;
+    let refreshes = tokens::due(connection, providers, now, TOKENS_MAX, reach)?;
     enqueue(connection, "refresh_token", &refreshes)?;
     let due = streams::due(connection, providers, now)?;
     enqueue(connection, "sync", &due)?;

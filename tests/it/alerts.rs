@@ -147,7 +147,7 @@ impl Drop for Site {
 async fn each_condition_is_found_in_the_tables() {
     let site = Site::new().await;
     assert_eq!(site.holding().await, []);
-    let steps: [(&str, &str, &str, &str); 9] = [
+    let steps: [(&str, &str, &str, &str); 11] = [
         (
             "UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'revoked'",
             "needs_reauth",
@@ -206,6 +206,21 @@ async fn each_condition_is_found_in_the_tables() {
             "job_parked",
             "job 1",
             "UPDATE fieldmirror.jobs SET state = 'pending'",
+        ),
+        (
+            "INSERT INTO fieldmirror.refresh_attempts (connection_id, grant_id, generation, daemon_id, host, spills, blocked_until)
+             VALUES (1, gen_random_uuid(), 1, gen_random_uuid(), 'gone', '0199d5a0-5f0b-7c3e-8a51-9d3f0c1b2a3d', now() - interval '1 s')",
+            "refresh_interrupted",
+            "connection 1",
+            // A daemon that can look there sees to it without anybody's help.
+            "INSERT INTO fieldmirror.daemons (id, host, pid, version, spills)
+             VALUES (gen_random_uuid(), 'testhost', 1, '0.1.0', '0199d5a0-5f0b-7c3e-8a51-9d3f0c1b2a3d')",
+        ),
+        (
+            "UPDATE fieldmirror.daemons SET spill_fault = 'the disk is full'",
+            "spill_fault",
+            "host testhost",
+            "UPDATE fieldmirror.daemons SET spill_fault = NULL",
         ),
     ];
     for (begins, kind, subject, ends) in steps {

@@ -6,3 +6,4 @@ mod fake;
 mod keys;
 mod refresh;
 pub mod rig;
+mod spill;

@@ -72,6 +72,8 @@ pub fn summary(of: &Condition) -> String {
         }
         Some(AlertKind::StreamStale) => format!("{stream} is stale: {reason}"),
         Some(AlertKind::JobParked) => format!("a job of {connection} is parked: {reason}"),
+        Some(AlertKind::RefreshInterrupted) => format!("a refresh of {connection} was interrupted: {reason}"),
+        Some(AlertKind::SpillFault) => format!("tokens are less safe than they should be: {reason}"),
         _ => format!("{} of {}: {reason}", of.kind, of.subject),
     }
 }
@@ -88,8 +90,9 @@ pub fn next_action(alert: &Alert) -> Option<String> {
     }
     match kind {
         AlertKind::NeedsReauth => Some(remedy::reconnect(of.provider.as_deref()?, name?, grant()?)),
-        AlertKind::ConfigurationFault => Some("fieldmirror doctor".to_owned()),
+        AlertKind::ConfigurationFault | AlertKind::SpillFault => Some("fieldmirror doctor".to_owned()),
         AlertKind::JobParked => Some(format!("fieldmirror jobs retry {}", of.job_id?)),
+        AlertKind::RefreshInterrupted => Some(format!("fieldmirror why {}", name?)),
         _ => Some(format!("fieldmirror why {} {}", name?, stream?)),
     }
 }

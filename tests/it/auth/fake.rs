@@ -24,6 +24,74 @@ pub enum Answer {
     Throttle(u64),
     /// Acts, but its answer breaks off.
     Lost,
+    /// Does not act, and its answer breaks off.
+    Unseen,
+    /// Success, with this text of that type in place of tokens. Acts.
+    Text(&'static str, &'static str),
+}
+
+/// What becomes of a refresh token that is traded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// It stays good.
+    Never,
+    /// It is dead, and another takes its place.
+    Strict,
+    /// Another takes its place, but it stays good until that one is used.
+    Graceful,
+    /// As `Strict`, and who brings a dead one loses the grant.
+    Jealous,
+}
+
+/// Which refresh tokens are good: the provider's own account of it.
+#[derive(Debug)]
+struct Book {
+    rotation: Rotation,
+    /// Refresh token to grant.
+    issued: BTreeMap<String, u32>,
+    grants: BTreeMap<u32, Granted>,
+}
+
+#[derive(Debug, Default)]
+struct Granted {
+    portal: u64,
+    current: String,
+    previous: Option<String>,
+    revoked: bool,
+    replays: u32,
+}
+
+impl Granted {
+    fn honours(&self, token: &str) -> bool {
+        !self.revoked && (self.current == token || self.previous.as_deref() == Some(token))
+    }
+}
+
+impl Book {
+    /// Takes note of a trade. The refresh token to be handed out; `None`: what was brought is dead.
+    fn trade(&mut self, brought: &str, new: String) -> Option<(String, u64)> {
+        let number = *self.issued.get(brought)?;
+        let grant = self.grants.get_mut(&number)?;
+        if !grant.honours(brought) {
+            grant.replays += u32::from(!grant.revoked);
+            grant.revoked |= self.rotation == Rotation::Jealous;
+            return None;
+        }
+        if self.rotation == Rotation::Never {
+            return Some((grant.current.clone(), grant.portal));
+        }
+        if self.rotation == Rotation::Graceful && grant.current == brought {
+            grant.previous = Some(brought.to_owned());
+        }
+        grant.current.clone_from(&new);
+        self.issued.insert(new.clone(), number);
+        Some((new, grant.portal))
+    }
+
+    fn begin(&mut self, number: u32, portal: u64, token: String) {
+        self.issued.insert(token.clone(), number);
+        self.grants.insert(number, Granted { portal, current: token, ..Granted::default() });
+    }
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +106,10 @@ struct Script {
     slow: Duration,
     /// What account details answer instead of the account.
     details_status: Option<u16>,
+    /// `None`: any refresh token is good.
+    book: Option<Book>,
+    /// The accounts of refresh tokens.
+    owners: BTreeMap<String, u64>,
 }
 
 #[derive(Clone)]
@@ -83,6 +155,44 @@ impl Fake {
         self.script(|script| script.details_status = status);
     }
 
+    /// Keeps account of refresh tokens from now on.
+    pub fn rotate(&self, rotation: Rotation) {
+        let book = |book: Option<Book>| match book {
+            Some(book) => Book { rotation, ..book },
+            None => Book { rotation, issued: BTreeMap::new(), grants: BTreeMap::new() },
+        };
+        self.script(|script| script.book = Some(book(script.book.take())));
+    }
+
+    /// The refresh tokens of an account that would be taken now, of all its grants.
+    pub fn honoured(&self, portal: u64) -> Vec<String> {
+        self.script(|script| {
+            let grants = script.book.iter().flat_map(|book| book.grants.values());
+            let alive = grants.filter(|grant| grant.portal == portal && !grant.revoked);
+            alive.flat_map(|grant| grant.previous.iter().chain([&grant.current]).cloned()).collect()
+        })
+    }
+
+    /// How often a dead refresh token was brought for a grant that was alive.
+    pub fn replays(&self) -> u32 {
+        self.script(|script| {
+            script.book.iter().flat_map(|book| book.grants.values()).map(|grant| grant.replays).sum()
+        })
+    }
+
+    /// The owner of the account ends its grants.
+    pub fn revoke(&self, portal: u64) {
+        self.script(|script| {
+            let grants = script.book.iter_mut().flat_map(|book| book.grants.values_mut());
+            grants.filter(|grant| grant.portal == portal).for_each(|grant| grant.revoked = true);
+        });
+    }
+
+    /// Answers that were scripted and not given.
+    pub fn forget_answers(&self) {
+        self.script(|script| script.answers.clear());
+    }
+
     pub fn asked(&self) -> Vec<BTreeMap<String, String>> {
         self.script(|script| script.asked.clone())
     }
@@ -102,39 +212,71 @@ impl Fake {
 
 /// The refusal that HubSpot gives for a dead grant.
 pub fn bad_refresh_token() -> Answer {
-    let body = json!({"error": "invalid_grant", "status": "BAD_REFRESH_TOKEN", "message": "missing or invalid refresh token"});
-    Answer::Status(400, body)
+    Answer::Status(400, refusal_of_dead())
+}
+
+fn refusal_of_dead() -> Value {
+    json!({"error": "invalid_grant", "status": "BAD_REFRESH_TOKEN", "message": "missing or invalid refresh token"})
 }
 
 async fn token(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> Response {
     let (answer, slow) = fake.script(|script| {
-        script.asked.push(form);
+        script.asked.push(form.clone());
         (script.answers.pop_front().unwrap_or(Answer::Grant(json!({}))), script.slow)
     });
     tokio::time::sleep(slow).await;
+    let refusal = || respond(400, refusal_of_dead());
     match answer {
-        Answer::Grant(changes) => Json(grant(&fake, &changes)).into_response(),
-        Answer::Status(status, body) => {
-            (StatusCode::from_u16(status).expect("a status"), Json(body)).into_response()
+        Answer::Grant(changes) => {
+            grant(&fake, &form, &changes).map_or_else(refusal, |body| Json(body).into_response())
         }
+        Answer::Status(status, body) => respond(status, body),
         Answer::Throttle(seconds) => {
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())], "").into_response()
         }
         Answer::Lost => {
-            let broken = std::io::Error::other("cut");
-            Body::from_stream(futures_util::stream::iter([Err::<String, _>(broken)])).into_response()
+            let _ = grant(&fake, &form, &json!({}));
+            cut()
+        }
+        Answer::Unseen => cut(),
+        Answer::Text(content_type, text) => {
+            let _ = grant(&fake, &form, &json!({}));
+            ([("content-type", content_type)], text).into_response()
         }
     }
 }
 
-fn grant(fake: &Fake, changes: &Value) -> Value {
-    let (number, portal) = fake.script(|script| {
+fn respond(status: u16, body: Value) -> Response {
+    (StatusCode::from_u16(status).expect("a status"), Json(body)).into_response()
+}
+
+fn cut() -> Response {
+    let broken = std::io::Error::other("cut");
+    Body::from_stream(futures_util::stream::iter([Err::<String, _>(broken)])).into_response()
+}
+
+/// What is granted for `form`; `None`: its refresh token is dead.
+fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Option<Value> {
+    let brought = form.get("refresh_token");
+    let (number, refresh_token, portal) = fake.script(|script| {
         script.granted += 1;
-        (script.granted, script.portal)
-    });
+        let number = script.granted;
+        let owner = brought.and_then(|brought| script.owners.get(brought));
+        let (new, portal) = (format!("SECRET-RT-{number}"), owner.copied().unwrap_or(script.portal));
+        let (token, portal) = match (&mut script.book, brought) {
+            (Some(book), Some(brought)) => book.trade(brought, new)?,
+            (Some(book), None) => {
+                book.begin(number, portal, new.clone());
+                (new, portal)
+            }
+            (None, _) => (new, portal),
+        };
+        script.owners.insert(token.clone(), portal);
+        Some((number, token, portal))
+    })?;
     let mut answer = json!({
         "token_type": "bearer", "access_token": format!("SECRET-AT-{number}"),
-        "refresh_token": format!("SECRET-RT-{number}"), "expires_in": 1800, "hub_id": portal,
+        "refresh_token": refresh_token, "expires_in": 1800, "hub_id": portal,
         "scopes": ["oauth", "tickets"],
     });
     for (name, value) in changes.as_object().into_iter().flatten() {
@@ -144,7 +286,7 @@ fn grant(fake: &Fake, changes: &Value) -> Value {
             answer[name] = value.clone();
         }
     }
-    answer
+    Some(answer)
 }
 
 async fn introspect(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> Json<Value> {

@@ -5,17 +5,21 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::refresh_attempts::{self, Exclusion, Refresher};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
-use fieldmirror::db::{refresh_attempts, tokens};
+use fieldmirror::db::tokens;
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
 use fieldmirror::jobs;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::fake::{Answer, bad_refresh_token};
 use super::rig::Rig;
 
+/// Of a daemon that has no folder of spills.
+const REACH: (Option<Uuid>, Duration) = (None, Duration::ZERO);
 const LIFE: TimeDelta = TimeDelta::seconds(1800);
 
 async fn open_attempts(rig: &Rig) -> i64 {
@@ -30,14 +34,14 @@ async fn a_token_is_renewed_when_its_time_has_come() {
     assert_eq!(rig.fake.count("refresh_token"), 0, "not due");
     rig.clock.shift(TimeDelta::minutes(25));
     let now = rig.clock.now();
-    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10)).await, [id]);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10, REACH)).await, [id]);
     jobs::refresh_token::run(&rig.auth, id).await.expect("the job runs");
     let token = rig.token(id).await;
     assert_eq!((token.generation, token.failures), (2, 0));
     assert_eq!(rig.fake.asked()[1]["refresh_token"], "SECRET-RT-1");
     assert_eq!(rig.auth.access_token(id).await.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
     assert_eq!(open_attempts(&rig).await, 0);
-    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10)).await, []);
+    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10, REACH)).await, []);
 }
 
 #[tokio::test]
@@ -262,10 +266,12 @@ async fn many_deaths_at_once_are_not_believed() {
 async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    let dead = uuid::Uuid::new_v4();
+    let dead = Uuid::new_v4();
     rig.db(move |conn| {
         let token = tokens::load(conn, id)?.expect("a token");
-        refresh_attempts::open(conn, id, &token, dead, "gone", Duration::from_mins(1))
+        let by = Refresher { daemon: dead, host: "gone", spills: None };
+        let exclusion = Exclusion { blocked_for: Duration::from_mins(1), spill_grace: Duration::ZERO };
+        refresh_attempts::open(conn, id, &token, &by, exclusion)
     })
     .await
     .expect("nobody else is at it");
@@ -274,7 +280,7 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
     assert_eq!(rig.fake.count("refresh_token"), 0);
     let clock = rig.clock.now() + TimeDelta::hours(1);
     assert_eq!(
-        rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], clock, 10)).await,
+        rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], clock, 10, REACH)).await,
         [],
         "not due while it is open"
     );

@@ -1,6 +1,7 @@
 //! A daemon's grants without the daemon: database, provider, endpoint.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -8,9 +9,13 @@ use base64::prelude::BASE64_STANDARD;
 use diesel::QueryableByName;
 use diesel::RunQueryDsl as _;
 use diesel::sql_types::{BigInt, Text};
-use fieldmirror::auth::{Auth, Parts};
+use fieldmirror::auth::answer::{Answer, BroughtBy};
+use fieldmirror::auth::between::Between;
+use fieldmirror::auth::spill::Spills;
+use fieldmirror::auth::{Auth, Ending, Parts};
 use fieldmirror::callback::{self, Endpoint, Ready};
 use fieldmirror::config::Settings;
+use fieldmirror::db::Db;
 use fieldmirror::db::connections::{self, Connection, NewConnection, Pending};
 use fieldmirror::db::requests::{self, NewRequest, Request, RequestKind};
 use fieldmirror::db::tokens::{self, Token};
@@ -22,6 +27,7 @@ use fieldmirror::jobs;
 use fieldmirror::vault::sealed_box::{ReplyKey, seal_to};
 use fieldmirror::vault::{Vault, generate_key};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,12 +46,22 @@ pub struct Rig {
     pub endpoint: SocketAddr,
     stop: CancellationToken,
     pub test: TestDb,
+    /// The state directory of the daemon.
+    pub state: TempDir,
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// Where a daemon runs.
+pub struct Host<'a> {
+    pub name: &'a str,
+    /// Its state directory.
+    pub state: &'a Path,
+    pub between: Between,
 }
 
 /// What a browser got.
@@ -101,19 +117,26 @@ impl Rig {
         let settings = Arc::new(settings(&fake, endpoint));
         let vault = Arc::new(Vault::new(&generate_key(), &[]).expect("a generated key fits"));
         let clock = Arc::new(ShiftedClock::default());
-        let auth = auth(&test, &settings, &vault, &clock);
+        let state = tempfile::tempdir().expect("a folder");
+        let at = Host { name: "host", state: state.path(), between: Between::default() };
+        let auth = auth(&test.db, &settings, &vault, &clock, at);
         let ready = Arc::new(|| {
             let ready = Ready { database: true, key: true, workers: false };
             Box::pin(std::future::ready(ready)) as _
         });
         let (stop, router) = (CancellationToken::new(), callback::router(Endpoint::new(auth.clone(), ready)));
         tokio::spawn(callback::serve(listener, router, stop.clone()));
-        Self { fake, auth, clock, vault, settings, endpoint, stop, test }
+        Self { fake, auth, clock, vault, settings, endpoint, stop, test, state }
+    }
+
+    /// The grants as another daemon with the same database and state directory sees them.
+    pub fn another_daemon(&self) -> Auth {
+        self.daemon_at(Host { name: "host", state: self.state.path(), between: Between::default() })
     }
 
     /// The grants as another daemon on the same database sees them.
-    pub fn another_daemon(&self) -> Auth {
-        auth(&self.test, &self.settings, &self.vault, &self.clock)
+    pub fn daemon_at(&self, at: Host<'_>) -> Auth {
+        auth(&self.test.db, &self.settings, &self.vault, &self.clock, at)
     }
 
     /// `enqueue --connect`: the row, the request, and what the job answers.
@@ -180,6 +203,13 @@ impl Rig {
     /// The provider sends the browser back to a consent that began with `authorize_url`.
     pub async fn come_back(&self, authorize_url: &Url, said: &str) -> Shown {
         self.come_back_with(authorize_url, said, None).await
+    }
+
+    /// The same, while another daemon than the rig's own has the endpoint.
+    pub async fn come_back_to(&self, auth: &Auth, authorize_url: &Url, said: &str) -> Ending {
+        let answer = Answer::parse(&format!("{said}&state={}", state_of(authorize_url))).expect("an answer");
+        let recognised = auth.recognise("hubspot", answer, BroughtBy::Browser { cookies: &[] });
+        auth.conclude(recognised.expect("it is ours")).await
     }
 
     /// The same, with the cookie that the browser kept.
@@ -283,16 +313,27 @@ fn settings(fake: &Fake, endpoint: SocketAddr) -> Settings {
     settings
 }
 
-fn auth(test: &TestDb, settings: &Arc<Settings>, vault: &Arc<Vault>, clock: &Arc<ShiftedClock>) -> Auth {
+fn auth(
+    db: &Db,
+    settings: &Arc<Settings>,
+    vault: &Arc<Vault>,
+    clock: &Arc<ShiftedClock>,
+    Host { name, state, between }: Host<'_>,
+) -> Auth {
     let clock: Arc<dyn fieldmirror::domain::time::Clock> = Arc::<ShiftedClock>::clone(clock);
+    let spills = Arc::new(Spills::below(state));
+    // One that cannot be used is a fault like others.
+    let _ = spills.prepare();
     Auth::new(Parts {
-        db: test.db.clone(),
+        db: db.clone(),
         vault: Arc::clone(vault),
         http: Client::new(&HttpLimits::default()).expect("a client can be built"),
         settings: Arc::clone(settings),
         clock,
         daemon: Uuid::new_v4(),
-        host: "host".to_owned(),
+        host: name.to_owned(),
         tasks: TaskTracker::new(),
+        spills,
+        between,
     })
 }

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use diesel::connection::SimpleConnection as _;
+use diesel::{Connection as _, PgConnection};
 use fieldmirror::daemon::postgres::{Durability, Options, PrivateServer};
 use fieldmirror::db::{Db, admin, migrations};
 use fieldmirror::domain::secret::Secret;
@@ -87,6 +89,37 @@ impl TestDb {
         let url = server().url_of(&name);
         let db = Db::connect(&url, POOL_SIZE).expect("the server's own address has the right shape");
         Self { name, url, db }
+    }
+}
+
+impl TestDb {
+    /// What takes the database away while it is used.
+    pub fn lever(&self) -> Lever {
+        Lever { name: self.name.clone() }
+    }
+}
+
+/// Takes a database away from whoever uses it, and gives it back: to them it looks like a server that went.
+#[derive(Clone)]
+pub struct Lever {
+    name: String,
+}
+
+impl Lever {
+    pub fn away(&self) {
+        Self::tell(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.name));
+        let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
+        Self::tell(&format!("{ended} = '{}'", self.name));
+    }
+
+    pub fn back(&self) {
+        Self::tell(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name));
+    }
+
+    fn tell(statement: &str) {
+        let mut connection =
+            PgConnection::establish(server().url().expose()).expect("the server can be reached");
+        connection.batch_execute(statement).expect("the server does it");
     }
 }
 

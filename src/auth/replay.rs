@@ -1,0 +1,328 @@
+//! What becomes of spills: a reply that its daemon could not write down is written down now, a grant that the database has
+//! lost again goes on from what was kept, and what is of no use is reported and left alone.
+//!
+//! Done at the start and then every [`LOOK_EVERY`], by comparing the folder with the tables. Repeating it does no harm, and
+//! daemons that share a folder may do it at the same time: everything is written by compare-and-swap.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tracing::{info, warn};
+
+use super::authorize::Redeemed;
+use super::exchange::Unfinished;
+use super::refresh::Why;
+use super::renewal::{self, Swap, note, swap};
+use super::spill::{self, Name, Spills, Unread};
+use super::{Auth, Ending};
+use crate::db::connections::{self, ConnectionState};
+use crate::db::refresh_attempts::{self, RefreshAttempt};
+use crate::db::tokens::{self, OnRecord};
+use crate::db::{audit, authorizations};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::ids::ConnectionId;
+use crate::http::oauth::Granted;
+
+/// How often the folder is compared with the tables.
+pub const LOOK_EVERY: Duration = Duration::from_mins(1);
+/// Connections that one query asks for.
+const QUERY_MAX: usize = 5_000;
+/// Refreshes and consents that run at once.
+const AT_ONCE: usize = 4;
+
+const UNKNOWN_CONNECTION: &str =
+    "the database does not know the connection: is it the right one, or restored from an old backup?";
+const UNKNOWN_GRANT: &str = "the database does not know the grant: is it restored from an old backup? Where the provider does \
+     not take the connection's token any more, `fieldmirror enqueue --reconnect` asks for a new consent";
+
+/// What a spill is, compared with what is on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Written down, or older than what is.
+    Known,
+    /// The reply to the last refresh, which nobody wrote down.
+    Next,
+    /// The database has lost more than one refresh.
+    Ahead,
+    /// The connection was disconnected: it is of no use, and nobody is to have it.
+    Ended,
+    /// Of a grant that the connection does not have: a consent that was interrupted, or replaced.
+    OtherGrant,
+    /// The database does not know the connection.
+    Unknown,
+}
+
+fn fate(name: Name, on_record: Option<&OnRecord>) -> Fate {
+    let Some(on_record) = on_record else { return Fate::Unknown };
+    if on_record.state == ConnectionState::Disconnected.as_str() {
+        return Fate::Ended;
+    }
+    match (on_record.grant_id, on_record.generation) {
+        (Some(grant), Some(generation)) if grant == name.grant => match name.generation - generation {
+            ..=0 => Fate::Known,
+            1 => Fate::Next,
+            _ => Fate::Ahead,
+        },
+        _ => Fate::OtherGrant,
+    }
+}
+
+/// What is left to be done, and needs providers.
+#[derive(Default)]
+pub struct Left {
+    ahead: BTreeSet<ConnectionId>,
+    consents: Vec<(Name, Granted, Redeemed)>,
+}
+
+/// What is in the folder, opened.
+struct Opened {
+    replies: BTreeMap<Name, Granted>,
+    no_use: BTreeMap<String, String>,
+}
+
+impl Auth {
+    /// Compares the folder of spills with the tables, and does what can be done without asking a provider.
+    ///
+    /// # Errors
+    /// When the database or the folder does not go along: nothing is lost by that.
+    pub async fn replay(&self) -> Result<Left, Failure> {
+        let Opened { replies, mut no_use } = self.open_all().await?;
+        let on_record = self.on_record(&replies).await?;
+        let mut left = Left::default();
+        let mut newest = BTreeMap::new();
+        // The newest of a grant first.
+        for (name, granted) in replies.into_iter().rev() {
+            let newest = *newest.entry((name.connection, name.grant)).or_insert(name.generation);
+            let row = on_record.get(&name.connection);
+            let useless = match fate(name, row) {
+                Fate::Known => (name.generation < newest).then_some("its tokens have been traded"),
+                Fate::Next => {
+                    self.write_down(name, &granted).await?;
+                    None
+                }
+                Fate::Ahead => {
+                    if row.is_some_and(|row| !row.pauses) {
+                        left.ahead.insert(name.connection);
+                    }
+                    None
+                }
+                Fate::OtherGrant if row.and_then(|row| row.issued_at) > Some(granted.sent_at) => {
+                    Some("a later consent has replaced its grant")
+                }
+                found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
+                    Some(redeemed) if redeemed.authorization.is_open => {
+                        left.consents.push((name, granted, redeemed));
+                        None
+                    }
+                    Some(_) => Some("its consent was replaced, or has expired"),
+                    None if found == Fate::Ended => Some("its connection was disconnected"),
+                    None => {
+                        no_use.insert(name.to_string(), UNKNOWN_GRANT.to_owned());
+                        None
+                    }
+                },
+                Fate::Unknown => {
+                    no_use.insert(name.to_string(), UNKNOWN_CONNECTION.to_owned());
+                    None
+                }
+            };
+            if let Some(why) = useless {
+                info!(connection.id = name.connection.0, "Removing the spill `{name}`: {why}");
+                spill::remove(&self.spills, name).await;
+            }
+        }
+        for (name, why) in self.spills.set_unreadable(no_use) {
+            let folder = self.spills.folder().display();
+            warn!(error = why, "`{folder}/{name}` is of no use and is left alone: {why}");
+        }
+        Ok(left)
+    }
+
+    /// Everything that lies in the folder, opened; what was left unfinished but whole included.
+    async fn open_all(&self) -> Result<Opened, Failure> {
+        let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
+        let task = tokio::task::spawn_blocking(move || {
+            let mut found = spills.look()?;
+            for (path, name) in std::mem::take(&mut found.unfinished) {
+                let Ok((bytes, abandoned)) = Spills::read_unfinished(&path) else { continue };
+                if spill::open_unfinished(&vault, name, &bytes).is_some() {
+                    found.spills.insert(spills.finish(&path, name)?);
+                } else if abandoned {
+                    warn!(
+                        connection.id = name.connection.0,
+                        "Removing the beginning of a spill, left by a process that died"
+                    );
+                    std::fs::remove_file(&path)?;
+                }
+            }
+            let mut opened = Opened { replies: BTreeMap::new(), no_use: BTreeMap::new() };
+            for name in found.strange {
+                opened.no_use.insert(name, "it is no file of ours".to_owned());
+            }
+            for name in found.spills.into_iter().filter(|name| !spills.is_in_hand(*name)) {
+                match spill::open(&spills, &vault, name) {
+                    Ok(granted) => _ = opened.replies.insert(name, granted),
+                    Err(Unread::Gone) => {}
+                    Err(Unread::NoUse(why)) => _ = opened.no_use.insert(name.to_string(), why),
+                }
+            }
+            Ok::<_, std::io::Error>(opened)
+        });
+        match task.await {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(error)) => {
+                let folder = self.spills.folder().display();
+                Err(Failure::transient(format!("looking at the spills in `{folder}`: {error}")))
+            }
+            Err(_) => Err(Failure::bug("looking at spills broke off")),
+        }
+    }
+
+    async fn on_record(
+        &self,
+        replies: &BTreeMap<Name, Granted>,
+    ) -> Result<BTreeMap<ConnectionId, OnRecord>, Failure> {
+        let ids: BTreeSet<ConnectionId> = replies.keys().map(|name| name.connection).collect();
+        let ids: Vec<ConnectionId> = ids.into_iter().collect();
+        let now = self.clock.now();
+        let mut all = BTreeMap::new();
+        for ids in ids.chunks(QUERY_MAX) {
+            let ids = ids.to_vec();
+            let rows = self.db(move |conn| tokens::on_record(conn, &ids, now)).await?;
+            all.extend(rows.into_iter().map(|row| (row.connection(), row)));
+        }
+        Ok(all)
+    }
+
+    /// Writes a reply down that nobody did.
+    async fn write_down(&self, name: Name, granted: &Granted) -> Result<(), Failure> {
+        let Name { connection: id, grant, generation, .. } = name;
+        let connection = self.db(move |conn| connections::get(conn, id)).await?;
+        let Some(provider) = crate::providers::provider(&connection.provider) else { return Ok(()) };
+        let renewal = renewal::renewal(self, provider, (id, grant, generation), granted);
+        let daemon = self.daemon;
+        let swapped = self
+            .transaction(move |conn| {
+                let connection = connections::lock(conn, id)?;
+                if connection.state == ConnectionState::Disconnected {
+                    return Ok(Swap::Overtaken);
+                }
+                let from = RefreshAttempt {
+                    connection: id,
+                    grant_id: grant,
+                    generation: generation - 1,
+                    daemon,
+                    started_at: renewal.issued_at,
+                };
+                let swapped = swap(conn, &connection, &from, &renewal)?;
+                if swapped == Swap::Done {
+                    refresh_attempts::settle(conn, id, grant, generation - 1)?;
+                    note(conn, &from, "replay", swapped.word(), None, daemon)?;
+                }
+                Ok(swapped)
+            })
+            .await?;
+        if swapped == Swap::Done {
+            info!(
+                connection.id = id.0,
+                connection.name = connection.name,
+                token.generation = generation,
+                "A reply of {} that was kept for `{}` is written down",
+                provider.spec().title,
+                connection.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Does what needs providers: goes on with grants that the database has lost again, and concludes consents that were
+    /// interrupted.
+    pub async fn follow_up(&self, left: Left) {
+        let ahead = left.ahead.into_iter().map(|id| async move {
+            // What it comes to is written down and logged where it happens.
+            let _ = self.refresh(id, Why::Asked).await;
+        });
+        stream::iter(ahead).buffer_unordered(AT_ONCE).collect::<()>().await;
+        let consents = left.consents.into_iter().map(|(name, granted, redeemed)| {
+            let auth = self.clone();
+            self.detached(async move { auth.conclude_kept(name, &granted, &redeemed).await })
+        });
+        let ended = stream::iter(consents).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
+        for failure in ended.into_iter().filter_map(Result::err) {
+            warn!(failure.kind = failure.kind.label(), error = %failure, "A consent that was interrupted waits: {failure}");
+        }
+    }
+
+    /// Brings a consent to its end that was interrupted after its code had been traded.
+    async fn conclude_kept(&self, name: Name, granted: &Granted, redeemed: &Redeemed) -> Result<(), Failure> {
+        let (provider, _) = self.provider(&redeemed.connection.provider)?;
+        let mut in_hand = self.nothing_to_lose();
+        let ending = match self.connect_as(provider, redeemed, granted, &mut in_hand).await {
+            Ok(ending) => ending,
+            Err(Unfinished::Postponed(failure)) => return Err(failure),
+            // Nobody waits at a browser: what passes may pass.
+            Err(Unfinished::Failed(failure))
+                if matches!(failure.kind, FailureKind::Transient | FailureKind::Throttled { .. }) =>
+            {
+                return Err(failure);
+            }
+            Err(Unfinished::Failed(failure)) => Ending::Failed(failure),
+        };
+        if !matches!(ending, Ending::Connected { .. }) {
+            self.write_off(redeemed, &ending).await?;
+            spill::remove(&self.spills, name).await;
+        }
+        let daemon = self.daemon;
+        let (connection, outcome) = (name.connection, ending.outcome().as_str());
+        self.db(move |conn| {
+            let entry = audit::Entry { connection, event: "replay", outcome, detail: None, daemon };
+            audit::write(conn, &entry)
+        })
+        .await
+    }
+
+    /// The consent that a first reply belongs to.
+    async fn interrupted(&self, name: Name) -> Result<Option<Redeemed>, Failure> {
+        let now = self.clock.now();
+        self.transaction(move |conn| {
+            let Some(attempt) = authorizations::attempt(conn, name.grant)? else { return Ok(None) };
+            let authorization = authorizations::get(conn, attempt.authorization_id, now)?;
+            let Some(authorization) = authorization.filter(|of| of.connection() == name.connection) else {
+                return Ok(None);
+            };
+            let connection = connections::get(conn, name.connection)?;
+            Ok(Some(Redeemed { attempt, authorization, connection, verifier: None }))
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_spill_is_compared_with_what_is_on_record() {
+        let (ours, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let on_record = |state: &str, token: Option<(Uuid, i64)>| OnRecord::example(7, state, token);
+        for (generation, on_record, expected) in [
+            (4, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
+            (5, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
+            (6, Some(on_record("connected", Some((ours, 5)))), Fate::Next),
+            (6, Some(on_record("needs_reauth", Some((ours, 5)))), Fate::Next),
+            (7, Some(on_record("connected", Some((ours, 5)))), Fate::Ahead),
+            (6, Some(on_record("connected", Some((other, 5)))), Fate::OtherGrant),
+            (1, Some(on_record("awaiting_consent", None)), Fate::OtherGrant),
+            (6, Some(on_record("disconnected", None)), Fate::Ended),
+            (6, Some(on_record("disconnected", Some((ours, 5)))), Fate::Ended),
+            (6, None, Fate::Unknown),
+        ] {
+            let name = Name { connection: ConnectionId(7), grant: ours, generation, copy: 0 };
+            assert_eq!(fate(name, on_record.as_ref()), expected, "{generation} {on_record:?}");
+        }
+    }
+}

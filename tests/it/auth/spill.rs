@@ -1,0 +1,352 @@
+//! Replies of token endpoints outlive the daemon that got them, and the database that has lost them again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fieldmirror::auth::between::{Between, Step};
+use fieldmirror::auth::refresh::{Refreshed, Why};
+use fieldmirror::auth::{Auth, Ending};
+use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::requests::RequestOutcome;
+use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::vault::{Vault, generate_key};
+
+use super::fake::{Answer, Rotation};
+use super::rig::{Host, Rig};
+
+/// A process that ends at the first time it comes to that step.
+pub fn dies_at(step: Step) -> Between {
+    Between::steps(move |_, at| {
+        Box::pin(async move {
+            if at == step {
+                // Ends the task without a word: a panic would be logged.
+                std::panic::resume_unwind(Box::new("the process died"));
+            }
+            Duration::ZERO
+        })
+    })
+}
+
+/// The spills in a state directory, by name.
+pub fn spills(state: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(state.join("spills")).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "spill"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// A daemon on the rig's host that dies at that step.
+fn mortal(rig: &Rig, step: Step) -> Auth {
+    rig.daemon_at(Host { name: "host", state: rig.state.path(), between: dies_at(step) })
+}
+
+/// The daemon is started again: what it does before it works.
+pub async fn start_again(rig: &Rig, state: &Path) -> Auth {
+    let auth = rig.daemon_at(Host { name: "host", state, between: Between::default() });
+    let left = auth.replay().await.expect("the folder and the database go along");
+    auth.follow_up(left).await;
+    auth
+}
+
+async fn access(auth: &Auth, id: ConnectionId) -> String {
+    auth.access_token(id).await.expect("a token").credentials[0].1.expose().to_owned()
+}
+
+#[tokio::test]
+async fn a_reply_is_found_again_after_a_crash() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let first = spills(rig.state.path());
+    assert_eq!(first.len(), 1, "the first reply is kept as well: {first:?}");
+    mortal(&rig, Step::Spilled).refresh(id, Why::Asked).await.expect_err("it died");
+    assert_eq!(rig.token(id).await.generation, 1);
+    // The newest is kept, the one before it has been traded.
+    let kept = spills(rig.state.path());
+    assert_eq!(kept.len(), 1);
+    assert!(kept[0].to_str().is_some_and(|path| path.ends_with("-2.spill")), "{kept:?}");
+    let text = String::from_utf8_lossy(&std::fs::read(&kept[0]).expect("there")).into_owned();
+    assert!(!text.contains("SECRET"), "sealed");
+
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.token(id).await.generation, 2);
+    assert_eq!(access(&auth, id).await, "SECRET-AT-2");
+    assert_eq!(rig.fake.count("refresh_token"), 1, "nothing was asked again");
+    assert_eq!(rig.count("SELECT count(*) AS value FROM fieldmirror.refresh_attempts").await, 0);
+    assert_eq!(
+        rig.count(
+            "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE event = 'replay' AND outcome = 'done'"
+        )
+        .await,
+        1
+    );
+    // Once more: it is known already.
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.token(id).await.generation, 2);
+    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.fake.replays(), rig.token(id).await.generation), (0, 3));
+}
+
+#[tokio::test]
+async fn a_refresher_finds_the_reply_that_nobody_replayed() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    mortal(&rig, Step::Spilled).refresh(id, Why::Asked).await.expect_err("it died");
+    // Its attempt keeps others out; after that, another one of the same folder looks there first.
+    let other = rig.another_daemon();
+    assert!(matches!(other.refresh(id, Why::Asked).await, Ok(Refreshed::Busy { .. })));
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    assert_eq!(other.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.count("refresh_token")), (2, 1));
+    assert_eq!(access(&other, id).await, "SECRET-AT-2");
+}
+
+#[tokio::test]
+async fn a_consent_is_concluded_after_a_crash() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let url = asked.authorize_url();
+    let ending = rig.come_back_to(&mortal(&rig, Step::Spilled), &url, "code=C").await;
+    assert!(matches!(ending, Ending::Failed(_)), "{ending:?}");
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+    assert_eq!(rig.fake.count("authorization_code"), 1);
+    // Doing it again does not undo what came after.
+    auth.refresh(asked.connection, Why::Asked).await.expect("it works");
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.token(asked.connection).await.generation, 2);
+}
+
+#[tokio::test]
+async fn a_consent_whose_reply_died_with_the_daemon_can_be_given_again() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    rig.come_back_to(&mortal(&rig, Step::Replied), &asked.authorize_url(), "code=C").await;
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+    let (url, _) = rig.follow(&asked).await;
+    assert_eq!(rig.come_back(&url, "code=C").await.status, 200);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+}
+
+#[tokio::test]
+async fn a_consent_waits_for_the_database() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let dying = {
+        let (lever, back) = (rig.test.lever(), rig.test.lever());
+        let between = Between::steps(move |_, at| {
+            let lever = lever.clone();
+            Box::pin(async move {
+                if at == Step::Spilled {
+                    lever.away();
+                }
+                Duration::ZERO
+            })
+        });
+        let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+        // It stops: what is kept is not waited for.
+        auth.close_within(Duration::from_secs(1));
+        let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
+        back.back();
+        ending
+    };
+    assert!(matches!(dying, Ending::Failed(_)), "{dying:?}");
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_consent_of_the_wrong_account_leaves_nothing_behind() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let before = spills(rig.state.path());
+    rig.fake.be_account(2);
+    let asked = rig.ask_for(id).await;
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 400);
+    assert_eq!(spills(rig.state.path()), before);
+    rig.fake.be_account(1);
+    let asked = rig.ask_for(id).await;
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+    let after = spills(rig.state.path());
+    assert!(after.len() == 1 && after != before, "the new grant's alone: {after:?}");
+    rig.auth.disconnect(id, false).await.expect("it ends");
+    assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn what_is_of_no_use_is_reported_and_left_alone() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    let id = rig.connected("acme", 1).await;
+    let [kept] = spills(rig.state.path()).try_into().expect("one spill");
+    let text = kept.display().to_string();
+    let next = PathBuf::from(text.replace("-1.spill", "-2.spill"));
+    let sealed = std::fs::read(&kept).expect("there");
+    let grant = rig.token(id).await.grant_id;
+    let foreign = {
+        let vault = Vault::new(&generate_key(), &[]).expect("a key");
+        vault.seal(b"{}", &fieldmirror::vault::Bound { connection: id, grant, column: "spill" })
+    };
+    for (bytes, said) in [
+        (b"garbage".to_vec(), "cut off"),
+        (sealed[..sealed.len() - 9].to_vec(), "does not open"),
+        (foreign, "previous_key_files"),
+        (sealed.clone(), "renamed"),
+    ] {
+        std::fs::write(&next, &bytes).expect("there is room");
+        let auth = start_again(&rig, rig.state.path()).await;
+        let fault = auth.spills.fault().expect("it is reported");
+        assert!(fault.contains(said) && !fault.contains("SECRET"), "{said}: {fault}");
+        assert_eq!(rig.token(id).await.generation, 1, "{said}: not used");
+        assert_eq!(std::fs::read(&next).expect("it is left"), bytes);
+    }
+    // A refresh goes on beside it.
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert!(next.exists());
+    std::fs::remove_file(&next).expect("a person removes it");
+    assert_eq!(start_again(&rig, rig.state.path()).await.spills.fault(), None);
+    assert_eq!(access(&auth, id).await, "SECRET-AT-2");
+}
+
+#[tokio::test]
+async fn a_reply_on_another_machine_is_waited_for_and_then_the_old_token_is_tried_once() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    let id = rig.connected("acme", 1).await;
+    mortal(&rig, Step::Spilled).refresh(id, Why::Asked).await.expect_err("it died");
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = rig.daemon_at(Host { name: "other", state: elsewhere.path(), between: Between::default() });
+    let refreshed = other.refresh(id, Why::Asked).await.expect("no failure");
+    let Refreshed::Later { wait, reason } = refreshed else { panic!("{refreshed:?}") };
+    assert!(wait > Duration::from_secs(500) && wait <= Duration::from_mins(10), "{wait:?}");
+    assert!(reason.message.contains("host `host`"), "{reason}");
+    assert_eq!(rig.fake.count("refresh_token"), 1, "nobody was asked");
+    assert_eq!(access(&other, id).await, "SECRET-AT-1", "what is still good is used");
+    // The alert is derived from the same row; once the grace has passed, the provider decides.
+    rig.execute(
+        "UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp() - interval '601 s'",
+    )
+    .await;
+    let failure = other.refresh(id, Why::Asked).await.expect_err("the old token is dead");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert!(failure.message.contains("host `host` was interrupted"), "the true reason: {failure}");
+    assert_eq!(rig.fake.count("refresh_token"), 2, "once");
+    // The machine comes back, and brings what the provider still takes.
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!(access(&other, id).await, access(&auth, id).await);
+}
+
+#[tokio::test]
+async fn a_database_that_was_restored_goes_on_with_what_was_kept() {
+    for back in [1, 2, 5] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let id = rig.connected("acme", 1).await;
+        rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+        for _ in 0..back {
+            rig.auth.refresh(id, Why::Asked).await.expect("it works");
+        }
+        rig.execute("DELETE FROM fieldmirror.tokens").await;
+        rig.execute("INSERT INTO fieldmirror.tokens SELECT * FROM public.backup").await;
+        let asked = rig.fake.count("refresh_token");
+        let auth = start_again(&rig, rig.state.path()).await;
+        let token = rig.token(id).await;
+        if back == 1 {
+            assert_eq!((token.generation, rig.fake.count("refresh_token")), (2, asked), "it was all there");
+        } else {
+            assert_eq!((token.generation, rig.fake.count("refresh_token")), (back + 2, asked + 1));
+            let told = "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE detail LIKE 'the database had lost%'";
+            assert_eq!(rig.count(told).await, 1);
+        }
+        assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+        assert_eq!((rig.fake.replays(), rig.connection(id).await.state), (0, ConnectionState::Connected));
+    }
+}
+
+/// Also while a daemon runs: a failover loses the last seconds.
+#[tokio::test]
+async fn a_failover_that_loses_a_refresh_is_noticed_by_the_next() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+    for _ in 0..3 {
+        rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    }
+    rig.execute("DELETE FROM fieldmirror.tokens").await;
+    rig.execute("INSERT INTO fieldmirror.tokens SELECT * FROM public.backup").await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (5, 0));
+}
+
+#[tokio::test]
+async fn a_dead_token_in_a_spill_does_not_condemn_a_grant_whose_own_token_lives() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+    for _ in 0..3 {
+        rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    }
+    rig.execute("UPDATE fieldmirror.tokens SET generation = 1").await;
+    rig.fake.then([super::fake::bad_refresh_token(), Answer::Grant(serde_json::json!({}))]);
+    rig.execute("UPDATE fieldmirror.tokens t SET refresh_sealed = b.refresh_sealed FROM public.backup b")
+        .await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    let used: Vec<_> =
+        rig.fake.asked().iter().filter_map(|form| form.get("refresh_token").cloned()).collect();
+    assert_eq!(used[used.len() - 2..], ["SECRET-RT-4", "SECRET-RT-1"]);
+    assert_eq!(rig.token(id).await.generation, 5, "newer than anything that is kept");
+}
+
+#[tokio::test]
+async fn a_full_disk_does_not_stop_a_refresh() {
+    let rig = Rig::new().await;
+    let state = tempfile::tempdir().expect("a folder");
+    let id = rig.connected("acme", 1).await;
+    std::fs::write(state.path().join("spills"), "in the way").expect("there is room");
+    let auth = rig.daemon_at(Host { name: "host", state: state.path(), between: Between::default() });
+    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!(rig.token(id).await.generation, 2);
+    assert!(auth.spills.fault().is_some_and(|fault| fault.contains("cannot be kept")));
+    // And while the database is away as well, the reply stays in memory for as long as it takes.
+    let between = {
+        let lever = rig.test.lever();
+        Between::steps(move |_, at| {
+            let lever = lever.clone();
+            Box::pin(async move {
+                if at == Step::Replied {
+                    lever.away();
+                }
+                Duration::ZERO
+            })
+        })
+    };
+    let auth = rig.daemon_at(Host { name: "host", state: state.path(), between });
+    let refreshing = {
+        let auth = auth.clone();
+        tokio::spawn(async move { auth.refresh(id, Why::Asked).await })
+    };
+    while rig.fake.count("refresh_token") < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The daemon is told to stop, and does not before it has written the reply somewhere.
+    auth.close_within(Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!refreshing.is_finished());
+    rig.test.lever().back();
+    assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed));
+    auth.drained().await;
+    assert_eq!(rig.token(id).await.generation, 3);
+}
