@@ -2,8 +2,10 @@
 
 mod consent;
 mod ends;
-mod fake;
+pub mod fake;
+mod faults;
 mod keys;
 mod refresh;
 pub mod rig;
 mod spill;
+pub mod stage;

@@ -180,14 +180,6 @@ impl Fake {
         })
     }
 
-    /// The owner of the account ends its grants.
-    pub fn revoke(&self, portal: u64) {
-        self.script(|script| {
-            let grants = script.book.iter_mut().flat_map(|book| book.grants.values_mut());
-            grants.filter(|grant| grant.portal == portal).for_each(|grant| grant.revoked = true);
-        });
-    }
-
     /// Answers that were scripted and not given.
     pub fn forget_answers(&self) {
         self.script(|script| script.answers.clear());
@@ -224,9 +216,9 @@ async fn token(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, Strin
         script.asked.push(form.clone());
         (script.answers.pop_front().unwrap_or(Answer::Grant(json!({}))), script.slow)
     });
-    tokio::time::sleep(slow).await;
     let refusal = || respond(400, refusal_of_dead());
-    match answer {
+    // It acts whether or not somebody waits for the answer.
+    let answer = match answer {
         Answer::Grant(changes) => {
             grant(&fake, &form, &changes).map_or_else(refusal, |body| Json(body).into_response())
         }
@@ -243,7 +235,9 @@ async fn token(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, Strin
             let _ = grant(&fake, &form, &json!({}));
             ([("content-type", content_type)], text).into_response()
         }
-    }
+    };
+    tokio::time::sleep(slow).await;
+    answer
 }
 
 fn respond(status: u16, body: Value) -> Response {

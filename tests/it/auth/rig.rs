@@ -43,6 +43,7 @@ pub struct Rig {
     pub clock: Arc<ShiftedClock>,
     vault: Arc<Vault>,
     settings: Arc<Settings>,
+    http: Client,
     pub endpoint: SocketAddr,
     stop: CancellationToken,
     pub test: TestDb,
@@ -111,7 +112,11 @@ pub fn state_of(authorize_url: &Url) -> String {
 
 impl Rig {
     pub async fn new() -> Self {
-        let (fake, test) = (Fake::start().await, TestDb::new());
+        Self::over(TestDb::new()).await
+    }
+
+    pub async fn over(test: TestDb) -> Self {
+        let fake = Fake::start().await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = listener.local_addr().expect("a bound listener has an address");
         let settings = Arc::new(settings(&fake, endpoint));
@@ -119,14 +124,15 @@ impl Rig {
         let clock = Arc::new(ShiftedClock::default());
         let state = tempfile::tempdir().expect("a folder");
         let at = Host { name: "host", state: state.path(), between: Between::default() };
-        let auth = auth(&test.db, &settings, &vault, &clock, at);
+        let http = Client::new(&HttpLimits::default()).expect("a client can be built");
+        let auth = auth(&test.db, &settings, &vault, &clock, &http, at);
         let ready = Arc::new(|| {
             let ready = Ready { database: true, key: true, workers: false };
             Box::pin(std::future::ready(ready)) as _
         });
         let (stop, router) = (CancellationToken::new(), callback::router(Endpoint::new(auth.clone(), ready)));
         tokio::spawn(callback::serve(listener, router, stop.clone()));
-        Self { fake, auth, clock, vault, settings, endpoint, stop, test, state }
+        Self { fake, auth, clock, vault, settings, http, endpoint, stop, test, state }
     }
 
     /// The grants as another daemon with the same database and state directory sees them.
@@ -136,7 +142,7 @@ impl Rig {
 
     /// The grants as another daemon on the same database sees them.
     pub fn daemon_at(&self, at: Host<'_>) -> Auth {
-        auth(&self.test.db, &self.settings, &self.vault, &self.clock, at)
+        auth(&self.test.db, &self.settings, &self.vault, &self.clock, &self.http, at)
     }
 
     /// `enqueue --connect`: the row, the request, and what the job answers.
@@ -318,6 +324,7 @@ fn auth(
     settings: &Arc<Settings>,
     vault: &Arc<Vault>,
     clock: &Arc<ShiftedClock>,
+    http: &Client,
     Host { name, state, between }: Host<'_>,
 ) -> Auth {
     let clock: Arc<dyn fieldmirror::domain::time::Clock> = Arc::<ShiftedClock>::clone(clock);
@@ -327,7 +334,7 @@ fn auth(
     Auth::new(Parts {
         db: db.clone(),
         vault: Arc::clone(vault),
-        http: Client::new(&HttpLimits::default()).expect("a client can be built"),
+        http: http.clone(),
         settings: Arc::clone(settings),
         clock,
         daemon: Uuid::new_v4(),

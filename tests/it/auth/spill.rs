@@ -14,19 +14,7 @@ use fieldmirror::vault::{Vault, generate_key};
 
 use super::fake::{Answer, Rotation};
 use super::rig::{Host, Rig};
-
-/// A process that ends at the first time it comes to that step.
-pub fn dies_at(step: Step) -> Between {
-    Between::steps(move |_, at| {
-        Box::pin(async move {
-            if at == step {
-                // Ends the task without a word: a panic would be logged.
-                std::panic::resume_unwind(Box::new("the process died"));
-            }
-            Duration::ZERO
-        })
-    })
-}
+use super::stage::{dies_at, start_again};
 
 /// The spills in a state directory, by name.
 pub fn spills(state: &Path) -> Vec<PathBuf> {
@@ -42,14 +30,6 @@ pub fn spills(state: &Path) -> Vec<PathBuf> {
 /// A daemon on the rig's host that dies at that step.
 fn mortal(rig: &Rig, step: Step) -> Auth {
     rig.daemon_at(Host { name: "host", state: rig.state.path(), between: dies_at(step) })
-}
-
-/// The daemon is started again: what it does before it works.
-pub async fn start_again(rig: &Rig, state: &Path) -> Auth {
-    let auth = rig.daemon_at(Host { name: "host", state, between: Between::default() });
-    let left = auth.replay().await.expect("the folder and the database go along");
-    auth.follow_up(left).await;
-    auth
 }
 
 async fn access(auth: &Auth, id: ConnectionId) -> String {
@@ -308,45 +288,4 @@ async fn a_dead_token_in_a_spill_does_not_condemn_a_grant_whose_own_token_lives(
         rig.fake.asked().iter().filter_map(|form| form.get("refresh_token").cloned()).collect();
     assert_eq!(used[used.len() - 2..], ["SECRET-RT-4", "SECRET-RT-1"]);
     assert_eq!(rig.token(id).await.generation, 5, "newer than anything that is kept");
-}
-
-#[tokio::test]
-async fn a_full_disk_does_not_stop_a_refresh() {
-    let rig = Rig::new().await;
-    let state = tempfile::tempdir().expect("a folder");
-    let id = rig.connected("acme", 1).await;
-    std::fs::write(state.path().join("spills"), "in the way").expect("there is room");
-    let auth = rig.daemon_at(Host { name: "host", state: state.path(), between: Between::default() });
-    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
-    assert_eq!(rig.token(id).await.generation, 2);
-    assert!(auth.spills.fault().is_some_and(|fault| fault.contains("cannot be kept")));
-    // And while the database is away as well, the reply stays in memory for as long as it takes.
-    let between = {
-        let lever = rig.test.lever();
-        Between::steps(move |_, at| {
-            let lever = lever.clone();
-            Box::pin(async move {
-                if at == Step::Replied {
-                    lever.away();
-                }
-                Duration::ZERO
-            })
-        })
-    };
-    let auth = rig.daemon_at(Host { name: "host", state: state.path(), between });
-    let refreshing = {
-        let auth = auth.clone();
-        tokio::spawn(async move { auth.refresh(id, Why::Asked).await })
-    };
-    while rig.fake.count("refresh_token") < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // The daemon is told to stop, and does not before it has written the reply somewhere.
-    auth.close_within(Duration::ZERO);
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(!refreshing.is_finished());
-    rig.test.lever().back();
-    assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed));
-    auth.drained().await;
-    assert_eq!(rig.token(id).await.generation, 3);
 }

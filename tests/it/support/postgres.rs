@@ -87,6 +87,15 @@ impl TestDb {
 
     fn named(name: String) -> Self {
         let url = server().url_of(&name);
+        Self::at(name, url)
+    }
+
+    /// One on a server that the test looks after itself, migrated by the test.
+    pub fn over(url: Secret) -> Self {
+        Self::at(fresh_name(), url)
+    }
+
+    fn at(name: String, url: Secret) -> Self {
         let db = Db::connect(&url, POOL_SIZE).expect("the server's own address has the right shape");
         Self { name, url, db }
     }

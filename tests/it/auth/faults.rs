@@ -1,0 +1,510 @@
+//! The fault matrix: whatever goes wrong in a refresh or in the exchange of a code, the grant is kept wherever the
+//! provider still honours a token that outlived it, and otherwise the connection says why it needs a new consent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use fieldmirror::auth::Ending;
+use fieldmirror::auth::between::{Between, Step};
+use fieldmirror::auth::refresh::{Refreshed, Why};
+use fieldmirror::daemon::postgres::PrivateServer;
+use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::migrations;
+use fieldmirror::domain::ids::ConnectionId;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::sync::Notify;
+
+use super::fake::{Answer, Rotation};
+use super::rig::{Host, Rig};
+use super::stage::{self, Crash, Reply, dies_at, dies_when_seen, let_attempts_pass, start_again};
+use crate::support::postgres::{self, TestDb, short_folder};
+
+const ROTATIONS: [Rotation; 4] = [Rotation::Never, Rotation::Strict, Rotation::Graceful, Rotation::Jealous];
+
+/// What a test does at one step.
+fn at_step<F>(step: Step, deed: impl Fn() -> F + Send + Sync + 'static) -> Between
+where
+    F: Future<Output = Duration> + Send + 'static,
+{
+    let deed = Arc::new(deed);
+    Between::steps(move |_, at| {
+        let deed = Arc::clone(&deed);
+        Box::pin(async move { if at == step { deed().await } else { Duration::ZERO } })
+    })
+}
+
+/// The process dies at every step, for every way in which refresh tokens rotate, with the reply lost or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_dies_in_a_refresh() {
+    let lanes = ROTATIONS.map(|rotation| async move {
+        let rig = Rig::new().await;
+        rig.fake.rotate(rotation);
+        let mut wrong = Vec::new();
+        let mut account = 0;
+        for step in Step::ALL {
+            for reply in Reply::ALL {
+                account += 1;
+                let crash = Crash { step, rotation, reply };
+                let id = rig.connected(&format!("acme-{account}"), account).await;
+                if let Err(what) = stage::crash(&rig, id, crash).await {
+                    wrong.push(format!("{crash}: {what}"));
+                }
+                stage::put_away(&rig, id).await;
+            }
+        }
+        rig.assert_no_secret_in_texts().await;
+        wrong
+    });
+    let wrong: Vec<String> = join_all(lanes).await.into_iter().flatten().collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// That the matrix can fail: each outcome is expected of some cell, whatever the provider does.
+#[test]
+fn the_matrix_knows_both_outcomes() {
+    let all = |rotation| {
+        let steps = Step::ALL.into_iter();
+        let cells = steps.flat_map(move |step| Reply::ALL.map(|reply| Crash { step, rotation, reply }));
+        cells.filter(|crash| crash.survives()).count()
+    };
+    assert_eq!(ROTATIONS.map(all), [21, 11, 21, 11]);
+}
+
+/// The process dies at every step of the exchange of a code.
+#[tokio::test]
+async fn a_process_dies_in_a_consent() {
+    let rig = Rig::new().await;
+    for (account, step) in (1..).zip([Step::Open, Step::Sent, Step::Replied, Step::Spilled, Step::Committed])
+    {
+        rig.fake.be_account(account);
+        let asked = rig.ask(&format!("acme-{account}")).await;
+        let dying = rig.daemon_at(Host { name: "host", state: rig.state.path(), between: dies_at(step) });
+        let ending = rig.come_back_to(&dying, &asked.authorize_url(), "code=C").await;
+        assert!(matches!(ending, Ending::Failed(_)), "{step:?}: {ending:?}");
+        let auth = start_again(&rig, rig.state.path()).await;
+        let state = rig.connection(asked.connection).await.state;
+        if step >= Step::Spilled {
+            assert_eq!(state, ConnectionState::Connected, "{step:?}: the reply was kept");
+        } else {
+            assert_eq!(state, ConnectionState::AwaitingConsent, "{step:?}");
+            // The start link is good for another try.
+            let (url, _) = rig.follow(&asked).await;
+            assert_eq!(rig.come_back(&url, "code=C").await.status, 200, "{step:?}");
+        }
+        assert_eq!(auth.refresh(asked.connection, Why::Asked).await, Ok(Refreshed::Renewed), "{step:?}");
+    }
+}
+
+/// The daemon does not come back, and another one elsewhere takes over; then it does come back.
+#[tokio::test]
+async fn a_process_dies_and_another_machine_goes_on() {
+    let rig = Rig::new().await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let mut account = 0;
+    for rotation in [Rotation::Never, Rotation::Strict] {
+        rig.fake.rotate(rotation);
+        for step in [Step::Open, Step::Sent, Step::Replied, Step::Spilled, Step::Committed] {
+            account += 1;
+            let cell = format!("{step:?}, {rotation:?}");
+            let id = rig.connected(&format!("acme-{account}"), account).await;
+            rig.fake.forget_answers();
+            let asked = rig.fake.count("refresh_token");
+            let between = dies_when_seen(&rig.fake, step);
+            let dying = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+            dying.refresh(id, Why::Asked).await.expect_err("it died");
+            let acted = rig.fake.count("refresh_token") - asked;
+            let_attempts_pass(&rig).await;
+            let other =
+                rig.daemon_at(Host { name: "other", state: elsewhere.path(), between: Between::default() });
+            let early = other.refresh(id, Why::Asked).await.expect("no failure");
+            if step == Step::Committed {
+                assert_eq!(early, Refreshed::Renewed, "{cell}: nothing was left open");
+                continue;
+            }
+            assert!(matches!(early, Refreshed::Later { .. }), "{cell}: {early:?}");
+            assert_eq!(rig.fake.count("refresh_token"), asked + acted, "{cell}: nobody is asked");
+            rig.execute(
+                "UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp() - interval '601 s'",
+            )
+            .await;
+            let late = other.refresh(id, Why::Asked).await;
+            let lost = rotation == Rotation::Strict && acted > 0;
+            assert_eq!(late.is_err(), lost, "{cell}: {late:?}");
+            let connection = rig.connection(id).await;
+            if lost {
+                let reason = connection.reason.unwrap_or_default();
+                assert_eq!(connection.state, ConnectionState::NeedsReauth, "{cell}");
+                assert!(
+                    reason.contains("dead") && reason.contains("host `host` was interrupted"),
+                    "{reason}"
+                );
+            }
+            let auth = start_again(&rig, rig.state.path()).await;
+            let kept = !lost || step == Step::Spilled;
+            let expected = if kept { ConnectionState::Connected } else { ConnectionState::NeedsReauth };
+            assert_eq!(rig.connection(id).await.state, expected, "{cell}: it is back");
+            assert_eq!(auth.refresh(id, Why::Asked).await.is_ok(), kept, "{cell}");
+            stage::put_away(&rig, id).await;
+        }
+    }
+}
+
+/// Takes the database away at a step, and tells that it has come to that.
+fn away_at(rig: &Rig, step: Step) -> (Between, Arc<Notify>) {
+    let (lever, gone) = (rig.test.lever(), Arc::new(Notify::new()));
+    let told = Arc::clone(&gone);
+    let between = at_step(step, move || {
+        lever.away();
+        told.notify_one();
+        std::future::ready(Duration::ZERO)
+    });
+    (between, gone)
+}
+
+/// The database goes away at each moment in which it is needed, and comes back; and does not come back before the
+/// daemon has been stopped and started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_database_goes_away() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let daemon = |step| {
+        let (between, gone) = away_at(&rig, step);
+        (rig.daemon_at(Host { name: "host", state: rig.state.path(), between }), gone)
+    };
+    // Before anything is on record: nobody is asked.
+    let (auth, _) = daemon(Step::Beginning);
+    auth.refresh(id, Why::Asked).await.expect_err("no attempt, no exchange");
+    assert_eq!(rig.fake.count("refresh_token"), 0);
+    rig.test.lever().back();
+    for (step, stopped) in
+        [(Step::Open, false), (Step::Replied, false), (Step::Replied, true), (Step::Spilled, true)]
+    {
+        let before = rig.token(id).await.generation;
+        let (auth, gone) = daemon(step);
+        let refreshing = tokio::spawn({
+            let auth = auth.clone();
+            async move { auth.refresh(id, Why::Asked).await }
+        });
+        gone.notified().await;
+        if stopped {
+            auth.close_within(Duration::ZERO);
+            refreshing.await.expect("no panic").expect_err("what is kept is not waited for");
+            rig.test.lever().back();
+            start_again(&rig, rig.state.path()).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            rig.test.lever().back();
+            assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed), "{step:?}");
+        }
+        assert_eq!(rig.token(id).await.generation, before + 1, "{step:?}, stopped: {stopped}");
+    }
+    // While a failure is to be written down: it is not, and the next daemon tries again.
+    rig.fake.then([Answer::Status(400, json!({"message": "odd"}))]);
+    let (auth, _) = daemon(Step::Open);
+    auth.refresh(id, Why::Asked).await.expect_err("it fails");
+    rig.test.lever().back();
+    let_attempts_pass(&rig).await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.fake.replays(), rig.connection(id).await.state), (0, ConnectionState::Connected));
+}
+
+/// Nothing can be written to the folder of spills: alone, and together with a database that is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_is_full() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let full = tempfile::tempdir().expect("a folder");
+    let in_the_way = full.path().join("spills");
+    std::fs::write(&in_the_way, "").expect("there is room");
+    let auth = rig.daemon_at(Host { name: "host", state: full.path(), between: Between::default() });
+    assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert!(auth.spills.fault().is_some());
+    for (step, room_is_made) in [(Step::Replied, false), (Step::Spilled, false), (Step::Replied, true)] {
+        let before = rig.token(id).await.generation;
+        let (between, gone) = away_at(&rig, step);
+        let auth = rig.daemon_at(Host { name: "host", state: full.path(), between });
+        let refreshing = tokio::spawn({
+            let auth = auth.clone();
+            async move { auth.refresh(id, Why::Asked).await }
+        });
+        gone.notified().await;
+        auth.close_within(Duration::ZERO);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!refreshing.is_finished(), "{step:?}: the reply is in this process alone");
+        if room_is_made {
+            std::fs::remove_file(&in_the_way).expect("it is there");
+            refreshing.await.expect("no panic").expect_err("it is kept, and not waited for any more");
+            rig.test.lever().back();
+            start_again(&rig, full.path()).await;
+        } else {
+            rig.test.lever().back();
+            assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed), "{step:?}");
+        }
+        assert_eq!(rig.token(id).await.generation, before + 1, "{step:?}");
+    }
+    assert_eq!(rig.fake.replays(), 0);
+}
+
+/// Two and four daemons, with one folder and with one each: one exchange, and nobody is left without a token.
+#[tokio::test]
+async fn many_daemons_share_a_database() {
+    for (daemons, shared) in [(2, true), (4, true), (4, false)] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let id = rig.connected("acme", 1).await;
+        let folders: Vec<_> = (0..daemons).map(|_| tempfile::tempdir().expect("a folder")).collect();
+        let all: Vec<_> = (folders.iter())
+            .map(|own| {
+                let state = if shared { rig.state.path() } else { own.path() };
+                rig.daemon_at(Host { name: "host", state, between: Between::default() })
+            })
+            .collect();
+        rig.fake.be_slow(Duration::from_millis(50));
+        for round in 1..=3 {
+            rig.clock.shift(TimeDelta::minutes(30));
+            let tokens = join_all(all.iter().map(|auth| auth.access_token(id))).await;
+            for token in tokens {
+                assert_eq!(token.expect("a token").generation, round + 1, "{daemons} {shared}");
+            }
+            assert_eq!(rig.fake.count("refresh_token"), usize::try_from(round).expect("small"));
+        }
+        assert_eq!(rig.fake.replays(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_is_restarted_in_the_middle_of_an_exchange() {
+    let folder = short_folder("faults");
+    let start = {
+        let options = postgres::options(&folder);
+        move || PrivateServer::start_blocking(options.clone()).expect("a private server starts")
+    };
+    let server = tokio::task::spawn_blocking(start.clone()).await.expect("no panic");
+    let url = server.url();
+    migrations::run(&url).await.expect("migrations apply");
+    let rig = Rig::over(TestDb::over(url)).await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let server = Arc::new(std::sync::Mutex::new(Some(server)));
+    for (step, generation) in [(Step::Open, 2), (Step::Replied, 3)] {
+        let (server, start) = (Arc::clone(&server), start.clone());
+        let between = at_step(step, move || {
+            let (server, start) = (Arc::clone(&server), start.clone());
+            let restart = move || {
+                let mut server = server.lock().expect("nobody panics with it");
+                server.take().expect("it runs").stop_blocking();
+                *server = Some(start());
+            };
+            async move {
+                tokio::task::spawn_blocking(restart).await.expect("no panic");
+                Duration::ZERO
+            }
+        });
+        let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+        assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{step:?}");
+        assert_eq!(rig.token(id).await.generation, generation, "{step:?}");
+    }
+    assert_eq!(rig.fake.replays(), 0);
+    drop(rig);
+    let server = server.lock().expect("nobody panics with it").take().expect("it runs");
+    tokio::task::spawn_blocking(move || server.stop_blocking()).await.expect("no panic");
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A daemon stands still for two minutes, while its attempt runs out and another one takes over.
+#[tokio::test]
+async fn a_daemon_freezes() {
+    let rig = Rig::new().await;
+    let mut account = 0;
+    for rotation in ROTATIONS {
+        for step in [Step::Open, Step::Replied, Step::Spilled] {
+            account += 1;
+            rig.fake.rotate(rotation);
+            let id = rig.connected(&format!("acme-{account}"), account).await;
+            let asked = rig.fake.count("refresh_token");
+            let (froze, thaws) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+            let between = {
+                let (froze, thaws) = (Arc::clone(&froze), Arc::clone(&thaws));
+                at_step(step, move || {
+                    let (froze, thaws) = (Arc::clone(&froze), Arc::clone(&thaws));
+                    async move {
+                        froze.notify_one();
+                        thaws.notified().await;
+                        Duration::from_mins(2)
+                    }
+                })
+            };
+            let frozen = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+            let refreshing = tokio::spawn(async move { frozen.refresh(id, Why::Asked).await });
+            froze.notified().await;
+            let_attempts_pass(&rig).await;
+            let other = rig.another_daemon();
+            let taken_over = other.refresh(id, Why::Asked).await;
+            thaws.notify_one();
+            let thawed = refreshing.await.expect("no panic");
+            let cell = format!("{step:?}, {rotation:?}: {taken_over:?}, {thawed:?}");
+            // What came back to one that stood still is written down where the other one got nothing.
+            assert_eq!(thawed, Ok(Refreshed::Renewed), "{cell}");
+            assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{cell}");
+            assert_eq!(rig.token(id).await.generation, 2, "{cell}");
+            let exchanges = rig.fake.count("refresh_token") - asked;
+            assert_eq!(exchanges, if step == Step::Replied { 2 } else { 1 }, "{cell}");
+            // The one case where somebody else has used up what the frozen one came back with.
+            let revoked = (step, rotation) == (Step::Replied, Rotation::Jealous);
+            assert_eq!(other.refresh(id, Why::Asked).await.is_ok(), !revoked, "{cell}");
+            assert_eq!(rig.fake.honoured(account).is_empty(), revoked, "{cell}");
+            stage::put_away(&rig, id).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_clock_jumps() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let mut account = 0;
+    for step in [Step::Open, Step::Replied, Step::Spilled] {
+        for hours in [1, -1] {
+            account += 1;
+            let id = rig.connected(&format!("acme-{account}"), account).await;
+            let clock = Arc::clone(&rig.clock);
+            let between = at_step(step, move || {
+                clock.shift(TimeDelta::hours(hours));
+                std::future::ready(Duration::ZERO)
+            });
+            let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+            let asked = rig.fake.count("refresh_token");
+            assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{step:?} {hours}");
+            // A token whose expiry has become unbelievable is renewed once, and that is all.
+            for _ in 0..3 {
+                rig.auth.access_token(id).await.expect("a token");
+            }
+            let more = rig.fake.count("refresh_token") - asked;
+            assert!((1..=2).contains(&more), "{step:?} {hours}: {more}");
+            start_again(&rig, rig.state.path()).await;
+            assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{step:?} {hours}");
+            assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+        }
+    }
+    assert_eq!(rig.fake.replays(), 0);
+}
+
+/// What a token endpoint may answer: what the failure is called, or whether the expiry is known.
+enum Meaning {
+    Fails(&'static str),
+    Renews { expires: bool },
+}
+
+#[tokio::test]
+async fn the_token_endpoint_answers_oddly() {
+    use Meaning::{Fails, Renews};
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Never);
+    let grants = |changes| Answer::Grant(changes);
+    let cells = [
+        (Answer::Throttle(1), Fails("throttled")),
+        (Answer::Status(500, json!("oops")), Fails("transient")),
+        (Answer::Status(502, json!({})), Fails("transient")),
+        (Answer::Text("text/html", "<html>Sign in</html>"), Fails("transient")),
+        (Answer::Text("application/json", ""), Fails("transient")),
+        (Answer::Text("application/json", "[]"), Fails("transient")),
+        (Answer::Lost, Fails("transient")),
+        (Answer::Unseen, Fails("transient")),
+        (grants(json!({"access_token": null})), Fails("transient")),
+        (grants(json!({"hub_id": 99})), Fails("provider_changed")),
+        (grants(json!({"expires_in": null})), Renews { expires: false }),
+        (grants(json!({"expires_in": 0})), Renews { expires: false }),
+        (grants(json!({"expires_in": "1800"})), Renews { expires: true }),
+        (grants(json!({"refresh_token": null})), Renews { expires: true }),
+        (grants(json!({"refresh_token": ""})), Renews { expires: true }),
+    ];
+    for (account, (answer, meaning)) in (1..).zip(cells) {
+        let id = rig.connected(&format!("acme-{account}"), account).await;
+        // What counts as lost is tried once more.
+        rig.fake.then([answer.clone(), answer.clone()]);
+        let refreshed = rig.auth.refresh(id, Why::Asked).await;
+        rig.fake.forget_answers();
+        let token = rig.token(id).await;
+        match meaning {
+            Fails(kind) => {
+                let failure = refreshed.expect_err("it fails");
+                assert_eq!(failure.kind.label(), kind, "{answer:?}: {failure}");
+                assert_eq!((token.generation, token.rejected_at), (1, None), "{answer:?}");
+                assert_eq!(rig.auth.access_token(id).await.expect("still good").generation, 1);
+            }
+            Renews { expires } => {
+                assert_eq!(refreshed, Ok(Refreshed::Renewed), "{answer:?}");
+                assert_eq!((token.generation, token.expires_at.is_some()), (2, expires), "{answer:?}");
+            }
+        }
+        assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{answer:?}");
+        assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{answer:?}");
+        stage::put_away(&rig, id).await;
+    }
+    rig.assert_no_secret_in_texts().await;
+}
+
+#[tokio::test]
+async fn the_provider_is_slower_than_the_deadline() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Graceful);
+    let id = rig.connected("acme", 1).await;
+    let late = |by: Duration| {
+        let between = at_step(Step::Open, move || std::future::ready(by));
+        rig.daemon_at(Host { name: "host", state: rig.state.path(), between })
+    };
+    // Too late before it began: nobody is asked.
+    late(Duration::from_secs(46)).refresh(id, Why::Asked).await.expect_err("too late");
+    assert_eq!(rig.fake.count("refresh_token"), 0);
+    // Too little is left for a second try.
+    rig.fake.be_slow(Duration::from_secs(20));
+    let failure = late(Duration::from_millis(41_500)).refresh(id, Why::Asked).await.expect_err("too late");
+    assert_eq!(failure.kind.label(), "transient", "{failure}");
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+    rig.fake.be_slow(Duration::ZERO);
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
+/// An older backup is restored, with the folder of spills and without it.
+#[tokio::test]
+async fn an_older_backup_is_restored() {
+    let rig = Rig::new().await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+    let mut account = 0;
+    for rotation in ROTATIONS {
+        for lost in [1, 3] {
+            for has_folder in [true, false] {
+                account += 1;
+                rig.fake.rotate(rotation);
+                let id: ConnectionId = rig.connected(&format!("acme-{account}"), account).await;
+                rig.execute("DELETE FROM public.backup").await;
+                rig.execute("INSERT INTO public.backup SELECT * FROM fieldmirror.tokens").await;
+                for _ in 0..lost {
+                    rig.auth.refresh(id, Why::Asked).await.expect("it works");
+                }
+                rig.execute("DELETE FROM fieldmirror.tokens").await;
+                rig.execute("INSERT INTO fieldmirror.tokens SELECT * FROM public.backup").await;
+                let state = if has_folder { rig.state.path() } else { elsewhere.path() };
+                let auth = start_again(&rig, state).await;
+                // The old one is good where nothing rotates, or until the one after it is used.
+                let old_is_good = match rotation {
+                    Rotation::Never => true,
+                    Rotation::Graceful => lost == 1,
+                    Rotation::Strict | Rotation::Jealous => false,
+                };
+                let kept = has_folder || old_is_good;
+                let refreshed = auth.refresh(id, Why::Asked).await;
+                assert_eq!(refreshed.is_ok(), kept, "{rotation:?}, {lost}, {has_folder}: {refreshed:?}");
+                let expected = if kept { ConnectionState::Connected } else { ConnectionState::NeedsReauth };
+                assert_eq!(rig.connection(id).await.state, expected, "{rotation:?}, {lost}, {has_folder}");
+                stage::put_away(&rig, id).await;
+            }
+        }
+    }
+}
