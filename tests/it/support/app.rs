@@ -291,8 +291,9 @@ const ALL_READ: &str = "SELECT count(*) = 4 AND bool_and(f.backfill_done AND f.s
        AND (SELECT bool_and(w.closed_at IS NOT NULL) FROM fieldmirror.walks w WHERE w.mode = 'archived') AS done
      FROM mirror.freshness f";
 
-const STANDING: [&str; 4] = [
+const STANDING: [&str; 5] = [
     "SELECT * FROM mirror.freshness",
+    "SELECT stream, state, failures, failure_kind, last_error, not_before FROM fieldmirror.stream_state WHERE last_error IS NOT NULL",
     "SELECT name, state, reason FROM mirror.connections c JOIN fieldmirror.connections d USING (id, name, state)",
     "SELECT id, kind, state, crashes, last_error, run_at FROM fieldmirror.jobs ORDER BY id DESC LIMIT 8",
     "SELECT * FROM (SELECT * FROM mirror.sync_runs ORDER BY id DESC LIMIT 12) r ORDER BY id",
