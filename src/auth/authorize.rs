@@ -359,7 +359,8 @@ impl Auth {
     /// Closes start links whose time has passed: their requests end as expired, and a connection that never came about
     /// has failed. Returns how many. For every tick of the scheduler.
     pub async fn expire_authorizations(&self, now: DateTime<Utc>) -> Result<usize, Failure> {
-        self.transaction(move |conn| authorizations::expire(conn, now)).await
+        let daemon = self.daemon;
+        self.transaction(move |conn| authorizations::expire(conn, now, daemon)).await
     }
 
     fn start_url(&self, ticket: &Secret) -> Result<Url, Failure> {

@@ -161,7 +161,7 @@ impl Auth {
                 Revoked::Failed(why) => why,
             };
             let entry = audit::Entry {
-                connection: id,
+                connection: Some(id),
                 event: "disconnect",
                 outcome: "done",
                 detail: Some(detail),

@@ -417,5 +417,8 @@ fn record(
     detail: Option<&str>,
     daemon: Uuid,
 ) -> Result<(), DbError> {
-    audit::write(conn, &audit::Entry { connection, event: "connect", outcome, detail, daemon })
+    audit::write(
+        conn,
+        &audit::Entry { connection: Some(connection), event: "connect", outcome, detail, daemon },
+    )
 }

@@ -237,7 +237,10 @@ impl Auth {
             requests::finish(conn, request, outcome, Some(&message))?;
             let detail = Some(message.as_str());
             let outcome = outcome.as_str();
-            audit::write(conn, &audit::Entry { connection: id, event: "connect", outcome, detail, daemon })
+            audit::write(
+                conn,
+                &audit::Entry { connection: Some(id), event: "connect", outcome, detail, daemon },
+            )
         })
         .await
     }

@@ -3,7 +3,7 @@
 //! [`Auth::access_token`] is what everything above asks for: a token that will still be good when the request arrives,
 //! or a typed reason why there is none. The rest of this folder keeps that promise: [`authorize`] and [`exchange`] turn
 //! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`spill`] and [`replay`] keep what the
-//! database may lose, [`disconnect`] forgets.
+//! database may lose, [`disconnect`] forgets, [`rotation`] changes the vault key.
 //!
 //! It does not decide when jobs run, and knows no provider: what differs between providers is asked of their
 //! descriptions.
@@ -22,6 +22,7 @@ mod proof;
 pub mod refresh;
 mod renewal;
 pub mod replay;
+mod rotation;
 mod setback;
 pub mod spill;
 pub mod ticket;
@@ -34,14 +35,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, error};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::config::{ProviderSettings, Settings};
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::tokens::{self, Token};
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, audit};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -179,7 +180,11 @@ impl Auth {
             let token = live(&connection, token)?;
             if self.is_good(&token, refused) {
                 self.between.at(id, Step::Using).await;
-                return self.open_access(&connection, &token).await;
+                let access = self.open_access(&connection, &token).await;
+                if let Err(failure) = &access {
+                    self.note_unopened(&connection, &token, failure).await?;
+                }
+                return access;
             }
             // Others that need it see at once that it is due; the exchange itself is excluded against theirs.
             let now = self.clock.now();
@@ -202,6 +207,42 @@ impl Auth {
             }
             tokio::time::sleep(pause.min(deadline.left())).await;
         }
+    }
+
+    /// Puts on record, once, that what is sealed does not open in its row. It is not used; the next refresh that goes
+    /// well brings other values.
+    async fn note_unopened(
+        &self,
+        connection: &Connection,
+        token: &Token,
+        failure: &Failure,
+    ) -> Result<(), Failure> {
+        if failure.kind != FailureKind::OurBug {
+            return Ok(());
+        }
+        let (id, daemon, grant, generation) = (connection.id, self.daemon, token.grant_id, token.generation);
+        let (text, kind) = (failure.message.clone(), failure.kind.label());
+        let noted = self.transaction(move |conn| {
+            connections::lock(conn, id)?;
+            let noted = tokens::unusable(conn, id, (grant, generation), &text, kind)?;
+            if noted {
+                let entry = audit::Entry {
+                    connection: Some(id),
+                    event: "open",
+                    outcome: "refused",
+                    detail: Some(&text),
+                    daemon,
+                };
+                audit::write(conn, &entry)?;
+            }
+            Ok(noted)
+        });
+        if noted.await? {
+            let name = &connection.name;
+            error!(connection.id = id.0, connection.name = name, error = %failure,
+                "The token of `{name}` cannot be used: {failure}");
+        }
+        Ok(())
     }
 
     fn is_good(&self, token: &Token, refused: Option<i64>) -> bool {

@@ -28,6 +28,8 @@ const RETRY_MIN: Duration = Duration::from_secs(5);
 pub const DEAD_RETRY: Duration = Duration::from_hours(6);
 /// How often a key is looked at.
 pub const PROBE_EVERY: Duration = Duration::from_hours(24);
+/// How long nothing is asked in the name of a client that is refused as such, before one account tries again.
+pub const CLIENT_STOP: Duration = Duration::from_mins(1);
 /// So many accounts of one client do not die together by chance.
 const MASS_MIN: usize = 3;
 /// What together means: the life of a common access token, over which refreshes are spread.
@@ -74,6 +76,21 @@ pub fn blamed_on_client(fates: &[Fate]) -> BTreeSet<ConnectionId> {
         .filter(|(_, at)| proven_at.is_none_or(|proven_at| proven_at <= *at + MASS_WINDOW))
         .map(|(id, _)| *id)
         .collect()
+}
+
+/// Whether nobody has been refreshed since the first of the deaths that are blamed on the client: then it is not asked
+/// about other accounts either. Where others fare well meanwhile, they are let go on.
+pub fn is_silent(fates: &[Fate], blamed: &BTreeSet<ConnectionId>) -> bool {
+    let first = fates
+        .iter()
+        .filter(|fate| blamed.contains(&fate.connection()))
+        .filter_map(|fate| fate.rejected_at)
+        .min();
+    let lives = |since: DateTime<Utc>| {
+        let alive = fates.iter().filter(|fate| fate.rejected_at.is_none());
+        alive.filter_map(|fate| fate.last_refresh_at).any(|at| at > since)
+    };
+    first.is_some_and(|first| !lives(first))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a share of a span of days")]
@@ -152,6 +169,20 @@ mod tests {
             .collect();
         let expected: BTreeSet<ConnectionId> = blamed.iter().copied().map(ConnectionId).collect();
         assert_eq!(blamed_on_client(&fates), expected, "{fates:?}");
+    }
+
+    #[test]
+    fn a_client_is_silent_when_nobody_fares_well() {
+        let check = |refreshed_s: Option<i64>, expected: bool| {
+            let mut fates: Vec<Fate> =
+                (1..=3).map(|id| Fate::new(ConnectionId(id), Some(at(id * 10)), None)).collect();
+            fates.push(Fate::new(ConnectionId(4), None, refreshed_s.map(at)));
+            assert_eq!(is_silent(&fates, &blamed_on_client(&fates)), expected, "{refreshed_s:?}");
+        };
+        check(None, true);
+        check(Some(5), true);
+        check(Some(15), false);
+        assert!(!is_silent(&[], &BTreeSet::new()));
     }
 
     #[test]

@@ -13,8 +13,10 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::between::Step;
-use super::policy::DEAD_RETRY;
+use super::policy::{CLIENT_STOP, DEAD_RETRY};
 use super::renewal::Work;
 use super::{Auth, LOOK_EVERY, PERMIT_WAIT_MAX, Standing, is_key, live, permit_scope, throttled};
 use crate::config::ProviderSettings;
@@ -26,7 +28,7 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
 use crate::domain::spec::GrantKind;
-use crate::domain::time::until;
+use crate::domain::time::{delta, until};
 use crate::http::deadline::Deadline;
 use crate::providers::Provider;
 
@@ -74,7 +76,13 @@ struct Opened {
 enum Begun {
     Open(Box<Opened>),
     Not(Refreshed),
-    Throttled { wait: Duration },
+    Throttled {
+        wait: Duration,
+    },
+    /// The client is refused, and another account of it tries first.
+    Stopped {
+        wait: Duration,
+    },
 }
 
 impl Auth {
@@ -96,6 +104,7 @@ impl Auth {
             Begun::Open(opened) => opened,
             Begun::Not(refreshed) => return Ok(refreshed),
             Begun::Throttled { wait } => return Err(throttled(provider, self.clock.now(), Some(wait))),
+            Begun::Stopped { wait } => return Err(stopped(provider, self.clock.now(), wait)),
         };
         let deadline = deadline.sooner(self.between.at(id, Step::Open).await);
         tokio::time::sleep(opened.permit_in).await;
@@ -136,6 +145,12 @@ impl Auth {
                 Duration::ZERO
             } else {
                 let scope = permit_scope(provider, client_of(&connection, &client_id));
+                // An admin who asks has perhaps just mended the client.
+                if why != Why::Asked
+                    && let Some(wait) = rate_budget::stopped_for(conn, &scope, CLIENT_STOP)?
+                {
+                    return Ok(Begun::Stopped { wait });
+                }
                 match rate_budget::lease(conn, &scope, &bucket, 1, PERMIT_WAIT_MAX)? {
                     Lease::Granted { wait } => wait,
                     Lease::Full { wait } => return Ok(Begun::Throttled { wait }),
@@ -220,6 +235,14 @@ enum Held {
     Mine(Box<(Standing, RefreshAttempt)>),
     Theirs,
     Nothing,
+}
+
+fn stopped(provider: &'static dyn Provider, now: DateTime<Utc>, wait: Duration) -> Failure {
+    let title = provider.spec().title;
+    Failure::new(
+        FailureKind::Throttled { until: Some(now + delta(wait)) },
+        format!("{title} refuses our client: one account at a time tries again until that is mended"),
+    )
 }
 
 /// What a refresh that is not closed leads to, while its time has not passed.

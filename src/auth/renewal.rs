@@ -11,14 +11,14 @@ use uuid::Uuid;
 use super::between::Step;
 use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
-use super::refresh::Refreshed;
+use super::refresh::{Refreshed, client_of};
 use super::spill::{InHand, Name};
-use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, throttled};
+use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::refresh_attempts::{RefreshAttempt, Standing};
 use crate::db::tokens::{self, Renewal, Token};
-use crate::db::{DbError, PgConnection, audit};
+use crate::db::{DbError, PgConnection, audit, rate_budget};
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -286,6 +286,12 @@ impl Work<'_> {
         }))
     }
 
+    /// The client that other connections use too, by the scope of its permits.
+    pub(super) fn shared_client(&self) -> Option<String> {
+        let shared = self.connection.grant == GrantKind::AuthorizationCode;
+        shared.then(|| permit_scope(self.provider, client_of(&self.connection, &self.settings.client_id)))
+    }
+
     fn client(&self, step: TokenStep, secrets: &BTreeMap<String, Secret>) -> Result<TokenClient, Failure> {
         self.auth.token_client(self.provider, self.settings, &self.connection, (step, secrets))
     }
@@ -357,6 +363,8 @@ impl Work<'_> {
         let mut tries = 0;
         loop {
             let (attempt, renewal, daemon) = (self.attempt.clone(), renewal.clone(), self.auth.daemon);
+            let (scope, provider) = (self.shared_client(), self.provider.spec().name);
+            let now = self.auth.clock.now();
             let detail = from.map(|name| {
                 format!(
                     "the database had lost generations {} to {}: what was kept of them was traded",
@@ -367,6 +375,12 @@ impl Work<'_> {
             let done = self.auth.db.transaction(move |conn| {
                 let connection = connections::lock(conn, attempt.connection)?;
                 let swap = swap(conn, &connection, &attempt, &renewal)?;
+                if swap != Swap::Overtaken
+                    && let Some(scope) = &scope
+                    && rate_budget::go_on(conn, scope)?
+                {
+                    tokens::retry_blamed(conn, provider, now)?;
+                }
                 note(conn, &attempt, "refresh", swap.word(), detail.as_deref(), daemon)?;
                 Ok(swap)
             });
@@ -395,15 +409,19 @@ impl Work<'_> {
         }
     }
 
+    async fn opened_key(&self) -> Result<(Secret, BTreeMap<String, Secret>), Failure> {
+        let sealed = &self.token.access_sealed;
+        let key = self.auth.open(self.connection.id, self.token.grant_id, ACCESS_COLUMN, sealed)?;
+        Ok((key, self.auth.open_secrets(self.connection.id).await?))
+    }
+
     /// Looks whether a key still works. One that does not is tried again every six hours.
     pub(super) async fn probe(&self) -> Result<Refreshed, Failure> {
-        let key = self.auth.open(
-            self.connection.id,
-            self.token.grant_id,
-            ACCESS_COLUMN,
-            &self.token.access_sealed,
-        )?;
-        let secrets = self.auth.open_secrets(self.connection.id).await?;
+        let (key, secrets) = match self.opened_key().await {
+            Ok(opened) => opened,
+            // Counted like any other failure: the attempt is closed, and the reason is on record.
+            Err(failure) => return self.set_back(passing(failure), "probe").await,
+        };
         let credential = Credential { token: &key, secrets: &secrets };
         let proven = self.auth.prove(self.provider, self.settings, &self.connection, &credential, None).await;
         let account = match proven {
@@ -536,7 +554,7 @@ pub(super) fn note(
     detail: Option<&str>,
     daemon: Uuid,
 ) -> Result<(), DbError> {
-    audit::write(conn, &audit::Entry { connection: attempt.connection, event, outcome, detail, daemon })
+    audit::write(conn, &audit::Entry { connection: Some(attempt.connection), event, outcome, detail, daemon })
 }
 
 fn passing(failure: Failure) -> Fault {

@@ -162,13 +162,17 @@ impl Auth {
             for name in found.strange {
                 opened.no_use.insert(name, "it is no file of ours".to_owned());
             }
+            let mut keys = BTreeSet::new();
             for name in found.spills.into_iter().filter(|name| !spills.is_in_hand(*name)) {
-                match spill::open(&spills, &vault, name) {
+                let (key_id, reply) = spill::renewed(&spills, &vault, name);
+                keys.extend(key_id);
+                match reply {
                     Ok(granted) => _ = opened.replies.insert(name, granted),
                     Err(Unread::Gone) => {}
                     Err(Unread::NoUse(why)) => _ = opened.no_use.insert(name.to_string(), why),
                 }
             }
+            spills.set_keys(keys);
             Ok::<_, std::io::Error>(opened)
         });
         match task.await {
@@ -278,7 +282,8 @@ impl Auth {
         let daemon = self.daemon;
         let (connection, outcome) = (name.connection, ending.outcome().as_str());
         self.db(move |conn| {
-            let entry = audit::Entry { connection, event: "replay", outcome, detail: None, daemon };
+            let entry =
+                audit::Entry { connection: Some(connection), event: "replay", outcome, detail: None, daemon };
             audit::write(conn, &entry)
         })
         .await

@@ -6,14 +6,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tracing::{error, warn};
 
-use super::policy::{self, DEAD_RETRY, RETRY_FIRST, RETRY_MAX};
+use super::policy::{self, CLIENT_STOP, DEAD_RETRY, RETRY_FIRST, RETRY_MAX};
 use super::refresh::{Refreshed, client_of};
 use super::renewal::{Fault, Work, note};
 use super::{Auth, Standing, permit_scope};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::RefreshAttempt;
 use crate::db::tokens::{self, Setback, Token};
-use crate::db::{DbError, PgConnection, rate_budget};
+use crate::db::{DbError, PgConnection, audit, rate_budget};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::GrantKind;
@@ -38,6 +38,13 @@ enum Aftermath {
 const MASS_REASON: &str = "several accounts died within a short time, which is taken for a fault of our client at the \
      provider: check its id, secret and registration; no account is marked dead";
 
+/// What taking deaths back came to.
+struct Acquitted {
+    count: usize,
+    /// No account of the client has fared well since.
+    silent: bool,
+}
+
 /// A failure, ready to be written down.
 struct Report {
     event: &'static str,
@@ -55,18 +62,8 @@ impl Work<'_> {
         if aftermath == Aftermath::Overtaken {
             return Ok(Refreshed::Renewed);
         }
-        let shared_client = self.connection.grant == GrantKind::AuthorizationCode;
-        if fault.dead && shared_client {
-            // Also those that were marked before it was clear that there are too many.
-            let acquitted = self.auth.acquit(self.provider).await?;
-            if acquitted > 0 || aftermath == Aftermath::Spared {
-                error!(
-                    provider = self.provider.spec().name,
-                    error = MASS_REASON,
-                    "Many refreshes at {} failed: {MASS_REASON}",
-                    self.provider.spec().title
-                );
-            }
+        if let Some(client) = self.shared_client() {
+            self.look_at_client(&fault, aftermath, client).await?;
         }
         if let (FailureKind::Throttled { .. }, Some(wait)) = (&fault.failure.kind, fault.wait) {
             self.hold_back(wait).await?;
@@ -77,6 +74,33 @@ impl Work<'_> {
         };
         self.tell(&failure);
         Err(failure)
+    }
+
+    /// A client that is refused, or that too many accounts die of, is not asked again at once for another account.
+    async fn look_at_client(
+        &self,
+        fault: &Fault,
+        aftermath: Aftermath,
+        client: String,
+    ) -> Result<(), Failure> {
+        let mut stop = fault.failure.kind == FailureKind::Misconfigured;
+        if fault.dead {
+            // Also those that were marked before it was clear that there are too many.
+            let Acquitted { count, silent } = self.auth.acquit(self.provider).await?;
+            if count > 0 || aftermath == Aftermath::Spared {
+                error!(
+                    provider = self.provider.spec().name,
+                    error = MASS_REASON,
+                    "Many refreshes at {} failed: {MASS_REASON}",
+                    self.provider.spec().title
+                );
+                stop = silent;
+            }
+        }
+        if stop {
+            self.auth.db(move |conn| rate_budget::stop(conn, &client, CLIENT_STOP)).await?;
+        }
+        Ok(())
     }
 
     async fn record(&self, fault: &Fault, event: &'static str) -> Result<Aftermath, Failure> {
@@ -163,14 +187,23 @@ impl Auth {
         Ok(())
     }
 
-    /// Takes deaths back that turn out to be the client's fault, not the accounts'. Returns how many.
-    async fn acquit(&self, provider: &'static dyn Provider) -> Result<usize, Failure> {
+    /// Takes deaths back that turn out to be the client's fault, not the accounts'.
+    async fn acquit(&self, provider: &'static dyn Provider) -> Result<Acquitted, Failure> {
         let name = provider.spec().name;
         let due = self.clock.now() + delta(RETRY_MAX);
+        let daemon = self.daemon;
         self.transaction(move |conn| {
-            let blamed = policy::blamed_on_client(&tokens::fates(conn, name)?);
+            let fates = tokens::fates(conn, name)?;
+            let blamed = policy::blamed_on_client(&fates);
+            let silent = policy::is_silent(&fates, &blamed);
             let ids: Vec<ConnectionId> = blamed.into_iter().collect();
-            tokens::acquit(conn, &ids, MASS_REASON, due)
+            let acquitted = tokens::acquit(conn, &ids, MASS_REASON, due)?;
+            for id in &acquitted {
+                let (event, outcome, detail) = ("refresh", "acquitted", Some(MASS_REASON));
+                let entry = audit::Entry { connection: Some(*id), event, outcome, detail, daemon };
+                audit::write(conn, &entry)?;
+            }
+            Ok(Acquitted { count: acquitted.len(), silent })
         })
         .await
     }

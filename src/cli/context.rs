@@ -13,8 +13,7 @@ use crate::db::connections::{self, Connection};
 use crate::db::{Db, DbError, daemons, migrations, vault_keys};
 use crate::domain::secret::Secret;
 
-/// A daemon that has not been seen for this long counts as gone, by the database's clock.
-pub const DAEMON_LIVES: Duration = Duration::from_secs(15);
+pub use crate::db::daemons::DAEMON_LIVES;
 /// How often we look for one.
 const DAEMON_LOOK: Duration = Duration::from_millis(250);
 /// A command asks one thing after the other; the second session is for a question while another one hangs.

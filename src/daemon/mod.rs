@@ -35,7 +35,7 @@ use crate::auth::{Auth, Parts};
 use crate::callback::{self, ReadyCheck};
 use crate::config::Settings;
 use crate::db::daemons::{self, SpillFolder};
-use crate::db::{Db, DbError, PgConnection, migrations, tokens, vault_keys};
+use crate::db::{Db, DbError, PgConnection, audit, migrations, rate_budget, tokens, vault_keys};
 use crate::domain::current::Current;
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
@@ -219,7 +219,7 @@ impl Daemon {
         };
         let signs = signs(&hub, &scheduler.pulse, &tasks, &stop);
         tasks.spawn(scheduler.run(hub.ticks(), stop.clone()));
-        tasks.spawn(beat(db.clone(), id, spills, stop.clone()));
+        tasks.spawn(beat(db.clone(), id, Arc::clone(&auth.vault), spills, stop.clone()));
         tasks.spawn(look_after_spills(Arc::clone(&engine), left, stop.clone()));
         let watch = alerts::Watch {
             db: db.clone(),
@@ -279,6 +279,12 @@ impl Daemon {
         let auth = now.auth.with_settings(Arc::clone(&settings));
         self.routers.set(callback::router(self.endpoint.with_auth(auth.clone())));
         self.engine.set(Engine { auth, settings, ..Engine::clone(&now) });
+        let db = self.db.clone();
+        self.spawn(async move {
+            if let Err(error) = db.run(rate_budget::all_go_on).await {
+                warn!(error = %Failure::from(&error), "Clients that were refused are tried again in a minute");
+            }
+        });
     }
 
     /// Runs something beside the daemon that ends with it.
@@ -351,16 +357,33 @@ async fn refuse_foreign_key(db: &Db, vault: &Vault) -> Result<(), StartError> {
     }
 }
 
-/// Puts this daemon and its public key on record.
-async fn announce(db: &Db, id: Uuid, vault: &Vault, spills: &Spills) -> Result<(), StartError> {
-    let (key_id, public_key) = (vault.key_id().to_owned(), vault.public_key());
-    let folder = spill_folder(spills);
+/// Puts this daemon and its public key on record. Where another daemon lacks the key, the one before stays published as
+/// long as this daemon opens with it too: whoever takes a request must be able to read it. A rotation publishes it.
+async fn announce(db: &Db, id: Uuid, vault: &Arc<Vault>, spills: &Spills) -> Result<(), StartError> {
+    let (ours, folder) = (Arc::clone(vault), spill_folder(spills));
     let announced = db.transaction(move |connection| {
         daemons::forget_lost(connection, FORGET_AFTER)?;
-        vault_keys::publish(connection, &key_id, &public_key)?;
-        beat_once(connection, id, &folder)
+        rate_budget::all_go_on(connection)?;
+        let mut others = daemons::live(connection, daemons::DAEMON_LIVES)?;
+        others.retain(|daemon| {
+            daemon.seals_with.is_some() && !daemon.opens_with.iter().any(|id| id == ours.key_id())
+        });
+        let before = vault_keys::latest_id(connection)?;
+        if others.is_empty() || !before.is_some_and(|key_id| ours.has(&key_id)) {
+            publish(connection, id, &ours)?;
+        }
+        beat_once(connection, id, &ours, &folder)?;
+        Ok(others)
     });
-    announced.await.map_err(StartError::Database)
+    for other in announced.await.map_err(StartError::Database)? {
+        warn!(
+            daemon.host = other.host,
+            "The daemon on `{}` lacks vault key `{}`: it cannot open what this one seals",
+            other.host,
+            vault.key_id()
+        );
+    }
+    Ok(())
 }
 
 /// A folder that cannot be used is no reason not to start: it is told, and tried again with every reply.
@@ -374,7 +397,8 @@ fn prepared_spills(state_dir: &Path) -> Arc<Spills> {
 }
 
 fn spill_folder(spills: &Spills) -> SpillFolder {
-    SpillFolder { id: spills.id(), fault: spills.fault() }
+    let keys = spills.keys().map(|keys| keys.into_iter().collect());
+    SpillFolder { id: spills.id(), fault: spills.fault(), keys }
 }
 
 /// Compares the folder of spills with the tables. An outage of the database is the beat's to report.
@@ -398,21 +422,37 @@ async fn look_after_spills(engine: Arc<Current<Engine>>, mut left: Left, stop: C
     }
 }
 
-fn beat_once(connection: &mut PgConnection, id: Uuid, spills: &SpillFolder) -> Result<(), DbError> {
-    let pid = i32::try_from(std::process::id()).unwrap_or(0);
-    daemons::beat(connection, id, &crate::config::host_name(), pid, env!("CARGO_PKG_VERSION"))?;
-    daemons::tell_spills(connection, id, spills)
+fn publish(connection: &mut PgConnection, daemon: Uuid, vault: &Vault) -> Result<(), DbError> {
+    let key_id = vault.key_id();
+    if vault_keys::publish(connection, key_id, &vault.public_key())? {
+        let detail = format!("commands seal to key `{key_id}` from now on");
+        let (event, outcome, detail) = ("publish_key", "done", Some(detail.as_str()));
+        audit::write(connection, &audit::Entry { connection: None, event, outcome, detail, daemon })?;
+    }
+    Ok(())
 }
 
-async fn beat(db: Db, id: Uuid, spills: Arc<Spills>, stop: CancellationToken) {
+fn beat_once(
+    connection: &mut PgConnection,
+    id: Uuid,
+    vault: &Vault,
+    spills: &SpillFolder,
+) -> Result<(), DbError> {
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    daemons::beat(connection, id, &crate::config::host_name(), pid, env!("CARGO_PKG_VERSION"))?;
+    daemons::tell_spills(connection, id, spills)?;
+    daemons::tell_keys(connection, id, vault.key_id(), &vault.key_ids())
+}
+
+async fn beat(db: Db, id: Uuid, vault: Arc<Vault>, spills: Arc<Spills>, stop: CancellationToken) {
     let mut failing = false;
     loop {
         tokio::select! {
             () = tokio::time::sleep(BEAT_EVERY) => {}
             () = stop.cancelled() => return,
         }
-        let folder = spill_folder(&spills);
-        match db.run(move |connection| beat_once(connection, id, &folder)).await {
+        let (vault, folder) = (Arc::clone(&vault), spill_folder(&spills));
+        match db.transaction(move |connection| beat_once(connection, id, &vault, &folder)).await {
             Ok(()) if std::mem::take(&mut failing) => info!("The database is back"),
             Ok(()) => {}
             Err(error) if std::mem::replace(&mut failing, true) => drop(error),

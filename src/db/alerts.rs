@@ -32,6 +32,8 @@ pub enum AlertKind {
     NeedsReauth,
     /// Our client or our settings are at fault: a provider takes no refresh of any account.
     ConfigurationFault,
+    /// What is sealed of a token does not open in its row, or a rule of ours was broken with it.
+    TokenUnusable,
     /// A stream stands still, since an answer was not understood or a rule was broken.
     StreamStalled,
     /// A stream is off, since the grant does not allow it.
@@ -49,9 +51,10 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NeedsReauth,
         Self::ConfigurationFault,
+        Self::TokenUnusable,
         Self::StreamStalled,
         Self::StreamForbidden,
         Self::StreamStale,
@@ -66,6 +69,7 @@ impl AlertKind {
         match self {
             Self::NeedsReauth => "needs_reauth",
             Self::ConfigurationFault => "configuration_fault",
+            Self::TokenUnusable => "token_unusable",
             Self::StreamStalled => "stream_stalled",
             Self::StreamForbidden => "stream_forbidden",
             Self::StreamStale => "stream_stale",
@@ -194,6 +198,9 @@ const CONDITIONS: &str = "
     UNION ALL
     SELECT 'configuration_fault', coalesce('connection ' || id, 'provider ' || provider), id, name, provider, NULL, NULL, reason
     FROM faults
+    UNION ALL
+    SELECT 'token_unusable', 'connection ' || c.id, c.id, c.name, c.provider, NULL, NULL, coalesce(t.last_error, 'no reason is on record')
+    FROM fieldmirror.tokens t JOIN served c ON c.id = t.connection_id WHERE t.failure_kind = 'our_bug'
     UNION ALL
     SELECT f.kind, 'connection ' || c.id || ' stream ' || f.stream, c.id, c.name, c.provider, f.stream, NULL, f.stalled_reason
     FROM still f JOIN served c ON c.id = f.connection_id

@@ -1,4 +1,4 @@
-//! The audit log: every connect, refresh, failure and disconnect. Never a secret.
+//! The audit log: every connect, refresh, failure, disconnect and change of key. Never a secret.
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -11,8 +11,9 @@ use crate::domain::ids::ConnectionId;
 /// One line of the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
-    pub connection: ConnectionId,
-    /// What was tried: `connect`, `refresh`, `probe`, `replay` (of a reply that was kept), `disconnect`.
+    /// `None`: it concerns no connection in particular.
+    pub connection: Option<ConnectionId>,
+    /// What was tried: a word of docs/OPERATIONS.md.
     pub event: &'static str,
     /// How it ended: `done`, `failed`, `dead` and the like.
     pub outcome: &'static str,
@@ -27,7 +28,7 @@ pub fn write(conn: &mut PgConnection, entry: &Entry<'_>) -> Result<(), DbError> 
         "INSERT INTO fieldmirror.audit_log (connection_id, connection_name, event, outcome, detail, daemon_id) \
          VALUES ($1, (SELECT name FROM fieldmirror.connections WHERE id = $1), $2, $3, $4, $5)",
     )
-    .bind::<BigInt, _>(entry.connection.0)
+    .bind::<Nullable<BigInt>, _>(entry.connection.map(|id| id.0))
     .bind::<Text, _>(entry.event)
     .bind::<Text, _>(entry.outcome)
     .bind::<Nullable<Text>, _>(entry.detail)

@@ -7,7 +7,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Bytea, Nullable, Text, Timestamptz,
 use uuid::Uuid;
 
 use super::error::DbError;
-use super::{connections, requests, rows};
+use super::{audit, connections, requests, rows};
 use crate::domain::ids::ConnectionId;
 
 /// Connections whose start links one tick closes.
@@ -130,7 +130,7 @@ pub fn close_all(conn: &mut PgConnection, connection: ConnectionId) -> Result<()
 /// Closes start links whose time has passed: their requests end as expired, and a connection that never came about
 /// has failed. Deletes attempts that ended long ago. Returns how many links it closed. For every tick of the scheduler;
 /// inside a transaction.
-pub fn expire(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<usize, DbError> {
+pub fn expire(conn: &mut PgConnection, now: DateTime<Utc>, daemon: Uuid) -> Result<usize, DbError> {
     let query = sql_query(
         "SELECT DISTINCT connection_id AS value FROM fieldmirror.authorizations \
          WHERE closed_at IS NULL AND expires_at <= $1 ORDER BY connection_id LIMIT $2",
@@ -140,7 +140,7 @@ pub fn expire(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<usize, DbEr
     for id in rows::values::<BigInt, i64, _>(conn, query)? {
         // The connection first, as everywhere.
         connections::lock(conn, ConnectionId(id))?;
-        closed += expire_of(conn, ConnectionId(id), now)?;
+        closed += expire_of(conn, ConnectionId(id), now, daemon)?;
     }
     sql_query("DELETE FROM fieldmirror.authorization_attempts WHERE expires_at < $1")
         .bind::<Timestamptz, _>(now - ATTEMPTS_KEPT)
@@ -148,7 +148,12 @@ pub fn expire(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<usize, DbEr
     Ok(closed)
 }
 
-fn expire_of(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -> Result<usize, DbError> {
+fn expire_of(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    now: DateTime<Utc>,
+    daemon: Uuid,
+) -> Result<usize, DbError> {
     let query = sql_query(
         "UPDATE fieldmirror.authorizations SET closed_at = now() \
          WHERE connection_id = $1 AND closed_at IS NULL AND expires_at <= $2 RETURNING request_id AS value",
@@ -159,6 +164,9 @@ fn expire_of(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -> R
         // A request that had ended before has left its own reason.
         if requests::finish(conn, *request, requests::RequestOutcome::Expired, Some(EXPIRED))? {
             connections::fail_pending(conn, id, EXPIRED)?;
+            let (event, outcome) = ("connect", requests::RequestOutcome::Expired.as_str());
+            let entry = audit::Entry { connection: Some(id), event, outcome, detail: Some(EXPIRED), daemon };
+            audit::write(conn, &entry)?;
         }
     }
     Ok(waited_for.len())

@@ -132,8 +132,8 @@ pub fn enqueue(
     Ok(rows.into_iter().next().ok_or(diesel::result::Error::NotFound)?)
 }
 
-/// [`enqueue`] for many connections in one statement; a connection named twice counts once, with the earlier time.
-/// The answer has one entry per connection, in no particular order.
+/// [`enqueue`] for many connections in one statement; a connection named twice counts once, with the earlier time. Those
+/// without a time run in the order given. The answer has one entry per connection, in no particular order.
 pub fn enqueue_many(
     conn: &mut PgConnection,
     kind: &str,
@@ -160,8 +160,10 @@ pub fn ensure_many(
 ) -> Result<Vec<Enqueued>, DbError> {
     let ids: Vec<i64> = connections.iter().map(|id| id.0).collect();
     let query = sql_query(
-        "SELECT asked.id AS value FROM unnest($2) AS asked (id) WHERE NOT EXISTS (SELECT FROM fieldmirror.jobs j \
-         WHERE j.kind = $1 AND j.connection_id = asked.id AND j.state IN ('pending', 'running', 'parked'))",
+        "SELECT asked.id AS value FROM unnest($2) WITH ORDINALITY AS asked (id, place) \
+         WHERE NOT EXISTS (SELECT FROM fieldmirror.jobs j \
+             WHERE j.kind = $1 AND j.connection_id = asked.id AND j.state IN ('pending', 'running', 'parked')) \
+         ORDER BY asked.place",
     )
     .bind::<Text, _>(kind)
     .bind::<Array<BigInt>, _>(ids);
@@ -170,13 +172,26 @@ pub fn ensure_many(
     if asked.is_empty() { Ok(Vec::new()) } else { enqueue_many(conn, kind, &asked) }
 }
 
+/// [`ensure_many`] for a job that concerns no connection.
+pub fn ensure(conn: &mut PgConnection, kind: &str) -> Result<(), DbError> {
+    let query = sql_query(
+        "SELECT EXISTS (SELECT FROM fieldmirror.jobs WHERE kind = $1 AND connection_id IS NULL \
+         AND state IN ('pending', 'running', 'parked')) AS value",
+    );
+    if !rows::value::<Bool, bool, _>(conn, query.bind::<Text, _>(kind))? {
+        enqueue(conn, kind, None, None)?;
+    }
+    Ok(())
+}
+
 // Running and parked rows are looked at without a lock: an upsert would lock them until the caller commits, and with them
 // the heartbeat of whoever runs the job. Pending rows are locked on purpose: what the caller wrote is seen by the run.
 // Sorted, so that two callers with the same connections cannot deadlock.
 const ENQUEUE: &str = "
     WITH asked AS (
-        SELECT connection_id, min(coalesce(run_at, now())) AS run_at
-        FROM unnest($2, $3) AS a (connection_id, run_at) GROUP BY connection_id
+        SELECT connection_id,
+            min(coalesce(run_at, now() + (place - cardinality($3)) * interval '1 microsecond')) AS run_at
+        FROM unnest($2, $3) WITH ORDINALITY AS a (connection_id, run_at, place) GROUP BY connection_id
     ), busy AS (
         SELECT j.id, j.connection_id, j.state FROM fieldmirror.jobs j JOIN asked a
             ON j.connection_id = a.connection_id OR (j.connection_id IS NULL AND a.connection_id IS NULL)

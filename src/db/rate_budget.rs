@@ -117,6 +117,59 @@ pub fn refused(
     Ok(())
 }
 
+/// The row that stops a client: its owner is tried again once that moment has come, by one asker.
+const STOPPED: &str = "stopped";
+
+/// Nothing is asked within `scope` for `wait`, whatever permits there are; then one asker at a time is let through, until
+/// [`go_on`].
+pub fn stop(conn: &mut PgConnection, scope: &str, wait: Duration) -> Result<(), DbError> {
+    sql_query(
+        "INSERT INTO fieldmirror.rate_budget (scope, bucket, taken_until) \
+         VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) \
+         ON CONFLICT (scope, bucket) DO UPDATE SET taken_until = excluded.taken_until",
+    )
+    .bind::<Text, _>(scope)
+    .bind::<Text, _>(STOPPED)
+    .bind::<Double, _>(wait.as_secs_f64())
+    .execute(conn)?;
+    Ok(())
+}
+
+/// How long the asker has to wait where `scope` was stopped; `None`: it may go on. Where the time has come, whoever asks
+/// first may, and all others wait for `wait` more.
+pub fn stopped_for(
+    conn: &mut PgConnection,
+    scope: &str,
+    wait: Duration,
+) -> Result<Option<Duration>, DbError> {
+    let query = sql_query(
+        "SELECT extract(epoch FROM taken_until - clock_timestamp())::float8 AS value \
+         FROM fieldmirror.rate_budget WHERE scope = $1 AND bucket = $2 FOR UPDATE",
+    );
+    let left = rows::optional::<Double, f64, _>(conn, query.bind::<Text, _>(scope).bind::<Text, _>(STOPPED))?;
+    match left.map(seconds) {
+        Some(left) if left.is_zero() => stop(conn, scope, wait).map(|()| None),
+        left => Ok(left),
+    }
+}
+
+/// What may have been stopped is in order. Returns whether it was stopped.
+pub fn go_on(conn: &mut PgConnection, scope: &str) -> Result<bool, DbError> {
+    let stopped = sql_query("DELETE FROM fieldmirror.rate_budget WHERE scope = $1 AND bucket = $2")
+        .bind::<Text, _>(scope)
+        .bind::<Text, _>(STOPPED)
+        .execute(conn)?;
+    Ok(stopped > 0)
+}
+
+/// Whatever was stopped may be tried at once: the settings may have been mended.
+pub fn all_go_on(conn: &mut PgConnection) -> Result<(), DbError> {
+    sql_query("DELETE FROM fieldmirror.rate_budget WHERE bucket = $1")
+        .bind::<Text, _>(STOPPED)
+        .execute(conn)?;
+    Ok(())
+}
+
 /// A permit that lies in the past is to be had now.
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value.max(0.0)).unwrap_or(Duration::ZERO)

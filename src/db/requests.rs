@@ -172,7 +172,9 @@ pub struct NewRequest {
 pub fn create(conn: &mut PgConnection, new: &NewRequest) -> Result<Uuid, DbError> {
     let id = Uuid::now_v7();
     sql_query(
-        "INSERT INTO fieldmirror.requests (id, connection_id, kind, args, sealed) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO fieldmirror.requests (id, connection_id, kind, args, sealed, sealed_to) VALUES ($1, $2, $3, $4, $5, \
+             CASE WHEN $5 IS NOT NULL THEN \
+                 (SELECT key_id FROM fieldmirror.vault_keys ORDER BY published_at DESC LIMIT 1) END)",
     )
     .bind::<SqlUuid, _>(id)
     .bind::<BigInt, _>(new.connection.0)

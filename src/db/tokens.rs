@@ -206,6 +206,27 @@ pub fn blame_client(conn: &mut PgConnection, id: ConnectionId, due: DateTime<Utc
     Ok(())
 }
 
+/// The token in hand does not open: that is noted, unless it was before. Returns whether this was news.
+pub fn unusable(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    (grant_id, generation): (Uuid, i64),
+    reason: &str,
+    kind: &str,
+) -> Result<bool, DbError> {
+    let noted = sql_query(
+        "UPDATE fieldmirror.tokens SET last_error = $4, failure_kind = $5 \
+         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 AND failure_kind IS DISTINCT FROM $5",
+    )
+    .bind::<BigInt, _>(id.0)
+    .bind::<SqlUuid, _>(grant_id)
+    .bind::<BigInt, _>(generation)
+    .bind::<Text, _>(reason)
+    .bind::<Text, _>(kind)
+    .execute(conn)?;
+    Ok(noted > 0)
+}
+
 /// A key was probed and works: the next probe is due at `due`.
 pub fn probed(
     conn: &mut PgConnection,
@@ -240,9 +261,10 @@ pub fn make_due(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -
     Ok(())
 }
 
-/// Connections whose token is to be refreshed or probed now, the longest due first, at most `limit`. Those with an
-/// open refresh are not among them, nor those with one whose reply may be found in a folder of spills that is not
-/// `spills`, for `spill_grace`.
+/// Connections whose token is to be refreshed or probed now, at most `limit`, the most endangered first: by the end of the
+/// access token. Keys come after them, since they do not run out, and last what the provider called dead. Not among them
+/// are those with an open refresh, with one whose reply may be found in a folder of spills that is not `spills`, for
+/// `spill_grace`, and those whose job waits already, so that the next ones get theirs.
 pub fn due(
     conn: &mut PgConnection,
     providers: &[String],
@@ -258,7 +280,11 @@ pub fn due(
                 - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
                        THEN make_interval(secs => $5) ELSE interval '0' END \
          WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
-           AND c.provider = ANY ($3) ORDER BY t.refresh_due_at LIMIT $2",
+           AND c.provider = ANY ($3) \
+           AND NOT EXISTS (SELECT FROM fieldmirror.jobs j WHERE j.kind = 'refresh_token' \
+               AND j.connection_id = t.connection_id AND j.state IN ('pending', 'running', 'parked')) \
+         ORDER BY t.rejected_at IS NOT NULL, t.kind IN ('api_key', 'bearer'), \
+             coalesce(t.expires_at, t.refresh_due_at) LIMIT $2",
     )
     .bind::<Timestamptz, _>(now)
     .bind::<BigInt, _>(i64::from(limit))
@@ -275,12 +301,13 @@ pub fn next_due(
     now: DateTime<Utc>,
 ) -> Result<Option<DateTime<Utc>>, DbError> {
     let query = sql_query(
-        "SELECT min(t.refresh_due_at) AS value FROM fieldmirror.tokens t \
+        "SELECT t.refresh_due_at AS value FROM fieldmirror.tokens t \
          JOIN fieldmirror.connections c ON c.id = t.connection_id \
-         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth') AND c.provider = ANY ($2)",
+         WHERE t.refresh_due_at > $1 AND c.state IN ('connected', 'needs_reauth') AND c.provider = ANY ($2) \
+         ORDER BY t.refresh_due_at LIMIT 1",
     );
     let query = query.bind::<Timestamptz, _>(now).bind::<Array<Text>, _>(providers);
-    rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query)
+    rows::optional::<Timestamptz, DateTime<Utc>, _>(conn, query)
 }
 
 /// How the tokens of one client fare: whether deaths are the accounts' or the client's.
@@ -321,17 +348,32 @@ pub fn fates(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbErr
     .load(conn)?)
 }
 
-/// Takes back the death of these connections: it was not theirs. They are tried again at `due`. Returns how many.
+/// The client of a provider is in order again: refreshes that failed for its sake are due at once. Rows that somebody else
+/// is writing are left to him.
+pub fn retry_blamed(conn: &mut PgConnection, provider: &str, now: DateTime<Utc>) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.tokens SET refresh_due_at = least(refresh_due_at, $2) WHERE connection_id IN (\
+             SELECT t.connection_id FROM fieldmirror.tokens t JOIN fieldmirror.connections c ON c.id = t.connection_id \
+             WHERE c.provider = $1 AND t.kind = 'oauth' AND t.failure_kind = 'misconfigured' \
+             FOR UPDATE OF t SKIP LOCKED)",
+    )
+    .bind::<Text, _>(provider)
+    .bind::<Timestamptz, _>(now)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Takes back the death of these connections: it was not theirs. They are tried again at `due`. Returns which.
 pub fn acquit(
     conn: &mut PgConnection,
     ids: &[ConnectionId],
     reason: &str,
     due: DateTime<Utc>,
-) -> Result<usize, DbError> {
+) -> Result<Vec<ConnectionId>, DbError> {
     let mut ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
     // One order of locks for all.
     ids.sort_unstable();
-    let mut acquitted = 0;
+    let mut acquitted = Vec::new();
     for id in ids {
         let moved = sql_query(
             "UPDATE fieldmirror.connections SET state = 'connected', reason = $2 \
@@ -348,8 +390,8 @@ pub fn acquit(
             .bind::<BigInt, _>(id)
             .bind::<Timestamptz, _>(due)
             .execute(conn)?;
+            acquitted.push(ConnectionId(id));
         }
-        acquitted += moved;
     }
     Ok(acquitted)
 }

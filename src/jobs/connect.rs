@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::auth::answer::{Answer, BroughtBy};
 use crate::auth::{Auth, Ending};
+use crate::db::audit;
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
 use crate::domain::failure::{Failure, FailureKind};
@@ -94,9 +95,14 @@ fn reply_key(args: &Value) -> Option<[u8; 32]> {
 
 /// Ends a request that cannot be met as it is, or as we are configured.
 async fn fail(auth: &Auth, request: &Request, message: String) -> Result<(), Failure> {
-    let (id, text) = (request.connection, message.clone());
+    let (id, text, daemon) = (request.connection, message.clone(), auth.daemon);
+    let (event, outcome) = ("connect", RequestOutcome::Refused.as_str());
     auth.db
-        .run(move |conn| connections::fail_pending(conn, id, &text))
+        .transaction(move |conn| {
+            connections::fail_pending(conn, id, &text)?;
+            let entry = audit::Entry { connection: Some(id), event, outcome, detail: Some(&text), daemon };
+            audit::write(conn, &entry)
+        })
         .await
         .map_err(|error| Failure::from(&error))?;
     finish(auth, request, RequestOutcome::Refused, message).await

@@ -6,10 +6,11 @@ use std::time::Duration;
 use apalis_core::monitor::Monitor;
 use tracing::warn;
 
+use super::rotate_key::RotateKey;
 use super::sync::Sync;
 use super::{Hub, Job, Lease, Outcome, connect, disconnect, refresh_token, register};
 use crate::domain::current::Current;
-use crate::domain::failure::Failure;
+use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::time::delta;
 use crate::sync::Engine;
@@ -25,7 +26,8 @@ pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Current<Engine>>) -> M
     let monitor = register::<Sync>(monitor, hub, turns, Arc::clone(engine));
     let monitor = register::<RefreshToken>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
     let monitor = register::<Connect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
-    register::<Disconnect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine))
+    let monitor = register::<Disconnect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
+    register::<RotateKey>(monitor, hub, 1, Arc::clone(engine))
 }
 
 struct Connect;
@@ -87,5 +89,10 @@ pub(super) fn ended(
             "Could not finish `{kind}` for connection {connection}"
         );
     }
-    Outcome::RunAgainAt(engine.clock.now() + delta(AGAIN))
+    let soon = engine.clock.now() + delta(AGAIN);
+    match failure.kind {
+        // What cannot go well before a known moment is left alone until then.
+        FailureKind::Throttled { until: Some(until) } => Outcome::RunAgainAt(until.max(soon)),
+        _ => Outcome::RunAgainAt(soon),
+    }
 }

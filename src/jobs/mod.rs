@@ -21,6 +21,7 @@ mod lease;
 mod limits;
 mod pulse;
 pub mod refresh_token;
+mod rotate_key;
 pub mod scheduler;
 mod sync;
 

@@ -3,7 +3,7 @@
 //! Several daemons may tick at once: a table constraint allows one live job for a kind and a connection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::Pulse;
 use crate::db::requests::RequestKind;
 use crate::db::{
-    Db, DbError, PgConnection, changes, drift, queue, requests, retention, streams, sync_runs, tokens,
-    verifications,
+    Db, DbError, PgConnection, changes, drift, queue, requests, retention, rotations, streams, sync_runs,
+    tokens, verifications,
 };
 use crate::domain::current::Current;
 use crate::domain::failure::Failure;
@@ -28,6 +28,9 @@ use crate::sync::Engine;
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The shortest: notices come in bursts.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// How much longer than a look the pause after it is, at least: with many connections looks are dear, and no more than
+/// a third of one session's time goes into them.
+const PAUSE_TIMES: u32 = 2;
 /// After a database failure.
 const PAUSE_FAILED: Duration = Duration::from_secs(2);
 /// Tokens that one tick makes jobs for; the most endangered come first.
@@ -51,15 +54,16 @@ impl Scheduler {
         let mut pruned_at = self.clock.now();
         loop {
             self.pulse.beat();
-            let now = self.clock.now();
+            let (now, began) = (self.clock.now(), Instant::now());
             let ticked = self.tick(now).await;
+            let pause_min = (began.elapsed() * PAUSE_TIMES).clamp(PAUSE_MIN, PAUSE_MAX);
             measure::tick(ticked.is_ok());
             let pause = match ticked {
                 Ok(next) => {
                     if std::mem::take(&mut failing) {
                         info!("The scheduler reaches the database again");
                     }
-                    next.map_or(PAUSE_MAX, |next| until(next, self.clock.now())).clamp(PAUSE_MIN, PAUSE_MAX)
+                    next.map_or(PAUSE_MAX, |next| until(next, self.clock.now())).clamp(pause_min, PAUSE_MAX)
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -78,7 +82,7 @@ impl Scheduler {
                     if changed.is_err() {
                         return;
                     }
-                    tokio::time::sleep(PAUSE_MIN).await;
+                    tokio::time::sleep(pause_min).await;
                 }
                 () = stop.cancelled() => return,
             }
@@ -129,6 +133,9 @@ fn derive(
     enqueue(connection, "sync", &due)?;
     for (of, kind) in requests::waiting(connection, now)? {
         enqueue(connection, job_for(kind), &[of])?;
+    }
+    if !rotations::open(connection)?.is_empty() {
+        queue::ensure(connection, rotations::KIND)?;
     }
     Ok([tokens::next_due(connection, providers, now)?, streams::next_due(connection, providers, now)?]
         .into_iter()

@@ -113,7 +113,7 @@ pub struct HubspotLimits {
 
 impl Default for HubspotLimits {
     fn default() -> Self {
-        Self { ten_secondly: 110, searches_secondly: 5, token_ten_secondly: 100 }
+        Self { ten_secondly: 110, searches_secondly: 5, token_ten_secondly: 200 }
     }
 }
 

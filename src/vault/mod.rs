@@ -69,9 +69,19 @@ impl Vault {
         &self.active.id
     }
 
+    /// Whether it opens what the key of that id has sealed.
+    pub fn has(&self, key_id: &str) -> bool {
+        self.all().any(|keys| keys.id == key_id)
+    }
+
     /// The ids of the keys that only open, in the order given.
     pub fn previous_key_ids(&self) -> impl Iterator<Item = &str> {
         self.previous.iter().map(|keys| keys.id.as_str())
+    }
+
+    /// The ids of all keys that open, the active one first.
+    pub fn key_ids(&self) -> Vec<String> {
+        self.all().map(|keys| keys.id.clone()).collect()
     }
 
     /// Seals `plain` with the active key for one row and column. Twice the same plaintext gives different bytes.
@@ -102,6 +112,16 @@ impl Vault {
             .map_err(|_| VaultError::Refused(bound.into()))
     }
 
+    /// The same value for the same place, sealed with the active key; `None` when that sealed it already.
+    ///
+    /// # Errors
+    /// As [`Vault::open`].
+    pub fn reseal(&self, sealed: &[u8], bound: &Bound<'_>) -> Result<Option<Vec<u8>>, VaultError> {
+        let plain = self.open(sealed, bound)?;
+        let is_active = key_id_of(sealed).is_some_and(|key_id| key_id == self.active.id);
+        Ok((!is_active).then(|| self.seal(&plain, bound)))
+    }
+
     /// The X25519 public key that the CLI seals secrets to. Every daemon with the same active key has the same one.
     pub fn public_key(&self) -> [u8; 32] {
         self.active.box_secret.public_key().to_bytes()
@@ -117,6 +137,17 @@ impl Vault {
             .find_map(|keys| keys.box_secret.unseal(sealed).ok())
             .map(Zeroizing::new)
             .ok_or(VaultError::BoxRefused)
+    }
+
+    /// What is in a box, in one that the active key opens; `None` when it opens this one already.
+    ///
+    /// # Errors
+    /// As [`Vault::open_box`].
+    pub fn reseal_box(&self, sealed: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
+        if self.active.box_secret.unseal(sealed).map(Zeroizing::new).is_ok() {
+            return Ok(None);
+        }
+        Ok(Some(seal_to(&self.public_key(), &self.open_box(sealed)?)))
     }
 
     /// HMAC-SHA256 of `data` under the active key. `label` says what the MAC is for: one made for one purpose is not

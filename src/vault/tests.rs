@@ -126,6 +126,28 @@ fn daemons_with_one_key_share_the_box() {
 }
 
 #[test]
+fn what_an_old_key_sealed_is_sealed_anew() {
+    let (old_key, new_key) = (generate_key(), generate_key());
+    let old = Vault::new(&old_key, &[]).expect("a good key");
+    let both = Vault::new(&new_key, &[old_key]).expect("good keys");
+    let new = Vault::new(&new_key, &[]).expect("a good key");
+    let sealed = both.reseal(&old.seal(PLAIN, &bound()), &bound()).expect("opens").expect("sealed anew");
+    assert_eq!(new.open(&sealed, &bound()).expect("opens").as_slice(), PLAIN);
+    assert_eq!(both.reseal(&sealed, &bound()), Ok(None), "it is done");
+    let elsewhere = Bound { connection: ConnectionId(8), ..bound() };
+    let moved = both.reseal(&old.seal(PLAIN, &bound()), &elsewhere);
+    assert_eq!(moved, Err(VaultError::Refused((&elsewhere).into())), "what was moved is not made good");
+    let foreign = vault().seal(PLAIN, &bound());
+    assert!(matches!(both.reseal(&foreign, &bound()), Err(VaultError::UnknownKey { .. })));
+
+    let sealed = both.reseal_box(&seal_to(&old.public_key(), PLAIN)).expect("opens").expect("sealed anew");
+    assert_eq!(new.open_box(&sealed).expect("opens").as_slice(), PLAIN);
+    assert_eq!(both.reseal_box(&sealed), Ok(None), "it is done");
+    assert_eq!(both.reseal_box(&foreign), Err(VaultError::BoxRefused));
+    assert!(both.has(old.key_id()) && both.has(new.key_id()) && !new.has(old.key_id()));
+}
+
+#[test]
 fn macs_hold_for_their_label_and_data_only() {
     let (old_key, new_key) = (generate_key(), generate_key());
     let old = Vault::new(&old_key, &[]).expect("a good key");

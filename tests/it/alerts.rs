@@ -147,7 +147,7 @@ impl Drop for Site {
 async fn each_condition_is_found_in_the_tables() {
     let site = Site::new().await;
     assert_eq!(site.holding().await, []);
-    let steps: [(&str, &str, &str, &str); 11] = [
+    let steps: [(&str, &str, &str, &str); 12] = [
         (
             "UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'revoked'",
             "needs_reauth",
@@ -167,6 +167,12 @@ async fn each_condition_is_found_in_the_tables() {
             "connection 1",
             "UPDATE fieldmirror.tokens SET failure_kind = NULL, last_error = NULL;
              UPDATE fieldmirror.connections SET grant_kind = 'authorization_code'",
+        ),
+        (
+            "UPDATE fieldmirror.tokens SET failure_kind = 'our_bug', last_error = 'the sealed value does not open'",
+            "token_unusable",
+            "connection 1",
+            "UPDATE fieldmirror.tokens SET failure_kind = NULL, last_error = NULL",
         ),
         (
             "UPDATE fieldmirror.stream_state SET state = 'syncing', stalled_reason = 'odd', failure_kind = 'provider_changed'

@@ -1,5 +1,6 @@
 //! Grants from start link to disconnect, against a real Postgres and a provider that does what the test says.
 
+mod audit;
 mod consent;
 mod ends;
 pub mod fake;
@@ -7,5 +8,6 @@ mod faults;
 mod keys;
 mod refresh;
 pub mod rig;
+mod rotation;
 mod spill;
 pub mod stage;

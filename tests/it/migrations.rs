@@ -2,6 +2,7 @@
 
 use diesel::RunQueryDsl;
 use diesel::sql_types::Text;
+use fieldmirror::db::sealed::SealedColumn;
 use fieldmirror::db::{DbError, migrations, rows};
 
 use crate::support::postgres::TestDb;
@@ -47,6 +48,22 @@ async fn up_down_up() {
     assert_eq!(migrations::run(&database.url).await.unwrap(), up);
     assert_eq!(texts(&database, OBJECTS).await, first);
     database.db.run(migrations::check).await.unwrap();
+}
+
+/// A rotation of the vault key reaches every column that holds sealed values. Boxes, which are sealed to somebody's public
+/// key, end with their request.
+#[tokio::test]
+async fn every_sealed_column_is_known() {
+    let database = TestDb::new();
+    let query = "SELECT format('%s.%s', table_name, column_name) AS value FROM information_schema.columns \
+         WHERE table_schema = 'fieldmirror' AND data_type = 'bytea' AND column_name LIKE '%sealed%' ORDER BY 1";
+    let mut known: Vec<String> = SealedColumn::ALL
+        .iter()
+        .map(|column| format!("{}.{}", column.table(), column.column()))
+        .chain(["requests.reply_sealed", "requests.sealed"].map(ToOwned::to_owned))
+        .collect();
+    known.sort();
+    assert_eq!(texts(&database, query).await, known);
 }
 
 #[tokio::test]

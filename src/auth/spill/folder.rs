@@ -46,6 +46,8 @@ struct Known {
     in_hand: BTreeSet<Name>,
     /// Why the last one could not be written.
     unwritable: Option<String>,
+    /// The vault keys that have sealed them, as of the last look; `None` before it.
+    keys: Option<BTreeSet<String>>,
     /// Files that are no use, as of the last look.
     unreadable: BTreeMap<String, String>,
 }
@@ -99,6 +101,15 @@ impl Spills {
         let mut known = self.known();
         let before = std::mem::replace(&mut known.unreadable, files.clone());
         files.into_iter().filter(|(name, _)| !before.contains_key(name)).collect()
+    }
+
+    /// The ids of the vault keys that spills are sealed with, as of the last look; `None` before it.
+    pub fn keys(&self) -> Option<BTreeSet<String>> {
+        self.known().keys.clone()
+    }
+
+    pub fn set_keys(&self, keys: BTreeSet<String>) {
+        self.known().keys = Some(keys);
     }
 
     /// Makes the folder ready, tries whether it can be written to, and looks at what is there.
@@ -217,6 +228,13 @@ impl Spills {
         read_at_most(&self.path(name), SPILL_BYTES_MAX)
     }
 
+    /// Puts the same reply, sealed anew, in the place of a spill. Whoever reads meanwhile gets one or the other.
+    pub fn replace(&self, name: Name, sealed: &[u8]) -> io::Result<()> {
+        let unfinished = self.write_unfinished(&name.to_string(), sealed)?;
+        fs::rename(&unfinished, self.path(name))?;
+        self.sync_folder()
+    }
+
     /// The bytes of an unfinished file, and whether nobody can be writing it any more.
     pub fn read_unfinished(path: &Path) -> io::Result<(Vec<u8>, bool)> {
         let age = fs::metadata(path)?.modified()?.elapsed().unwrap_or_default();
@@ -323,6 +341,21 @@ mod tests {
         theirs.remove(name(3)).expect("it can be removed");
         ours.remove(name(3)).expect("twice does no harm");
         assert_eq!(theirs.look().expect("it can be read"), Found::default());
+    }
+
+    #[test]
+    fn what_is_sealed_anew_takes_its_own_place() {
+        let state = tempfile::tempdir().expect("a folder");
+        let spills = Spills::below(state.path());
+        let name = spills.write(name(3), b"old").expect("there is room");
+        spills.replace(name, b"new").expect("there is room");
+        assert_eq!(spills.read(name).expect("it is there"), b"new");
+        assert_eq!(
+            spills.look().expect("it can be read"),
+            Found { spills: [name].into(), ..Found::default() }
+        );
+        assert_eq!(mode(&state.path().join("spills").join(name.to_string())), 0o600);
+        assert_eq!(spills.keys(), None, "nobody has looked at what is in it");
     }
 
     #[test]

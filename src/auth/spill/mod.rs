@@ -6,6 +6,7 @@
 mod folder;
 mod name;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
 use crate::domain::token::TokenSet;
 use crate::http::oauth::Granted;
-use crate::vault::{Bound, Vault};
+use crate::vault::{Bound, Vault, key_id_of};
 
 pub use folder::{Found, Spills};
 pub use name::{Name, NoName};
@@ -109,6 +110,31 @@ pub(super) fn open(spills: &Spills, vault: &Vault, name: Name) -> Result<Granted
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Unread::Gone),
         Err(error) => Err(Unread::NoUse(error.to_string())),
     }
+}
+
+/// [`open`], and where another key than the present one has sealed it, seals it anew. Returns the id of the key that has
+/// sealed what is there now.
+pub(super) fn renewed(
+    spills: &Spills,
+    vault: &Vault,
+    name: Name,
+) -> (Option<String>, Result<Granted, Unread>) {
+    let bytes = match spills.read(name) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, Err(Unread::Gone)),
+        Err(error) => return (None, Err(Unread::NoUse(error.to_string()))),
+    };
+    let mut key_id = key_id_of(&bytes);
+    if let Ok(Some(anew)) = vault.reseal(&bytes, &bound(name)) {
+        match spills.replace(name, &anew) {
+            Ok(()) => key_id = Some(vault.key_id().to_owned()),
+            Err(error) => warn!(
+                connection.id = name.connection.0, error = %error,
+                "The spill `{name}` could not be sealed with the present key: {error}"
+            ),
+        }
+    }
+    (key_id, opened(vault, name, &bytes).map_err(Unread::NoUse))
 }
 
 /// The reply in a file that a process left unfinished, if all of it is there.
@@ -268,6 +294,26 @@ impl Auth {
             }
         });
         let _ = task.await;
+    }
+
+    /// Seals spills anew that another key than the present one has sealed. Returns the keys that are still used: another
+    /// one where a spill does not open, or the disk does not go along.
+    pub(super) async fn reseal_spills(&self) -> Result<BTreeSet<String>, Failure> {
+        let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
+        let task = tokio::task::spawn_blocking(move || {
+            let found = spills.look()?.spills.into_iter();
+            let keys: BTreeSet<String> = found.filter_map(|name| renewed(&spills, &vault, name).0).collect();
+            spills.set_keys(keys.clone());
+            Ok::<_, io::Error>(keys)
+        });
+        match task.await {
+            Ok(Ok(keys)) => Ok(keys),
+            Ok(Err(error)) => {
+                let folder = self.spills.folder().display();
+                Err(Failure::transient(format!("sealing the spills in `{folder}` anew: {error}")))
+            }
+            Err(_) => Err(Failure::bug("sealing spills anew broke off")),
+        }
     }
 
     /// Removes all that is kept for a connection, whatever it is: its grant has ended, on purpose.

@@ -109,7 +109,7 @@ async fn look(patient: &Patient, findings: &mut Vec<Finding>) -> Option<Known> {
             daemons: daemons::live(conn, DAEMON_LIVES)?,
             connections: connections::list(conn)?,
             links: authorizations::out(conn)?,
-            keys: vault_use::keys(conn)?,
+            keys: vault_use::keys(conn, DAEMON_LIVES)?.keys,
             alerts: alerts::open(conn)?,
             hook: alerts::hook_trouble(conn, DAEMON_LIVES)?,
         })
@@ -212,7 +212,7 @@ fn vault(patient: &Patient, keys: &[KeyUse]) -> Option<Finding> {
     };
     let vault = Vault::new(key, &settings.previous_keys).ok()?;
     let ours = |id: &str| vault.key_id() == id || vault.previous_key_ids().any(|previous| previous == id);
-    let used = keys.iter().filter(|key| key.counts.iter().any(|(_, count)| *count > 0));
+    let used = keys.iter().filter(|key| key.total() > 0);
     let foreign: Vec<_> = used.filter_map(|key| key.key_id.as_deref()).filter(|id| !ours(id)).collect();
     if !foreign.is_empty() {
         return Some(Finding::ill(
@@ -328,6 +328,9 @@ mod tests {
             pid: 1,
             version: version.into(),
             last_seen_at: SystemClock.now(),
+            seals_with: None,
+            opens_with: Vec::new(),
+            spill_keys: None,
         };
         let ours = env!("CARGO_PKG_VERSION");
         assert_eq!(living(&[]).level, Level::Ill);

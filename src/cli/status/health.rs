@@ -35,7 +35,15 @@ pub(super) fn has_daemon(snapshot: &Snapshot) -> bool {
 pub(super) fn general(snapshot: &Snapshot) -> Vec<Ailment> {
     let untold = |alert: &&Alert| {
         let kind = AlertKind::parse(&alert.of.kind);
-        matches!(kind, Some(AlertKind::ConfigurationFault | AlertKind::JobParked | AlertKind::StreamStale))
+        matches!(
+            kind,
+            Some(
+                AlertKind::ConfigurationFault
+                    | AlertKind::TokenUnusable
+                    | AlertKind::JobParked
+                    | AlertKind::StreamStale
+            )
+        )
     };
     let alerts = snapshot.alerts.iter().filter(untold);
     let mut found: Vec<Ailment> = alerts

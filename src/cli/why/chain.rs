@@ -145,11 +145,13 @@ impl View<'_> {
         if evidence.connection.state != ConnectionState::Connected {
             return None;
         }
-        if token.failures == 0 {
+        let kind = evidence.token_failure_kind.as_deref();
+        let unusable = kind == Some("our_bug");
+        if token.failures == 0 && !unusable {
             return self.refresh_waits();
         }
         let said = token.last_error.as_deref().unwrap_or("no reason is on record");
-        let kind = evidence.token_failure_kind.as_deref();
+        let anew = health::anew_unless_over(&evidence.connection).unwrap_or_default();
         let (word, summary, next) = match kind {
             Some("misconfigured") => {
                 let reason = evidence.connection.reason.as_deref().unwrap_or(said);
@@ -159,10 +161,11 @@ impl View<'_> {
                     "fieldmirror doctor",
                 )
             }
+            Some("our_bug") => ("token_unusable", format!("the token cannot be used: {said}"), anew.as_str()),
             Some("throttled") => ("token_quota", format!("the token endpoint is at its limit: {said}"), ""),
             _ => ("refresh_failing", format!("the token could not be refreshed: {said}"), ""),
         };
-        let lines = self.since_success(|line| line.event == "refresh" || line.event == "probe");
+        let lines = self.since_success(|line| ["refresh", "probe", "open"].contains(&line.event.as_str()));
         let mut proofs = vec![Proof::new(
             token.last_refresh_at,
             "tokens",

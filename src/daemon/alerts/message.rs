@@ -44,7 +44,12 @@ pub fn object(alert: &Alert, host: &str, now: DateTime<Utc>) -> Value {
 /// `critical`: nothing more comes from an account before a person acts.
 fn severity(kind: &str) -> &'static str {
     match AlertKind::parse(kind) {
-        Some(AlertKind::NeedsReauth | AlertKind::ConfigurationFault | AlertKind::JobParked) => "critical",
+        Some(
+            AlertKind::NeedsReauth
+            | AlertKind::ConfigurationFault
+            | AlertKind::TokenUnusable
+            | AlertKind::JobParked,
+        ) => "critical",
         _ => "warning",
     }
 }
@@ -70,6 +75,7 @@ pub fn summary(of: &Condition) -> String {
         Some(AlertKind::ConfigurationFault) => {
             format!("the configuration of {connection} stops it: {reason}")
         }
+        Some(AlertKind::TokenUnusable) => format!("the token of {connection} cannot be used: {reason}"),
         Some(AlertKind::StreamStale) => format!("{stream} is stale: {reason}"),
         Some(AlertKind::JobParked) => format!("a job of {connection} is parked: {reason}"),
         Some(AlertKind::RefreshInterrupted) => format!("a refresh of {connection} was interrupted: {reason}"),
@@ -92,7 +98,9 @@ pub fn next_action(alert: &Alert) -> Option<String> {
         AlertKind::NeedsReauth => Some(remedy::reconnect(of.provider.as_deref()?, name?, grant()?)),
         AlertKind::ConfigurationFault | AlertKind::SpillFault => Some("fieldmirror doctor".to_owned()),
         AlertKind::JobParked => Some(format!("fieldmirror jobs retry {}", of.job_id?)),
-        AlertKind::RefreshInterrupted => Some(format!("fieldmirror why {}", name?)),
+        AlertKind::TokenUnusable | AlertKind::RefreshInterrupted => {
+            Some(format!("fieldmirror why {}", name?))
+        }
         _ => Some(format!("fieldmirror why {} {}", name?, stream?)),
     }
 }

@@ -79,8 +79,8 @@ static SPEC: ProviderSpec = ProviderSpec {
         // No figure is published. Two go out beside each batch read, which paces them; this only bounds them.
         BucketSpec::requests(ASSOCIATIONS, 10_000, Duration::from_secs(10)),
     ],
-    // The token endpoint is limited too; no figure is published.
-    token_bucket: BucketSpec::requests("token", 50, Duration::from_secs(10)),
+    // The token endpoint is limited too; no figure is published. This is what ten thousand accounts need, and some.
+    token_bucket: BucketSpec::requests("token", 200, Duration::from_secs(10)),
     in_flight_max: 16,
     page_size: 200,
     streams: &[properties::STREAM, pipelines::STREAM, owners::STREAM, tickets::STREAM],

@@ -6,7 +6,7 @@ use fieldmirror::auth::refresh::Why;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::rate_budget::{self, Lease};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
-use fieldmirror::db::{daemons, vault_keys};
+use fieldmirror::db::{daemons, vault_keys, vault_use};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::BucketSpec;
@@ -33,6 +33,7 @@ async fn a_disconnect_revokes_and_wipes() {
     assert_eq!((connection.state, connection.grant_id), (ConnectionState::Disconnected, None));
     assert_eq!(connection.account_id.as_deref(), Some("1"), "a reconnect must be to the same account");
     assert_eq!(rig.maybe_token(id).await, None);
+    assert_eq!(rig.db(vault_use::counts).await, vault_use::Counts::new(), "nothing sealed is left");
     assert_eq!(rig.count("SELECT count(*) AS value FROM fieldmirror.refresh_attempts").await, 0);
     let bumped = "SELECT count(*) AS value FROM fieldmirror.stream_state WHERE turn_epoch > 4";
     assert_eq!(rig.count(bumped).await, 1, "turns are shut out");
@@ -148,9 +149,12 @@ async fn daemons_and_keys_are_on_record() {
     assert_eq!(rig.db(|conn| daemons::forget_lost(conn, Duration::from_secs(30))).await, 1);
 
     assert_eq!(rig.db(vault_keys::latest).await, None);
-    rig.db(|conn| vault_keys::publish(conn, "old", &[1; 32])).await;
-    rig.db(|conn| vault_keys::publish(conn, "new", &[2; 32])).await;
+    assert!(rig.db(|conn| vault_keys::publish(conn, "old", &[1; 32])).await);
+    assert!(rig.db(|conn| vault_keys::publish(conn, "new", &[2; 32])).await);
+    assert!(!rig.db(|conn| vault_keys::publish(conn, "new", &[2; 32])).await, "no news");
     assert_eq!(rig.db(vault_keys::latest).await, Some([2; 32]));
-    rig.db(|conn| vault_keys::withdraw(conn, "new")).await;
-    assert_eq!(rig.db(vault_keys::latest).await, Some([1; 32]));
+    assert!(rig.db(|conn| vault_keys::publish(conn, "old", &[1; 32])).await, "it is the latest again");
+    assert_eq!(rig.db(vault_keys::latest_id).await.as_deref(), Some("old"));
+    rig.db(|conn| vault_keys::withdraw_others(conn, "new")).await;
+    assert_eq!(rig.db(vault_keys::latest).await, Some([2; 32]));
 }

@@ -1,11 +1,15 @@
 //! Grants that need no consent.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
+use fieldmirror::db::tokens;
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::GrantKind;
+use fieldmirror::domain::time::Clock as _;
 use fieldmirror::jobs;
 use serde_json::json;
 use uuid::Uuid;
@@ -70,6 +74,31 @@ async fn a_key_is_probed_and_may_come_back() {
     // A refusal that is about the request: the key itself is fine.
     assert_eq!(rig.auth.replace(id, &access).await.expect("the same").generation, 1);
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
+#[tokio::test]
+async fn a_key_is_probed_every_day() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    for day in 1..=3 {
+        let due = |hours: i64| {
+            let now = rig.clock.now() + TimeDelta::hours(hours);
+            rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], now, 10, (None, Duration::ZERO)))
+        };
+        assert_eq!((due(23).await, due(25).await), (vec![], vec![id]), "day {day}");
+        rig.clock.shift(TimeDelta::hours(25));
+        jobs::refresh_token::run(&rig.auth, id).await.expect("it works");
+        let probes =
+            rig.count("SELECT count(*) AS value FROM fieldmirror.audit_log WHERE event = 'probe'").await;
+        assert_eq!(probes, day, "one a day");
+    }
+    // One that cannot be opened counts as a failure, and is in nobody's way.
+    rig.execute("UPDATE fieldmirror.tokens SET access_sealed = '\\x00'").await;
+    rig.clock.shift(TimeDelta::hours(25));
+    let failure = jobs::refresh_token::run(&rig.auth, id).await.expect_err("it does not open");
+    assert_eq!(failure.kind, FailureKind::OurBug);
+    assert_eq!(rig.token(id).await.failures, 1);
+    assert_eq!(rig.count("SELECT count(*) AS value FROM fieldmirror.refresh_attempts").await, 0);
 }
 
 #[tokio::test]

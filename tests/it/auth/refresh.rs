@@ -5,9 +5,10 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
+use fieldmirror::db::queue::{self, ClaimLimits};
 use fieldmirror::db::refresh_attempts::{self, Exclusion, Refresher};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
-use fieldmirror::db::tokens;
+use fieldmirror::db::{PgConnection, tokens};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
@@ -260,6 +261,100 @@ async fn many_deaths_at_once_are_not_believed() {
         let connection = rig.connection(*id).await;
         assert_eq!((connection.state, connection.reason), (ConnectionState::Connected, None));
     }
+}
+
+fn invalid_client() -> Answer {
+    Answer::Status(401, json!({"error": "invalid_client", "error_description": "no such client"}))
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_is_stopped_and_nobody_dies() {
+    let rig = Rig::new().await;
+    let ids = [rig.connected("a", 1).await, rig.connected("b", 2).await, rig.connected("c", 3).await];
+    rig.clock.shift(TimeDelta::minutes(29));
+    let due = async |id: ConnectionId| match rig.auth.refresh(id, Why::Due).await {
+        Ok(_) => "done",
+        Err(failure) => failure.kind.label(),
+    };
+    rig.fake.then([invalid_client()]);
+    assert_eq!(
+        [due(ids[0]).await, due(ids[1]).await, due(ids[2]).await],
+        ["misconfigured", "throttled", "throttled"]
+    );
+    assert_eq!(rig.fake.count("refresh_token"), 1, "the others are not tried");
+    // When its time has come, one account finds out whether it is mended.
+    rig.execute("UPDATE fieldmirror.rate_budget SET taken_until = now() WHERE bucket = 'stopped'").await;
+    rig.fake.then([invalid_client()]);
+    assert_eq!([due(ids[1]).await, due(ids[2]).await], ["misconfigured", "throttled"]);
+    assert_eq!(rig.fake.count("refresh_token"), 2);
+    for id in ids {
+        assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    }
+    assert_eq!(rig.conditions().await, ["configuration_fault provider hubspot"]);
+    // An admin who has mended it asks for one, and all others are due at once.
+    rig.auth.refresh(ids[0], Why::Asked).await.expect("it works again");
+    assert_eq!([due(ids[1]).await, due(ids[2]).await], ["done", "done"]);
+    assert_eq!(rig.fake.count("refresh_token"), 5);
+    assert_eq!(rig.conditions().await, [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn deaths_that_are_not_believed_stop_a_silent_client() {
+    let rig = Rig::new().await;
+    let mut ids = Vec::new();
+    for (account, name) in (1..).zip(["a", "b", "c", "d"]) {
+        ids.push(rig.connected(name, account).await);
+    }
+    for id in &ids[..3] {
+        rig.fake.then([bad_refresh_token()]);
+        let _ = rig.auth.refresh(*id, Why::Asked).await.expect_err("refused");
+    }
+    rig.clock.shift(TimeDelta::minutes(29));
+    let asked = rig.fake.count("refresh_token");
+    let failure = rig.auth.refresh(ids[3], Why::Due).await.expect_err("it is not tried");
+    assert_eq!((failure.kind.label(), rig.fake.count("refresh_token")), ("throttled", asked));
+    assert_eq!(rig.conditions().await, ["configuration_fault provider hubspot"]);
+}
+
+const ENDANGERED: &str = "
+    INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, account_id)
+    SELECT name, 'hubspot', 'authorization_code', 'connected', name FROM unnest(ARRAY[
+        'dead', 'key', 'soon', 'long_ago', 'later', 'just_now', 'unknown']) name;
+    INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, issued_at, expires_at, refresh_due_at,
+        rejected_at)
+    SELECT id, gen_random_uuid(), CASE name WHEN 'key' THEN 'api_key' ELSE 'oauth' END, '', now(),
+        now() + CASE name WHEN 'soon' THEN interval '1 min' WHEN 'long_ago' THEN interval '-3 d'
+            WHEN 'later' THEN interval '3 d' WHEN 'just_now' THEN interval '-1 s' WHEN 'dead' THEN interval '-9 d' END,
+        now() - CASE name WHEN 'later' THEN interval '8 d' WHEN 'unknown' THEN interval '10 s' ELSE interval '9 d' END,
+        CASE name WHEN 'dead' THEN now() END
+    FROM fieldmirror.connections;";
+
+#[tokio::test]
+async fn the_most_endangered_are_refreshed_first() {
+    let rig = Rig::new().await;
+    rig.batch(ENDANGERED).await;
+    let now = rig.clock.now();
+    let due = move |conn: &mut PgConnection| tokens::due(conn, &["hubspot".to_owned()], now, 10, REACH);
+    let names = async |ids: Vec<ConnectionId>| {
+        let mut names = Vec::new();
+        for id in ids {
+            names.push(rig.connection(id).await.name);
+        }
+        names
+    };
+    let expected = ["long_ago", "unknown", "just_now", "soon", "later", "key", "dead"];
+    let found = rig.db(due).await;
+    assert_eq!(names(found.clone()).await, expected);
+    // Jobs are handed out in that order too, and those who have one make room for the next.
+    rig.db(move |conn| queue::ensure_many(conn, "refresh_token", &found)).await;
+    assert_eq!(rig.db(due).await, []);
+    let (limits, owner) = (ClaimLimits { lease: Duration::from_mins(1), crashes_max: 3 }, Uuid::new_v4());
+    let mut claimed = Vec::new();
+    for _ in expected {
+        let claim = rig.db(move |conn| queue::claim(conn, "refresh_token", owner, &[], 1, limits)).await;
+        claimed.extend(claim.jobs.into_iter().filter_map(|job| job.connection));
+    }
+    assert_eq!(names(claimed).await, expected);
 }
 
 #[tokio::test]

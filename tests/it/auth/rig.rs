@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use diesel::QueryableByName;
 use diesel::RunQueryDsl as _;
+use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::{BigInt, Text};
 use fieldmirror::auth::answer::{Answer, BroughtBy};
 use fieldmirror::auth::between::Between;
@@ -16,10 +18,13 @@ use fieldmirror::auth::{Auth, Ending, Parts};
 use fieldmirror::callback::{self, Endpoint, Ready};
 use fieldmirror::config::Settings;
 use fieldmirror::db::Db;
+use fieldmirror::db::alerts::{self, Served};
+use fieldmirror::db::asks;
 use fieldmirror::db::connections::{self, Connection, NewConnection, Pending};
-use fieldmirror::db::requests::{self, NewRequest, Request, RequestKind};
+use fieldmirror::db::requests::{self, NewRequest, Request, RequestKind, RequestOutcome};
 use fieldmirror::db::tokens::{self, Token};
 use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::secret::Secret;
 use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::ShiftedClock;
 use fieldmirror::http::{Client, HttpLimits};
@@ -41,7 +46,8 @@ pub struct Rig {
     pub fake: Fake,
     pub auth: Auth,
     pub clock: Arc<ShiftedClock>,
-    vault: Arc<Vault>,
+    pub vault: Arc<Vault>,
+    key: Secret,
     settings: Arc<Settings>,
     http: Client,
     pub endpoint: SocketAddr,
@@ -120,7 +126,8 @@ impl Rig {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = listener.local_addr().expect("a bound listener has an address");
         let settings = Arc::new(settings(&fake, endpoint));
-        let vault = Arc::new(Vault::new(&generate_key(), &[]).expect("a generated key fits"));
+        let key = generate_key();
+        let vault = Arc::new(Vault::new(&key, &[]).expect("a generated key fits"));
         let clock = Arc::new(ShiftedClock::default());
         let state = tempfile::tempdir().expect("a folder");
         let at = Host { name: "host", state: state.path(), between: Between::default() };
@@ -132,7 +139,16 @@ impl Rig {
         });
         let (stop, router) = (CancellationToken::new(), callback::router(Endpoint::new(auth.clone(), ready)));
         tokio::spawn(callback::serve(listener, router, stop.clone()));
-        Self { fake, auth, clock, vault, settings, http, endpoint, stop, test, state }
+        Self { fake, auth, clock, vault, key, settings, http, endpoint, stop, test, state }
+    }
+
+    /// The grants as a daemon with other vault keys sees them, with the same state directory. The rig's own key is among
+    /// them where `ours` says so.
+    pub fn daemon_with_key(&self, key: &Secret, ours: bool) -> Auth {
+        let previous = if ours { std::slice::from_ref(&self.key) } else { &[] };
+        let vault = Arc::new(Vault::new(key, previous).expect("good keys"));
+        let at = Host { name: "host", state: self.state.path(), between: Between::default() };
+        auth(&self.test.db, &self.settings, &vault, &self.clock, &self.http, at)
     }
 
     /// The grants as another daemon with the same database and state directory sees them.
@@ -252,6 +268,23 @@ impl Rig {
         self.db(move |conn| requests::get(conn, id)).await
     }
 
+    /// How a request of whatever kind has ended.
+    pub async fn request_outcome(&self, id: Uuid) -> (Option<RequestOutcome>, Option<String>) {
+        let ended = self.db(move |conn| asks::ended(conn, &[id])).await.pop();
+        ended.map_or((None, None), |ended| (Some(ended.outcome), ended.message))
+    }
+
+    /// What holds now that needs a person: kinds and subjects.
+    pub async fn conditions(&self) -> Vec<String> {
+        let (stale_after, catch_up) = (Duration::from_hours(1), Duration::from_mins(30));
+        let served = [Served { provider: "hubspot".to_owned(), stale_after, catch_up }];
+        let holding = self.db(move |conn| alerts::conditions(conn, &served)).await;
+        let mut names: Vec<String> =
+            holding.into_iter().map(|of| format!("{} {}", of.kind, of.subject)).collect();
+        names.sort();
+        names
+    }
+
     pub async fn connection(&self, id: ConnectionId) -> Connection {
         self.db(move |conn| connections::get(conn, id)).await
     }
@@ -266,6 +299,10 @@ impl Rig {
 
     pub async fn execute(&self, sql: &'static str) {
         self.db(move |conn| Ok(diesel::sql_query(sql).execute(conn)?)).await;
+    }
+
+    pub async fn batch(&self, statements: &'static str) {
+        self.db(move |conn| Ok(conn.batch_execute(statements)?)).await;
     }
 
     pub async fn count(&self, sql: &'static str) -> i64 {

@@ -6,6 +6,7 @@ mod jobber;
 mod mirror;
 mod oncehub;
 mod outages;
+mod rotation;
 mod secrets;
 mod service;
 mod servicetitan;
