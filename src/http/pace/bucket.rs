@@ -13,8 +13,10 @@ use crate::domain::time::{delta, until};
 
 /// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
 /// longer by this much, so that a slow request followed by a quick one does not fall into one span over there.
-/// A twentieth of the span, within these bounds.
+/// A twentieth of the span, within these bounds. What a reserve leaves unused forgives some lateness as well; without
+/// one nothing does.
 const ARRIVAL_JITTER_MIN: Duration = Duration::from_millis(75);
+const ARRIVAL_JITTER_MIN_BARE: Duration = Duration::from_millis(110);
 const ARRIVAL_JITTER_MAX: Duration = Duration::from_millis(500);
 
 /// Pauses after refusals without a wait grow by the bucket's span each time, as HubSpot's own client does (10 s for
@@ -60,7 +62,12 @@ impl Bucket {
 
     /// The most requests within one window.
     pub(super) fn allowed(&self) -> usize {
-        less_reserve(self.told.unwrap_or(self.spec.limit), self.reserve) as usize
+        less_reserve(self.limit(), self.reserve) as usize
+    }
+
+    /// What the provider allows within its span.
+    fn limit(&self) -> u32 {
+        self.told.unwrap_or(self.spec.limit)
     }
 
     /// The most requests that the log ever holds.
@@ -70,7 +77,9 @@ impl Bucket {
 
     /// The span in which no more than that leave: the spec's, and the margin for arrival.
     pub(super) fn window(&self) -> Duration {
-        let margin = (self.spec.per / 20).clamp(ARRIVAL_JITTER_MIN, ARRIVAL_JITTER_MAX);
+        let bare = self.spec.published && self.allowed() >= self.limit() as usize;
+        let least = if bare { ARRIVAL_JITTER_MIN_BARE } else { ARRIVAL_JITTER_MIN };
+        let margin = (self.spec.per / 20).clamp(least, ARRIVAL_JITTER_MAX);
         self.spec.per.saturating_add(margin)
     }
 

@@ -50,6 +50,16 @@ fn a_full_bucket_waits_for_its_span_and_the_margin() {
 }
 
 #[test]
+fn without_a_reserve_the_margin_is_wider() {
+    let own = BucketSpec::own_pace("own", 5, Duration::from_secs(1));
+    for (spec, reserve, window) in
+        [(ONE, RESERVE, 1075), (ONE, 0.0, 1110), (own, 0.0, 1075), (TEN, 0.0, 10_500)]
+    {
+        assert_eq!(Bucket::new(spec, reserve).window(), ms(window), "{} less {reserve}", spec.name);
+    }
+}
+
+#[test]
 fn several_buckets_are_taken_together_or_not_at_all() {
     let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
@@ -262,7 +272,7 @@ fn a_strict_provider_never_refuses_and_the_budget_is_used() {
         (TEN, RESERVE, 500),
         (TEN, 0.0, 500),
         (ONE, RESERVE, 75),
-        (ONE, 0.0, 75),
+        (ONE, 0.0, 110),
         (five_minutely, RESERVE, 500),
     ] {
         let mut random = StdRng::seed_from_u64(7);

@@ -188,7 +188,7 @@ async fn what_search_shows_late_is_not_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bulk_change_beyond_the_limits_of_search() {
     const MANY: u32 = 12_000;
-    let app = TestApp::new(small(50), &[("sync.quota_reserve", "0")]).await;
+    let app = TestApp::new(small(50), &[]).await;
     let daemon = app.daemon().await;
     app.mirrored("acme").await;
     app.sandbox.control().ledger().reset();
