@@ -199,6 +199,7 @@ impl Shown<'_> {
         let report = report(one);
         let standing = match (one.agrees, &one.error) {
             (Some(true), _) => look.styled(&Style::new().green(), "agrees"),
+            (Some(false), _) if report.differing == 1 => look.styled(&Style::new().red(), "1 row differs"),
             (Some(false), _) => {
                 look.styled(&Style::new().red(), &format!("{} rows differ", report.differing))
             }
@@ -214,6 +215,7 @@ impl Shown<'_> {
         lines.push(indented(look, &format!("by id: {}", said(&report.sample)), 4));
         let list = match (report.window.from, report.window.to) {
             (Some(from), Some(to)) => format!("changed between {} and {}", moment(from), moment(to)),
+            _ if report.window.rows == 0 && report.window.note.is_some() => "by changes".to_owned(),
             _ => "the whole list".to_owned(),
         };
         lines.push(indented(look, &format!("{list}: {}", said(&report.window)), 4));

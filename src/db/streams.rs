@@ -594,8 +594,19 @@ pub fn demand(
     .execute(connection)?;
     // A watermark that lies in the future was set by a clock that ran ahead: it is true of nothing.
     diesel::sql_query(
+        "UPDATE walks SET covered_to = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'archived' AND covered_to > $3
+           AND $4 IS NOT NULL",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Nullable<Timestamptz>, _>(demand.since)
+    .execute(connection)?;
+    diesel::sql_query(
         "UPDATE stream_state SET not_before = NULL,
-             complete_to = CASE WHEN complete_to > $3 THEN least(complete_to, $4) ELSE complete_to END
+             complete_to = CASE WHEN complete_to > $3 THEN least(complete_to, $4) ELSE complete_to END,
+             swept_to = CASE WHEN swept_to > $3 THEN least(swept_to, $4) ELSE swept_to END
          WHERE connection_id = $1 AND stream = $2 AND partition = ''",
     )
     .bind::<BigInt, _>(of.0)
@@ -652,7 +663,8 @@ pub fn demand(
 /// not spin.
 const BETWEEN_TURNS: Duration = Duration::from_millis(200);
 
-/// Connected accounts of these providers with a walk that is due, and those that no turn has looked at yet. An account
+/// Connected accounts of these providers with a walk that is due (one whose watermark lies in the future is, so that this is
+/// said: see `sync::plan`), and those that no turn has looked at yet. An account
 /// that needs a new consent is read for as long as its access token lives.
 pub fn due(
     connection: &mut PgConnection,
@@ -666,7 +678,8 @@ pub fn due(
          LEFT JOIN tokens t ON t.connection_id = c.id
          WHERE (c.state = 'connected' OR c.state = 'needs_reauth' AND t.expires_at > $1 + interval '1 minute')
            AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
-           AND w.due_at <= $1 AND coalesce(s.not_before, $1) <= $1
+           AND (w.due_at <= $1 OR w.mode = 'incremental' AND w.covered_to > $1 + interval '1 hour')
+           AND coalesce(s.not_before, $1) <= $1
          UNION
          SELECT c.id FROM connections c
          WHERE c.state = 'connected' AND c.provider = ANY ($2)

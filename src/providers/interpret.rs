@@ -165,7 +165,10 @@ fn take(
     let ends = records.first().zip(records.last()).map(|(first, last)| (first.id.clone(), last.id.clone()));
     let more = next(list, here, body, reply, ends.as_ref().map(|(_, last)| last.as_str()));
     let stands_still = matches!(&more, Some(Place::After(after)) if here.after.as_deref() == Some(after));
-    if stands_still || (more.is_some() && ends.is_some() && ends == here.seen) {
+    // The last page may show the same again where changes have moved the list, or where it has become shorter.
+    let moves = matches!(list.changes, Changes::NewestFirst { .. }) && cx.walk.mode == Mode::Incremental;
+    let settled = !moves && total(list, body) == here.total;
+    if stands_still || ((more.is_some() || settled) && ends.is_some() && ends == here.seen) {
         return Err(Failure::changed(format!("{title}'s `{name}` repeats a page")));
     }
     let mut next = At { seen: ends, ..here.clone() };
@@ -255,13 +258,23 @@ fn below(cx: &StepContext<'_>, list: &ListSpec, at: &mut At, records: &[Record])
 /// Steps back where the list has become shorter since the last page: what follows has moved up, and some of it is on pages
 /// that are read already.
 fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut At) {
-    let Paging::Numbered { total, .. } = list.paging else { return };
-    next.total = if total.is_empty() { None } else { values::at(body, total).and_then(Value::as_u64) };
+    let Paging::Numbered { .. } = list.paging else { return };
+    next.total = total(list, body);
     let gone = here.total.zip(next.total).map_or(0, |(before, now)| before.saturating_sub(now));
     if gone > 0 && here.page > 1 {
         let pages = gone.div_ceil(u64::try_from(size.max(1)).unwrap_or(u64::MAX));
         next.page = here.page.saturating_sub(pages).max(1);
         next.ended = false;
+    }
+}
+
+/// How many records there are, where the list tells.
+fn total(list: &ListSpec, body: &Value) -> Option<u64> {
+    match list.paging {
+        Paging::Numbered { total, .. } if !total.is_empty() => {
+            values::at(body, total).and_then(Value::as_u64)
+        }
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::Facts;
@@ -53,7 +53,13 @@ const ORDER: [Mode; 5] = [Mode::Snapshot, Mode::Incremental, Mode::Backfill, Mod
 /// Changes have no lower bound before the first read of everything has begun; until then there is nothing to walk.
 fn is_due(walk: &WalkState, now: DateTime<Utc>) -> bool {
     let bounded = walk.mode != Mode::Incremental || walk.covered_to.is_some();
-    bounded && walk.due_at.is_some_and(|due_at| due_at <= now)
+    bounded && (walk.due_at.is_some_and(|due_at| due_at <= now) || is_misled(walk, now))
+}
+
+/// The clock that set the watermark ran ahead, and so it did when it set the time of the next walk.
+fn is_misled(walk: &WalkState, now: DateTime<Utc>) -> bool {
+    const FUTURE: TimeDelta = TimeDelta::hours(1);
+    walk.mode == Mode::Incremental && walk.covered_to.is_some_and(|covered_to| covered_to > now + FUTURE)
 }
 
 #[cfg(test)]
@@ -112,5 +118,15 @@ mod tests {
         let [first, second] = plan(&[stream("tickets", walks, None)], &facts, at(10));
         assert_eq!(first, Wave::from([("tickets", vec![Mode::Incremental, Mode::Backfill])]));
         assert!(second.is_empty());
+    }
+
+    #[test]
+    fn a_watermark_in_the_future_does_not_wait_for_its_time() {
+        let facts = Facts::from([("ticket_properties".to_owned(), serde_json::json!([]))]);
+        for (covered_to, due) in [(3_610, false), (3_611, true)] {
+            let walks = vec![(Mode::Incremental, Some(covered_to), Some(90_000))];
+            let [first, _] = plan(&[stream("tickets", walks, None)], &facts, at(10));
+            assert_eq!(first.contains_key("tickets"), due, "{covered_to}");
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable, Text};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind};
-use fieldmirror::db::streams::{self, Demand, Setback, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::streams::{self, Closing, Demand, Setback, StreamKey, StreamWrite, WalkRow};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
@@ -203,6 +203,103 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
     done.await.unwrap();
 }
 
+#[tokio::test]
+async fn the_first_bound_of_changes_is_no_watermark() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let closing = |mode, covered_to| Closing {
+            mode,
+            covered_to: at(covered_to),
+            swept_to: None,
+            reads_all: mode == Mode::Backfill,
+            sweeps: false,
+            due_at: None,
+            sweep_due_at: at(9_000),
+            closed_at: at(1_000),
+        };
+        let known = |connection: &mut PgConnection| {
+            let row = "SELECT (extract(epoch FROM s.complete_to) || ' ' || extract(epoch FROM w.covered_to)) AS value
+                FROM stream_state s JOIN walks w USING (connection_id, stream)
+                WHERE s.stream = 'tickets' AND w.mode = 'incremental'";
+            let found = rows::value::<Nullable<Text>, Option<String>, _>(connection, diesel::sql_query(row))?;
+            Ok::<_, DbError>(found.unwrap_or_default().replace(".000000", ""))
+        };
+        let owned = StreamWrite::Done;
+        streams::begin_watermark(connection, key, at(500))?;
+        // Our clock ran ahead: by the provider's, only what came before 490 is read.
+        streams::lower_watermark(connection, key, at(490), false)?;
+        assert_eq!(streams::close_walk(connection, key, &closing(Mode::Backfill, 490))?, owned);
+        assert_eq!(known(connection)?, "490 490");
+        assert_eq!(streams::close_walk(connection, key, &closing(Mode::Incremental, 600))?, owned);
+        assert_eq!(known(connection)?, "600 600");
+        // From then on neither goes back, and a later read of everything lowers nothing by itself.
+        streams::lower_watermark(connection, key, at(510), false)?;
+        assert_eq!(streams::close_walk(connection, key, &closing(Mode::Incremental, 550))?, owned);
+        assert_eq!(known(connection)?, "600 600");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// Whatever the mode, the place is saved with the page, kept for the next turn, and thrown away with a reason.
+#[tokio::test]
+async fn every_walk_can_be_taken_up_again_or_begun_anew() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let spec = providers::provider("hubspot").and_then(|provider| provider.spec().stream("tickets"));
+        let spec = spec.expect("it is described");
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let stands = |connection: &mut PgConnection, mode: Mode| {
+            let walks = streams::walks(connection, id)?;
+            Ok::<_, DbError>(
+                walks
+                    .into_iter()
+                    .find(|walk| walk.stream == "tickets" && walk.mode == mode.as_str())
+                    .unwrap(),
+            )
+        };
+        for (second, mode) in (100..).zip(spec.modes.iter().copied()) {
+            let run = sync_runs::begin(connection, id, "tickets", mode, at(second))?;
+            let source = Source { key, spec, mode, run, sweeping: mode == Mode::Sweep, history: true };
+            streams::open_walk(connection, key, mode, at(second), Some(at(1)))?;
+            for page in [3, 4] {
+                let written = Ready::of(spec, Page { met: vec![page.to_string()], ..Page::default() });
+                let written = vec![(written, Position::of(&json!({"page": page})))];
+                let owned = commit::pages(connection, &source, written, &mut Counts::default())?;
+                assert_eq!(owned, StreamWrite::Done);
+            }
+            // A crash, and the next turn.
+            let next = streams::take(connection, id, providers::provider("hubspot").unwrap().spec().streams)?;
+            assert_eq!(streams::lock(connection, key)?, StreamWrite::Lost);
+            let walk = stands(connection, mode)?;
+            let position: Position = serde_json::from_value(walk.position.unwrap()).unwrap();
+            assert_eq!(position, Position::of(&json!({"page": 4})), "{mode:?}");
+            assert_eq!((walk.started_at, walk.from_time), (Some(at(second)), Some(at(1))), "{mode:?}");
+            sync_runs::end_abandoned(connection, id, at(second))?;
+            // The provider does not know that place any more.
+            let key = StreamKey { epoch: next, ..key };
+            streams::restart_walk(connection, key, mode, "the cursor was refused")?;
+            let walk = stands(connection, mode)?;
+            assert_eq!((walk.position, walk.restarts), (None, 1), "{mode:?}");
+            let why = "SELECT restart_reason AS value FROM walks WHERE stream = 'tickets' AND restarts > 0
+                GROUP BY 1 HAVING bool_and(closed_at IS NULL)";
+            let why = rows::value::<Text, String, _>(connection, diesel::sql_query(why))?;
+            assert_eq!(why, "the cursor was refused");
+            let back = "UPDATE stream_state SET turn_epoch = (SELECT min(turn_epoch) - 1 FROM stream_state)";
+            diesel::sql_query(back).execute(connection)?;
+            diesel::sql_query("UPDATE walks SET restarts = 0, restart_reason = NULL").execute(connection)?;
+        }
+        let lost = "SELECT count(*) AS value FROM sync_runs WHERE outcome = 'lost' AND ended_at IS NOT NULL";
+        let count = rows::value::<BigInt, i64, _>(connection, diesel::sql_query(lost))?;
+        assert_eq!(count, i64::try_from(spec.modes.len()).unwrap());
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
 /// What holds a stream is not lifted by trouble of another kind: it would be told as resolved, and then anew.
 #[tokio::test]
 async fn passing_trouble_does_not_lift_what_holds_a_stream() {
@@ -221,7 +318,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
         let stands = |connection: &mut PgConnection| {
             let row = "SELECT concat_ws(' ', state, failure_kind, stalled_reason, last_error) AS value
                        FROM stream_state WHERE stream = 'tickets'";
-            rows::value::<diesel::sql_types::Text, String, _>(connection, diesel::sql_query(row))
+            rows::value::<Text, String, _>(connection, diesel::sql_query(row))
         };
         let (busy, refused) = ("backing_off", Mode::Backfill);
         let owned = StreamWrite::Done;

@@ -373,3 +373,21 @@ fn a_count_that_disagrees_is_not_believed() {
     let began = Position::of(&json!({"page": 2, "seen": ["a", "b"]}));
     assert!(go_from(began, &PAGES, &all, answers(14)[1..].to_vec()).end.is_ok());
 }
+
+#[test]
+fn a_last_page_that_repeats_is_no_end() {
+    let twice = || {
+        let again = page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": 4}));
+        vec![again.clone(), again]
+    };
+    for (mode, from) in [(Mode::Sweep, None), (Mode::Backfill, None), (Mode::Snapshot, None)] {
+        let went = go(&PAGES, &walk(mode, from), twice());
+        assert_eq!(went.end.unwrap_err().message, "Acme's `visits` repeats a page", "{mode:?}");
+    }
+    // The newest come first, and as many as a page holds have changed meanwhile: the rest has moved down by one page.
+    assert!(go(&PAGES, &walk(Mode::Incremental, Some(0)), twice()).end.is_ok());
+    // As many are gone as a page holds: the page before is read again, and shows what this one did.
+    let shorter = page(&[("c", 3), ("d", 4)], json!({"pages": 1, "total": 2}));
+    let began = Position::of(&json!({"page": 1, "seen": ["c", "d"], "total": 4}));
+    assert!(go_from(began, &PAGES, &walk(Mode::Backfill, None), vec![shorter]).end.is_ok());
+}

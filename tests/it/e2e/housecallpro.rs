@@ -442,7 +442,11 @@ const CALM: &str = "SELECT bool_and(stalled_reason IS NULL) AND NOT EXISTS (
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_is_not_believed() {
-    let rig = Rig::new(small(50), &[("providers.housecallpro.requests_per_minute", "6000")]).await;
+    let rig = Rig::new(
+        small(50),
+        &[("providers.housecallpro.requests_per_minute", "6000"), ("providers.housecallpro.page_size", "3")],
+    )
+    .await;
     let daemon = rig.app.daemon().await;
     rig.mirrored_by_key().await;
     let before = rig.app.one("SELECT complete_to FROM mirror.freshness WHERE stream = 'jobs'").await;
@@ -475,10 +479,22 @@ async fn what_cannot_be_is_not_believed() {
     assert_eq!(rig.app.number(rows).await, living - i64::try_from(deleted.len()).unwrap());
     rig.hold_against_mirror().await;
 
+    // A page that repeats would be read for ever.
+    rig.app.faults(&["stuck_cursor=on:housecallpro.employees"]);
+    rig.app
+        .wait_until(
+            "it is said",
+            "SELECT state = 'stalled' AND stalled_reason LIKE '%repeats a page%' FROM mirror.freshness WHERE stream = 'employees'",
+        )
+        .await;
+    rig.app.faults(&[]);
+    rig.app.run("enqueue --resync acme --stream employees --wait").await.done();
+
     // A clock that ran ahead has left a watermark that has not come yet.
     rig.app
         .execute(
-            "UPDATE fieldmirror.walks SET covered_to = now() + interval '1 day' WHERE (stream, mode) = ('jobs', 'incremental');
+            "UPDATE fieldmirror.walks SET covered_to = now() + interval '1 day', due_at = now() + interval '1 day'
+                 WHERE (stream, mode) = ('jobs', 'incremental');
              UPDATE fieldmirror.stream_state SET complete_to = now() + interval '1 day' WHERE stream = 'jobs'",
         )
         .await;
