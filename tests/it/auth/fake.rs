@@ -110,6 +110,8 @@ struct Script {
     book: Option<Book>,
     /// The accounts of refresh tokens.
     owners: BTreeMap<String, u64>,
+    /// Seconds that access tokens live; 0 for half an hour.
+    life: u32,
 }
 
 #[derive(Clone)]
@@ -149,6 +151,10 @@ impl Fake {
 
     pub fn be_slow(&self, slow: Duration) {
         self.script(|script| script.slow = slow);
+    }
+
+    pub fn be_short_lived(&self, seconds: u32) {
+        self.script(|script| script.life = seconds);
     }
 
     pub fn refuse_details(&self, status: Option<u16>) {
@@ -252,7 +258,7 @@ fn cut() -> Response {
 /// What is granted for `form`; `None`: its refresh token is dead.
 fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Option<Value> {
     let brought = form.get("refresh_token");
-    let (number, refresh_token, portal) = fake.script(|script| {
+    let (number, refresh_token, portal, life) = fake.script(|script| {
         script.granted += 1;
         let number = script.granted;
         let owner = brought.and_then(|brought| script.owners.get(brought));
@@ -266,11 +272,11 @@ fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Optio
             (None, _) => (new, portal),
         };
         script.owners.insert(token.clone(), portal);
-        Some((number, token, portal))
+        Some((number, token, portal, if script.life == 0 { 1800 } else { script.life }))
     })?;
     let mut answer = json!({
         "token_type": "bearer", "access_token": format!("SECRET-AT-{number}"),
-        "refresh_token": refresh_token, "expires_in": 1800, "hub_id": portal,
+        "refresh_token": refresh_token, "expires_in": life, "hub_id": portal,
         "scopes": ["oauth", "tickets"],
     });
     for (name, value) in changes.as_object().into_iter().flatten() {
