@@ -1,5 +1,6 @@
 //! No secret leaves by what is printed, logged, shown by `ps` or kept in a table in the clear.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fieldmirror::sandbox::{CLIENT_ID, SandboxOptions, oauth::App};
@@ -20,6 +21,37 @@ const WORDS: &str = "SELECT error AS words FROM fieldmirror.sync_runs
     UNION ALL SELECT last_error FROM fieldmirror.jobs
     UNION ALL SELECT concat_ws(' ', last_error, stalled_reason) FROM fieldmirror.stream_state
     UNION ALL SELECT concat_ws(' ', position, restart_reason) FROM fieldmirror.walks";
+
+/// All that a daemon has left below its state directory, names of files included, and how many spills are among it.
+fn left_on_disk(folder: &Path, text: &mut String) -> usize {
+    let mut spills = 0;
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        text.push_str(&path.to_string_lossy());
+        text.push('\n');
+        if path.is_dir() {
+            spills += left_on_disk(&path, text);
+        } else {
+            spills += usize::from(path.extension().is_some_and(|ending| ending == "spill"));
+            text.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()));
+        }
+    }
+    spills
+}
+
+/// Every row of every table of ours, as the database shows them: bytes as hexadecimal digits.
+async fn dump(app: &TestApp) -> String {
+    let tables = app.rows("SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables WHERE schemaname IN ('fieldmirror', 'mirror')").await;
+    let mut text = String::new();
+    for table in &tables {
+        let query = format!("SELECT t::text AS row FROM {} t", table["name"].as_str().unwrap());
+        for row in app.rows(query.leak()).await {
+            text.push_str(row["row"].as_str().unwrap());
+            text.push('\n');
+        }
+    }
+    text
+}
 
 /// What `ps` shows of our program, and what its processes have as environment is their own.
 fn command_lines() -> String {
@@ -121,11 +153,20 @@ async fn live_through_it_all(log_format: &str) {
     let words = app.rows(WORDS).await.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     assert!(words.contains("grant is dead"), "tables say what went wrong: {words}");
     assert!(lines.contains("enqueue") || lines.contains("run"), "{lines}");
+    let mut disk = String::new();
+    assert!(left_on_disk(&app.folder.join("state"), &mut disk) > 0, "the killed daemon left a spill: {disk}");
+    let dump = dump(&app).await;
+    assert!(dump.contains("hubspot"), "there were rows");
     let secrets = secrets(&app, &asked, &back);
     assert!(secrets.len() > 8, "there were secrets");
-    for (place, text) in
-        [("the log", &log), ("commands and pages", &said), ("`ps`", &lines), ("tables", &words)]
-    {
+    for (place, text) in [
+        ("the log", &log),
+        ("commands and pages", &said),
+        ("`ps`", &lines),
+        ("tables", &words),
+        ("the state directory", &disk),
+        ("a dump of the database", &dump),
+    ] {
         assert_eq!(leaks(text, &secrets), Vec::<String>::new(), "in {place}");
     }
     // What is printed for the owner to open is the one place where the ticket and the state are meant to be.
