@@ -59,28 +59,37 @@ async fn short_lived_tokens_are_renewed_in_time() {
     tokio::join!(watch_tokens(&[]), watch_tokens(&["rotate"]));
 }
 
+/// `scripts/torture daemons` does it for as long as one likes, with tokens that live five seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_daemons_share_a_database() {
+async fn four_daemons_share_a_database() {
     let app = TestApp::new(short_lived(400), &[]).await;
     app.faults(&["rotate"]);
-    let first = app.daemon().await;
-    // The other one listens elsewhere, as on another machine.
-    let mut other = app.environment.clone();
-    other.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
-    let second = app.daemon_with(&other).await;
-    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 2);
+    let mut daemons = vec![app.daemon().await];
+    for number in 1..4 {
+        // The others listen elsewhere, as on other machines; two of them have a folder of their own.
+        let mut other = app.environment.clone();
+        other.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
+        if number > 1 {
+            let state = app.folder.join(format!("state-{number}")).display().to_string();
+            other.insert("FIELDMIRROR_DAEMON__STATE_DIR".to_owned(), state);
+        }
+        daemons.push(app.daemon_with(&other).await);
+    }
+    assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 4);
     app.mirrored("acme").await;
     app.wait_until("several refreshes", "SELECT generation > 4 FROM fieldmirror.tokens").await;
     hold_against_mirror(&app).await;
-    first.stop().await;
-    // The one that is left goes on.
+    daemons.remove(0).stop().await;
+    // Those that are left go on.
     app.execute("CREATE TABLE public.mark AS SELECT max(id) AS run FROM mirror.sync_runs").await;
     app.wait_until(
-        "the second daemon polls",
+        "the other daemons poll",
         "SELECT count(*) > 2 FROM mirror.sync_runs, public.mark WHERE id > run AND mode = 'incremental' AND outcome = 'closed'",
     )
     .await;
-    second.stop().await;
+    for daemon in daemons {
+        daemon.stop().await;
+    }
     check_refreshes(&app, true).await;
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 0);
 }
