@@ -100,7 +100,14 @@ impl Auth {
             let useless = match fate(name, row) {
                 Fate::Known => (name.generation < newest).then_some("its tokens have been traded"),
                 Fate::Next => {
-                    self.write_down(name, &granted).await?;
+                    match self.write_down(name, &granted).await {
+                        // One that the database refuses does not stand in the way of others.
+                        Err(failure) if failure.kind != FailureKind::Transient => {
+                            warn!(connection.id = name.connection.0, error = %failure,
+                                "The spill `{name}` could not be written down: {failure}");
+                        }
+                        written => written?,
+                    }
                     None
                 }
                 Fate::Ahead => {

@@ -169,20 +169,23 @@ impl InHand {
 
     /// Writes the spill, if it is not written yet. Failing is no reason to stop: the database may still take the reply.
     pub async fn keep(&mut self) {
-        let Some((name, sealed)) = self.unwritten.take() else { return };
+        let Some((name, sealed)) = self.unwritten.clone() else { return };
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         let task = tokio::task::spawn_blocking(move || {
             let written = spills.write_held(name, &sealed);
             if let Ok(written) = &written {
                 remove_older(&spills, &vault, *written);
             }
-            (written, sealed)
+            written
         });
-        let Ok((written, sealed)) = task.await else { return };
+        // Where the task breaks off, nothing is known to be written.
+        let Ok(written) = task.await else { return };
         match written {
-            Ok(written) => self.written = Some(written),
+            Ok(written) => {
+                self.unwritten = None;
+                self.written = Some(written);
+            }
             Err(error) => {
-                self.unwritten = Some((name, sealed));
                 if std::mem::replace(&mut self.said, true) {
                     return;
                 }
