@@ -199,7 +199,7 @@ impl Site {
             tally.kills += 1;
             tokio::time::sleep(SETTLES_WITHIN).await;
             let expected = self.expectations(tally).await?;
-            // Nobody waits for real until what was open has run out.
+            // Nobody waits for real until what was open has run out: attempts, and the leases of jobs.
             self.let_attempts_pass().await;
             let before = self.standings().await?;
             daemon = self.start().await?;
@@ -272,6 +272,7 @@ impl Site {
     async fn let_attempts_pass(&self) {
         let passed = "UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp();
             UPDATE fieldmirror.tokens SET refresh_due_at = now();
+            DELETE FROM fieldmirror.jobs WHERE kind = 'refresh_token';
             DELETE FROM fieldmirror.rate_budget";
         let done = self.test.db.run(move |conn| {
             diesel::connection::SimpleConnection::batch_execute(conn, passed)?;

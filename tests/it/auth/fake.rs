@@ -153,6 +153,7 @@ impl Fake {
         self.script(|script| script.slow = slow);
     }
 
+    #[allow(dead_code, reason = "only the torture has no time")]
     pub fn be_short_lived(&self, seconds: u32) {
         self.script(|script| script.life = seconds);
     }
