@@ -33,6 +33,13 @@ impl fmt::Debug for Answer {
 }
 
 impl Answer {
+    /// One that came by another way than the network.
+    pub(super) fn carried(response: http::Response<Vec<u8>>, sent_at: DateTime<Utc>) -> Self {
+        let (parts, bytes) = response.into_parts();
+        let (status, headers) = (parts.status.as_u16(), headers(&parts.headers));
+        Self { status, headers, bytes: Zeroizing::new(bytes), sent_at }
+    }
+
     pub(super) fn into_reply(self) -> Reply {
         let body = body(&self.bytes);
         Reply { status: self.status, headers: self.headers, body, sent_at: self.sent_at }

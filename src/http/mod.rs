@@ -6,6 +6,7 @@
 
 mod address;
 mod answer;
+pub mod carrier;
 pub mod deadline;
 pub mod oauth;
 pub mod pace;
@@ -13,13 +14,15 @@ pub mod redact;
 pub mod retry;
 
 use std::error::Error;
-use std::sync::Once;
+use std::fmt;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use self::answer::Answer;
+use self::carrier::Carrier;
 use crate::domain::failure::FailureKind;
 use crate::domain::secret::Secret;
 use crate::domain::spec::Placement;
@@ -77,7 +80,8 @@ pub struct SendError {
 }
 
 impl SendError {
-    fn transient(sent: bool, message: impl Into<String>) -> Self {
+    /// Passing trouble. `sent`: whether the request may have left.
+    pub fn transient(sent: bool, message: impl Into<String>) -> Self {
         Self { sent, kind: FailureKind::Transient, message: message.into() }
     }
 
@@ -87,14 +91,22 @@ impl SendError {
 }
 
 /// The one client. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     /// For APIs: connections are kept.
     api: reqwest::Client,
     /// For token endpoints: a fresh connection each time. On a kept one that the server is just closing, a refresh
     /// token could be spent, or not, and nobody would know.
     token: reqwest::Client,
+    /// Takes the place of both.
+    carrier: Option<Arc<dyn Carrier>>,
     body_max: usize,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("by_network", &self.carrier.is_none()).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -104,8 +116,14 @@ impl Client {
         Ok(Self {
             api: build(limits, IDLE_MAX).map_err(HttpError)?,
             token: build(limits, 0).map_err(HttpError)?,
+            carrier: None,
             body_max: limits.body_max,
         })
+    }
+
+    /// A client whose requests leave by `carrier`.
+    pub fn carried_by(self, carrier: Arc<dyn Carrier>) -> Self {
+        Self { carrier: Some(carrier), ..self }
     }
 
     /// Sends `request` below `api_base` and returns whatever was answered, error statuses and redirects included.
@@ -137,9 +155,34 @@ impl Client {
             outgoing = outgoing.json(body);
         }
         let outgoing = outgoing.build().map_err(|error| SendError::bug(describe(error)))?;
-        let answer = exchange(&self.api, outgoing, self.body_max, clock).await?;
+        let answer = self.exchange(&self.api, outgoing, self.body_max, clock).await?;
         Ok(answer.into_reply())
     }
+
+    /// Sends `request` and reads the answer whole.
+    async fn exchange(
+        &self,
+        network: &reqwest::Client,
+        request: reqwest::Request,
+        body_max: usize,
+        clock: &dyn Clock,
+    ) -> Result<Answer, SendError> {
+        let sent_at = clock.now();
+        if let Some(carrier) = &self.carrier {
+            return Ok(Answer::carried(carrier.carry(plain(request)?).await?, sent_at));
+        }
+        let response = network.execute(request).await.map_err(|error| {
+            let sent = !(error.is_connect() || error.is_builder());
+            SendError::transient(sent, describe(error))
+        })?;
+        answer::read(response, body_max, sent_at).await
+    }
+}
+
+/// The request with its body as bytes.
+fn plain(request: reqwest::Request) -> Result<::http::Request<Vec<u8>>, SendError> {
+    let request = ::http::Request::try_from(request).map_err(|error| SendError::bug(describe(error)))?;
+    Ok(request.map(|body: reqwest::Body| body.as_bytes().unwrap_or_default().to_vec()))
 }
 
 /// Makes ring the process's TLS provider. Called by [`Client::new`]; harmless when called again.
@@ -180,21 +223,6 @@ fn credential(placement: Placement, secret: &Secret) -> Result<(HeaderName, Head
         .map_err(|_| SendError::bug("the credential holds characters that no header can carry"))?;
     value.set_sensitive(true);
     Ok((name, value))
-}
-
-/// Sends `request` and reads the answer whole.
-async fn exchange(
-    client: &reqwest::Client,
-    request: reqwest::Request,
-    body_max: usize,
-    clock: &dyn Clock,
-) -> Result<Answer, SendError> {
-    let sent_at = clock.now();
-    let response = client.execute(request).await.map_err(|error| {
-        let sent = !(error.is_connect() || error.is_builder());
-        SendError::transient(sent, describe(error))
-    })?;
-    answer::read(response, body_max, sent_at).await
 }
 
 /// The error and its causes in one line, without the address, whose query may hold secrets.

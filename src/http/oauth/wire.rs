@@ -18,7 +18,7 @@ use crate::domain::secret::Secret;
 use crate::domain::spec::BodyStyle;
 use crate::domain::time::Clock;
 use crate::domain::token::TokenSet;
-use crate::http::{answer::Answer, describe, exchange};
+use crate::http::{answer::Answer, describe};
 
 /// Bytes of a token endpoint's answer: tokens of a few KB and claims, never a list.
 const BODY_MAX: usize = 256 * 1024;
@@ -108,7 +108,8 @@ impl<'a> Wire<'a> {
             return Err(unavailable(false, "the time for the token exchange had passed before it was sent"));
         }
         self.begun.store(true, Ordering::SeqCst);
-        exchange(&self.client.token, request, BODY_MAX, self.clock)
+        self.client
+            .exchange(&self.client.token, request, BODY_MAX, self.clock)
             .await
             .map_err(|error| unavailable(error.sent, error.message))
     }

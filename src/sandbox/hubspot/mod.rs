@@ -328,6 +328,9 @@ impl Hubspot {
             page: links_page,
         };
         let (status, bytes) = match route {
+            Route::List if strikes(FaultName::RefusedCursor) && Query::new(query).get("after").is_some() => {
+                return Err(Refusal::invalid("The paging cursor is not valid"));
+            }
             Route::List => {
                 let (stuck, empty) = (strikes(FaultName::StuckCursor), strikes(FaultName::EmptyList));
                 let listing = Listing { query: Query::new(query), links_page, stuck, empty };

@@ -134,6 +134,13 @@ impl Jobber {
         }
     }
 
+    /// Every client there is, with all fields of the API.
+    pub fn clients(&self, account: &str) -> Result<Vec<Value>, ControlError> {
+        let world = self.accounts.get(account).ok_or_else(|| ControlError::NoAccount(account.to_owned()))?;
+        let world = world.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(world.clients.values().map(super::account::client).collect())
+    }
+
     /// Every job there is or was, one object each: `{"state": "live|deleted", "record", "visits"}`, records with all
     /// fields of the API.
     pub fn truth(&self, account: &str) -> Result<Vec<Value>, ControlError> {

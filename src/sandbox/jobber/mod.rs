@@ -304,6 +304,7 @@ impl Jobber {
             unknown: self.shared.faults.texts(FaultName::UnknownField, spot),
             hidden: self.shared.faults.texts(FaultName::HiddenField, spot),
             stuck: strikes(FaultName::StuckCursor),
+            refused: strikes(FaultName::RefusedCursor),
             empty: strikes(FaultName::EmptyList),
             unsorted: strikes(FaultName::Unsorted),
             now_ms,

@@ -105,6 +105,7 @@ const FILTERS: &[(&str, &[&str])] = &[
 ];
 
 /// What a query goes through besides its own text.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 #[derive(Default)]
 pub struct Manners {
     /// `Type.field` that the schema does not have, for once; `jobs.filter.ids` for a filter.
@@ -113,6 +114,8 @@ pub struct Manners {
     pub hidden: Vec<String>,
     /// Lists name their own page as the next one.
     pub stuck: bool,
+    /// Cursors are not known any more.
+    pub refused: bool,
     /// Lists are empty.
     pub empty: bool,
     /// Lists come in an order of their own.
@@ -340,7 +343,7 @@ impl Query<'_> {
         let after = field.argument("after").map(|after| after.value(self.variables)).unwrap_or_default();
         let offset = match &after {
             Value::Null => 0,
-            after => place(after.as_str().unwrap_or_default()).ok_or_else(|| {
+            after => place(after.as_str().filter(|_| !self.manners.refused).unwrap_or_default()).ok_or_else(|| {
                 json!({"message": format!("Invalid cursor for argument 'after' on Field '{}'.", field.name),
                     "path": [field.name], "extensions": {"code": "argumentLiteralsIncompatible"}})
             })?,

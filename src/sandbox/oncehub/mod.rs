@@ -248,6 +248,9 @@ impl OnceHub {
             Route::List(_) if strikes(FaultName::EmptyList) => {
                 Ok(shared::json(200, &json!({"object": "list", "data": [], "has_more": false})))
             }
+            Route::List(_) if strikes(FaultName::RefusedCursor) && Query::read(query)?.after.is_some() => {
+                Err(Refusal::invalid("Invalid cursor", "after"))
+            }
             Route::List(kind) => list(account, kind, &Query::read(query)?, strikes(FaultName::StuckCursor)),
             Route::One(kind, id) => one(account, kind, id),
             Route::Authorize | Route::Token | Route::Unknown => Err(Refusal::not_found()),
