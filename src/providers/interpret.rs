@@ -4,8 +4,8 @@
 //! it is asked for a window of modification times or, where the API has no such filter, for the last modified first, up
 //! to the first page that lies whole below the bound.
 //!
-//! A page that repeats the one before it, and a cursor that does not move, end the walk with `ProviderChanged`: going
-//! on would never end, and stopping would leave a hole that nobody sees.
+//! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
+//! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -162,6 +162,12 @@ fn take(
         records.push(Record { id, raw, sent_at, deleted: None });
     }
     let body = reply.json().unwrap_or(&Value::Null);
+    if let Some(other) = other_page(list, here, body) {
+        let asked = here.page.max(1);
+        return Err(Failure::changed(format!(
+            "{title}'s `{name}` answers page {other} when asked for page {asked}"
+        )));
+    }
     let ends = records.first().zip(records.last()).map(|(first, last)| (first.id.clone(), last.id.clone()));
     let more = next(list, here, body, reply, ends.as_ref().map(|(_, last)| last.as_str()));
     let stands_still = matches!(&more, Some(Place::After(after)) if here.after.as_deref() == Some(after));
@@ -191,6 +197,12 @@ fn take(
     }
     let progress = progress(list, here, body, next.ended);
     Ok((Page { records, progress, ..Page::default() }, next))
+}
+
+/// The number of a page that is not the one that was asked for, where the list tells numbers at all.
+fn other_page(list: &ListSpec, here: &At, body: &Value) -> Option<u64> {
+    let Paging::Numbered { param, .. } = list.paging else { return None };
+    body.get(param)?.as_u64().filter(|told| *told != here.page.max(1))
 }
 
 /// Where the next page is.

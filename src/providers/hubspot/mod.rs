@@ -318,9 +318,23 @@ fn tells_absence(error: &Value) -> bool {
         || ["category", "subCategory"].into_iter().filter_map(word).any(|w| w.ends_with("_FOUND"))
 }
 
-/// The cursor of the next page. `link` beside it is never followed: its host comes from the answer.
-fn next_after(reply: &Reply) -> Option<String> {
-    reply.json()?.pointer("/paging/next/after").and_then(id_text)
+/// The cursor of the next page; the last page has none. `link` beside it is never followed: its host comes from the answer.
+/// Paging of another shape is not taken for the end: what follows would never be read.
+fn next_after(reply: &Reply, what: &str) -> Result<Option<String>, Failure> {
+    let filled = |value: &&Value| !value.is_null();
+    let Some(paging) = reply.json().and_then(|body| body.get("paging")).filter(filled) else {
+        return Ok(None);
+    };
+    let next = paging.get("next").filter(filled);
+    let after = next.and_then(|next| next.get("after")).and_then(id_text);
+    let ends = next.is_none()
+        && paging.as_object().is_some_and(|of| of.keys().all(|key| matches!(key.as_str(), "next" | "prev")));
+    if after.is_none() && !ends {
+        return Err(Failure::changed(format!(
+            "HubSpot's `{what}` names its next page in a way that is not known"
+        )));
+    }
+    Ok(after)
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<
             .ok_or_else(|| Failure::changed("HubSpot lists an owner without an `id`"))?;
         page.records.push(Record { id, raw: owner, sent_at: reply.sent_at, deleted: None });
     }
-    let next = next_after(&reply);
+    let next = next_after(&reply, "owners")?;
     if next.is_some() && next == here.after {
         return Err(Failure::changed("HubSpot's owner list repeats a page"));
     }

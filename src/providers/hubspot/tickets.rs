@@ -232,7 +232,7 @@ fn take_listing(cx: &StepContext<'_>, here: &At, reply: &Reply) -> Result<(At, V
         }
         next.ids.push(id);
     }
-    let more = next_after(reply);
+    let more = next_after(reply, purpose)?;
     next.listed_all = more.is_none();
     if cx.walk.mode == Mode::Incremental {
         next.after = last_of_ascending(here.after.as_deref(), &next.ids)?;

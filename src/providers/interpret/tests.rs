@@ -161,6 +161,21 @@ fn numbered_pages_are_read_to_their_end() {
 }
 
 #[test]
+fn a_page_that_was_not_asked_for_is_not_taken_for_another() {
+    let went = go(
+        &PAGES,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 3, "page": 1})),
+            page(&[("c", 3), ("d", 4)], json!({"pages": 3, "page": 2})),
+            page(&[("a", 1), ("b", 2)], json!({"pages": 3, "page": 1})),
+        ],
+    );
+    let failure = went.end.unwrap_err();
+    assert!(failure.message.contains("answers page 1 when asked for page 3"), "{failure}");
+}
+
+#[test]
 fn a_list_that_has_become_shorter_has_moved_up() {
     // `a` is deleted after page 1: `c` moves there, unseen, and page 2 begins with `d`.
     let went = go(

@@ -26,6 +26,28 @@ fn paths_of_both_schemes() {
     );
 }
 
+#[test]
+fn only_the_last_page_names_no_next_one() {
+    for (paging, expected) in [
+        (serde_json::json!({"next": {"after": "7", "link": "https://elsewhere.example"}}), Ok(Some("7"))),
+        (serde_json::json!({"next": {"after": 7}}), Ok(Some("7"))),
+        (Value::Null, Ok(None)),
+        (serde_json::json!({}), Ok(None)),
+        (serde_json::json!({"prev": {"before": "3"}}), Ok(None)),
+        (serde_json::json!({"next": null}), Ok(None)),
+        (serde_json::json!({"next": {"cursor": "7"}}), Err(())),
+        (serde_json::json!({"next": {"after": {}}}), Err(())),
+        (serde_json::json!({"following": {"after": "7"}}), Err(())),
+        (serde_json::json!([{"after": "7"}]), Err(())),
+    ] {
+        let told =
+            next_after(&reply(200, json(serde_json::json!({"results": [], "paging": paging}))), "list");
+        let told = told.map_err(|failure| assert_eq!(failure.kind, FailureKind::ProviderChanged));
+        assert_eq!(told, expected.map(|after| after.map(str::to_owned)), "{paging}");
+    }
+    assert_eq!(next_after(&reply(200, json(serde_json::json!({"results": []}))), "list").unwrap(), None);
+}
+
 fn reply(status: u16, body: Body) -> Reply {
     Reply { status, headers: [].into(), body, sent_at: DateTime::UNIX_EPOCH }
 }
