@@ -84,6 +84,9 @@ pub struct WalkRow {
     pub mass_delete_allowed: bool,
     #[diesel(sql_type = Integer)]
     pub restarts: i32,
+    /// By how much our clock ran ahead of the provider's, at the most that the open walk has seen.
+    #[diesel(sql_type = BigInt)]
+    pub ahead_ms: i64,
     /// Turns in a row in which it failed.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
@@ -155,7 +158,7 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts, failures
+                mass_delete_allowed, restarts, ahead_ms, failures
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -184,7 +187,7 @@ pub fn open_walk(
     from: Option<DateTime<Utc>>,
 ) -> Result<(), DbError> {
     diesel::sql_query(
-        "UPDATE walks SET started_at = $4, from_time = $5, position = NULL
+        "UPDATE walks SET started_at = $4, from_time = $5, position = NULL, ahead_ms = 0
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -230,6 +233,25 @@ pub fn lower_watermark(
     .bind::<Text, _>(key.stream)
     .bind::<Timestamptz, _>(covered_to)
     .bind::<Bool, _>(in_any_case)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// Keeps with an open walk by how much our clock runs ahead of the provider's.
+pub fn note_ahead(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    mode: Mode,
+    ahead_ms: i64,
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET ahead_ms = greatest(ahead_ms, $4)
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .bind::<BigInt, _>(ahead_ms)
     .execute(connection)?;
     Ok(())
 }

@@ -77,6 +77,8 @@ struct Open {
     mass_delete_allowed: bool,
     /// How often the walk has started again.
     restarts: i32,
+    /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
+    ahead_ms: i64,
     deadline: Instant,
 }
 
@@ -95,7 +97,7 @@ impl Drive<'_> {
             let window = self.sender.provider.window(&self.context(&open));
             open.start = window.map_or(open.start, |window| window.at);
         }
-        let tally = Tally::default();
+        let tally = Tally::of(open.ahead_ms);
         let mut counts = Counts::default();
         let result = self.work(&mut open, &tally, &mut counts).await;
         self.end_run(&open.source, &result, &tally, counts).await;
@@ -159,6 +161,7 @@ impl Drive<'_> {
             start,
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
+            ahead_ms: resumed.map_or(0, |_| row.ahead_ms),
             deadline: self.began + limit,
         })
     }
@@ -166,7 +169,7 @@ impl Drive<'_> {
     async fn work(&self, open: &mut Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
         let (queue, pages) = mpsc::channel(PAGES_WAITING_MAX);
         let fetching = self.fetch(open, open.start.clone(), tally, queue);
-        let writing = self.write(open.source, pages, tally, counts);
+        let writing = self.write(open, pages, tally, counts);
         let (fetched, written) = tokio::join!(fetching, writing);
         written?;
         match fetched {
@@ -282,25 +285,32 @@ impl Drive<'_> {
     /// Writes what has gathered, one transaction at a time, until the other side is done.
     async fn write(
         &self,
-        source: Source,
+        open: &Open,
         mut pages: mpsc::Receiver<(Ready, Position)>,
         tally: &Tally,
         counts: &mut Counts,
     ) -> Result<(), Halt> {
+        let (source, mut noted_ms) = (open.source, open.ahead_ms);
         loop {
             let batch = gather(&mut pages).await;
             if batch.is_empty() {
                 return Ok(());
             }
             let mut so_far = with_requests(*counts, tally);
+            let ahead_ms = tally.ahead_ms.load(Ordering::Relaxed);
+            let ahead = Some(ahead_ms).filter(|ahead_ms| *ahead_ms > noted_ms);
             let write = self.db.transaction(move |connection| {
                 let owned = commit::pages(connection, &source, batch, &mut so_far)?;
+                if let (Some(ahead_ms), StreamWrite::Done) = (ahead, owned) {
+                    streams::note_ahead(connection, source.key, source.mode, ahead_ms)?;
+                }
                 Ok((owned, so_far))
             });
             let (owned, so_far) = write.await.map_err(halt)?;
             if owned == StreamWrite::Lost {
                 return Err(Halt::Lost);
             }
+            noted_ms = noted_ms.max(ahead_ms);
             *counts = so_far;
         }
     }
@@ -441,6 +451,8 @@ impl Drive<'_> {
     fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {
         let mode = open.walk.mode;
         let started_at = open.walk.started_at;
+        // Where a provider marks deletions, it shows them as late as any change.
+        let lag = self.sender.provider.visibility_lag(open.source.spec, self.options);
         let covered = match mode {
             // What a provider lists by itself needs no index to have caught up.
             Mode::Snapshot | Mode::Sweep => started_at,
@@ -452,7 +464,8 @@ impl Drive<'_> {
         Closing {
             mode,
             covered_to: covered,
-            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep).then_some(started_at),
+            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep)
+                .then_some(started_at - delta(lag)),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
             sweeps: mode == Mode::Backfill && open.source.sweeping,
             due_at: self.interval(mode).map(|interval| (started_at + delta(interval)).max(now)),

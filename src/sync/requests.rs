@@ -138,12 +138,18 @@ fn standing(
     if walks.iter().filter(wanted).all(closed) {
         return Standing::Closed;
     }
+    // What is said of a stream stays until a walk has proved otherwise: only a walk that was put off since the request came
+    // has failed it.
+    let put_off = |walk: &WalkRow| !closed(walk) && walk.due_at.is_some_and(|due_at| due_at > applied_at);
+    let failed = walks.iter().filter(wanted).any(put_off);
     match rows.iter().find(|row| row.stream == stream) {
-        Some(row) if matches!(row.state.as_str(), "stalled" | "forbidden") => Standing::Failed(format!(
-            "`{stream}` is {}: {}",
-            row.state,
-            row.stalled_reason.as_deref().unwrap_or("see `fieldmirror status`")
-        )),
+        Some(row) if failed && matches!(row.state.as_str(), "stalled" | "forbidden") => {
+            Standing::Failed(format!(
+                "`{stream}` is {}: {}",
+                row.state,
+                row.stalled_reason.as_deref().unwrap_or("see `fieldmirror status`")
+            ))
+        }
         _ => Standing::Open,
     }
 }
@@ -164,6 +170,19 @@ mod tests {
         DateTime::from_timestamp(second, 0).unwrap()
     }
 
+    fn row() -> StreamRow {
+        StreamRow {
+            stream: "tickets".to_owned(),
+            state: "idle".to_owned(),
+            complete_to: None,
+            backfill_done: true,
+            rows: 0,
+            failures: 0,
+            not_before: None,
+            stalled_reason: None,
+        }
+    }
+
     fn walk(mode: Mode, closed_started_at: Option<i64>, due_at: Option<i64>) -> WalkRow {
         WalkRow {
             stream: "tickets".to_owned(),
@@ -177,6 +196,7 @@ mod tests {
             sweeping: false,
             mass_delete_allowed: false,
             restarts: 0,
+            ahead_ms: 0,
             failures: 0,
         }
     }
@@ -194,6 +214,14 @@ mod tests {
         // Made due by the request, not yet walked again; then walked.
         check(true, walk(Mode::Backfill, Some(50), Some(100)), Some(101), Standing::Open);
         check(true, walk(Mode::Backfill, Some(101), None), Some(101), Standing::Closed);
+        // What an earlier walk has said of the stream is not the answer; what one says since then is.
+        let row = StreamRow { state: "stalled".into(), stalled_reason: Some("no list".into()), ..row() };
+        let stands = |due_at| {
+            let walks = [walk(Mode::Incremental, Some(50), Some(due_at))];
+            standing("tickets", &Args::default(), applied_at, std::slice::from_ref(&row), &walks)
+        };
+        assert_eq!(stands(100), Standing::Open);
+        assert_eq!(stands(160), Standing::Failed("`tickets` is stalled: no list".into()));
         // The first one was under way when the request came: it goes on, and its end is the request's.
         check(true, walk(Mode::Backfill, None, Some(0)), Some(101), Standing::Open);
         check(true, walk(Mode::Backfill, Some(50), None), Some(101), Standing::Closed);

@@ -316,6 +316,11 @@ fn trouble(request: &Request, error: &SendError) -> Result<String, Halt> {
 }
 
 impl Tally {
+    /// The count of a run whose walk has seen our clock run ahead by this much before.
+    pub fn of(ahead_ms: i64) -> Self {
+        Self { ahead_ms: AtomicI64::new(ahead_ms), ..Self::default() }
+    }
+
     /// By how much our clock runs ahead of the provider's. `Date` has whole seconds, so up to one is not meant.
     pub fn ahead(&self) -> TimeDelta {
         TimeDelta::milliseconds(self.ahead_ms.load(Ordering::Relaxed).max(0))
