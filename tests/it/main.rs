@@ -22,6 +22,7 @@ mod passage;
 mod private_server;
 mod queue;
 mod readme;
+mod simulation;
 mod streams;
 mod units;
 mod views;

@@ -1,0 +1,126 @@
+//! The road between the engine and the sandbox: requests are handed over in this process, take a while that is drawn
+//! from the seed, and meet what only a road can do to an answer.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use fieldmirror::http::SendError;
+use fieldmirror::http::carrier::{Carried, Carrier};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+/// As the client's own limit for a whole exchange.
+const TOTAL_MAX: Duration = Duration::from_mins(3);
+const BODY_MAX: usize = 64 * 1024 * 1024;
+
+/// How likely it is that the records of an answer come in another order, and that one of them comes twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Mess {
+    pub shuffled: f64,
+    pub doubled: f64,
+}
+
+pub struct Road {
+    router: Router,
+    state: Mutex<State>,
+}
+
+struct State {
+    dice: StdRng,
+    mess: Mess,
+    /// The longest that one direction takes.
+    slow_ms: u64,
+}
+
+impl Road {
+    pub fn new(router: Router, seed: u64) -> Arc<Self> {
+        let dice = StdRng::seed_from_u64(seed ^ 0x0a0d);
+        Arc::new(Self { router, state: Mutex::new(State { dice, mess: Mess::default(), slow_ms: 60 }) })
+    }
+
+    pub fn set(&self, mess: Mess, slow_ms: u64) {
+        let mut state = self.state.lock().expect("nobody panics with it");
+        (state.mess, state.slow_ms) = (mess, slow_ms);
+    }
+
+    async fn leg(&self) {
+        let pause = {
+            let mut state = self.state.lock().expect("nobody panics with it");
+            let most = state.slow_ms.max(2);
+            state.dice.random_range(1..most)
+        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+
+    /// One request into the sandbox, for those who ask it beside the engine.
+    pub async fn ask(&self, request: http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, SendError> {
+        let (mut parts, body) = request.into_parts();
+        let local = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        parts.uri = local.parse().map_err(|_| SendError::transient(false, "no path"))?;
+        let request = http::Request::from_parts(parts, Body::from(body));
+        let response = self.router.clone().oneshot(request).await.expect("a router answers everything");
+        let (parts, body) = response.into_parts();
+        let bytes = to_bytes(body, BODY_MAX).await;
+        let bytes =
+            bytes.map_err(|error| SendError::transient(true, format!("the answer broke off: {error}")))?;
+        Ok(http::Response::from_parts(parts, bytes.to_vec()))
+    }
+
+    fn messed(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let mut state = self.state.lock().expect("nobody panics with it");
+        let State { dice, mess, .. } = &mut *state;
+        let (shuffle, double) = (dice.random_bool(mess.shuffled), dice.random_bool(mess.doubled));
+        if !shuffle && !double {
+            return bytes;
+        }
+        let Ok(mut body) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
+        if let Some(list) = records(&mut body).filter(|list| list.len() > 1) {
+            if shuffle {
+                list.shuffle(dice);
+            }
+            if double {
+                let at = dice.random_range(0..list.len() - 1);
+                let again = list[at].clone();
+                list.insert(at, again);
+            }
+        }
+        body.to_string().into_bytes()
+    }
+}
+
+/// The records of a page, wherever the provider puts them.
+fn records(body: &mut Value) -> Option<&mut Vec<Value>> {
+    const PLACES: [&str; 8] = [
+        "/results",
+        "/jobs",
+        "/customers",
+        "/employees",
+        "/data/jobs/nodes",
+        "/data/visits/nodes",
+        "/data/clients/nodes",
+        "/data",
+    ];
+    let place = PLACES.into_iter().find(|place| body.pointer(place).is_some_and(Value::is_array))?;
+    body.pointer_mut(place)?.as_array_mut()
+}
+
+impl Carrier for Road {
+    fn carry(&self, request: http::Request<Vec<u8>>) -> Carried<'_> {
+        Box::pin(async move {
+            let exchange = async {
+                self.leg().await;
+                let answer = self.ask(request).await;
+                self.leg().await;
+                answer
+            };
+            let answer = tokio::time::timeout(TOTAL_MAX, exchange).await;
+            let answer = answer.map_err(|_| SendError::transient(true, "no answer in time"))??;
+            Ok(answer.map(|bytes| self.messed(bytes)))
+        })
+    }
+}

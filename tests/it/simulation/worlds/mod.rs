@@ -1,0 +1,138 @@
+//! The five providers as the oracle and the script see them: what there is, what happens to it, what can go wrong.
+
+mod housecallpro;
+mod hubspot;
+mod jobber;
+mod oncehub;
+mod servicetitan;
+
+use std::collections::BTreeMap;
+
+use chrono::DateTime;
+use fieldmirror::sandbox::Sandbox;
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use serde_json::Value;
+
+/// A stream and an id in it.
+pub type Key = (&'static str, String);
+
+/// Whether a record can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Alive,
+    /// In no list, and not gone: nothing is demanded of its row but that it is not called gone.
+    Hidden,
+    Gone,
+}
+
+/// A record as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Real {
+    pub standing: Standing,
+    /// Its change marker, in microseconds since 1970; `None`: the stream has none.
+    pub marker: Option<i64>,
+    /// What a row of the mirror has to agree with.
+    pub content: Value,
+}
+
+pub type Truth = BTreeMap<Key, Real>;
+
+/// One provider's account.
+pub trait World {
+    /// Every record there is or was. What is missing here and was there before is gone.
+    fn truth(&self, sandbox: &Sandbox) -> Truth;
+
+    /// Makes something happen to one or more records, and says what. `read_once`: everything has been read once.
+    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, read_once: bool, dice: &mut StdRng) -> String;
+
+    /// The part of a row's `raw` that has to agree with [`Real::content`].
+    fn kept(&self, stream: &str, raw: Value) -> Value;
+
+    /// The smallest unit of the change marker, in microseconds.
+    fn marker_unit(&self) -> i64 {
+        1_000
+    }
+
+    /// Whether the change marker tells of deletions as well.
+    fn marks_deletions(&self) -> bool {
+        false
+    }
+
+    /// Faults to draw from; `#` stands for a chance.
+    fn faults(&self) -> &'static [&'static str];
+
+    /// Whether the order in a page means nothing to the walk, or is known to be checked by it.
+    fn shuffles(&self) -> bool {
+        true
+    }
+}
+
+/// The providers, by the last digit of a seed that is taken by five.
+pub const PROVIDERS: [&str; 5] = ["hubspot", "jobber", "housecallpro", "servicetitan", "oncehub"];
+
+pub fn world(provider: &str) -> Box<dyn World> {
+    match provider {
+        "hubspot" => Box::<hubspot::World>::default(),
+        "jobber" => Box::<jobber::World>::default(),
+        "housecallpro" => Box::<housecallpro::World>::default(),
+        "servicetitan" => Box::<servicetitan::World>::default(),
+        _ => Box::<oncehub::World>::default(),
+    }
+}
+
+/// What may be done only so often: things that a sweep has to find, which the brake would stop if they were many.
+#[derive(Debug, Default)]
+pub struct Purse(u32);
+
+impl Purse {
+    const MAX: u32 = 8;
+
+    pub fn pays(&mut self) -> bool {
+        self.0 += 1;
+        self.0 <= Self::MAX
+    }
+}
+
+/// One record of these streams with this standing.
+pub fn one<'a>(
+    truth: &'a Truth,
+    streams: &[&str],
+    standing: Standing,
+    dice: &mut StdRng,
+) -> Option<(&'static str, &'a str)> {
+    let fits: Vec<&'a Key> = truth
+        .iter()
+        .filter(|((stream, _), real)| streams.contains(stream) && real.standing == standing)
+        .map(|(key, _)| key)
+        .collect();
+    fits.choose(dice).map(|(stream, id)| (*stream, id.as_str()))
+}
+
+/// A text that was never there before.
+pub fn fresh(dice: &mut StdRng) -> String {
+    format!("changed {:08x}", dice.random::<u32>())
+}
+
+/// A time as microseconds since 1970.
+pub fn micros(value: &Value) -> Option<i64> {
+    let text = value.as_str()?;
+    DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_micros())
+}
+
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// Takes fields out of an object.
+pub fn without(mut value: Value, names: &[&str]) -> Value {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| !names.contains(&name.as_str()));
+    }
+    value
+}
