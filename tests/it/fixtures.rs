@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use fieldmirror::domain::drift::DriftKind;
 use fieldmirror::domain::record::Record;
 use fieldmirror::domain::spec::{Mode, StreamSpec};
 use fieldmirror::domain::step::{
@@ -333,7 +334,8 @@ impl<'a> Conversation<'a> {
     fn row(&self, record: &Record) -> Value {
         let mut record = record.clone();
         extract::trim(self.stream, &mut record.raw);
-        let (row, misfits) = extract::row(self.stream, &record);
+        let (row, drift) = extract::row(self.stream, &record);
+        let misfits = drift.iter().filter(|one| one.kind == DriftKind::Misfit).count();
         let cells: BTreeMap<&str, String> = self
             .stream
             .columns
@@ -345,7 +347,7 @@ impl<'a> Conversation<'a> {
         json!({
             "id": row.id, "created_at": row.source_created_at, "updated_at": row.source_updated_at,
             "synced_at": row.synced_at, "deleted_at": row.deleted_at, "deleted_evidence": row.deleted_evidence,
-            "misfits": misfits.len(), "cells": cells, "raw": raw,
+            "misfits": misfits, "cells": cells, "raw": raw,
         })
     }
 }

@@ -10,6 +10,4 @@ pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod truth;
 #[cfg(feature = "sandbox")]
-pub mod wal;
-#[cfg(feature = "sandbox")]
 pub mod webdriver;
