@@ -432,11 +432,11 @@ impl Database {
         .expect("the tokens are told")
     }
 
-    /// Puts all tokens into the past.
+    /// Puts all tokens into the past. Jobs of before the absence, which have their own order, are taken away.
     fn age(&mut self, endpoint: &Endpoint) {
         self.0
             .batch_execute(&format!(
-                "UPDATE fieldmirror.tokens SET issued_at = issued_at - interval '{ABSENT_DAYS} d', \
+                "DELETE FROM fieldmirror.jobs; UPDATE fieldmirror.tokens SET issued_at = issued_at - interval '{ABSENT_DAYS} d', \
                  expires_at = expires_at - interval '{ABSENT_DAYS} d', refresh_due_at = refresh_due_at - interval '{ABSENT_DAYS} d'"
             ))
             .expect("tokens age");
