@@ -480,12 +480,12 @@ async fn what_cannot_be_is_not_believed() {
     assert_eq!(rig.app.number(rows).await, living - i64::try_from(deleted.len()).unwrap());
     rig.hold_against_mirror().await;
 
-    // A page that repeats would be read for ever.
+    // A page that repeats instead of the next would be read for ever.
     rig.app.faults(&["stuck_cursor=on:housecallpro.employees"]);
     rig.app
         .wait_until(
             "it is said",
-            "SELECT state = 'stalled' AND stalled_reason LIKE '%repeats a page%' FROM mirror.freshness WHERE stream = 'employees'",
+            "SELECT state = 'stalled' AND stalled_reason LIKE '%answers page 1 when asked for page 2%' FROM mirror.freshness WHERE stream = 'employees'",
         )
         .await;
     rig.app.faults(&[]);
