@@ -187,7 +187,7 @@ async fn what_search_shows_late_is_not_lost() {
 /// More tickets than a search can page through, all of one millisecond: only walking by id brings them all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bulk_change_beyond_the_limits_of_search() {
-    const MANY: u32 = 12_000;
+    const MANY: u32 = 25_000;
     let app = TestApp::new(small(50), &[]).await;
     let daemon = app.daemon().await;
     app.mirrored("acme").await;
@@ -200,9 +200,15 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
     let made =
         tokio::task::spawn_blocking(move || control.hubspot().change(crate::support::app::HUB, &change));
     assert_eq!(made.await.unwrap().unwrap().count, MANY as usize);
+    // At the pace that the reserve leaves it takes half a minute and more: each half has its own time.
+    app.wait_until(
+        "half of them are there",
+        "SELECT count(*) > 12500 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
+    )
+    .await;
     app.wait_until(
         "all are there",
-        "SELECT count(*) = 12000 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
+        "SELECT count(*) = 25000 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
     )
     .await;
     assert_eq!(
