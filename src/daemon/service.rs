@@ -14,13 +14,13 @@ use tracing::{error, info, warn};
 use super::reload::{self, Change};
 use super::watchdog::Watchdog;
 use super::{Daemon, Options, StartError, standing};
-use crate::config::{Loaded, Problems};
+use crate::config::{Loaded, Problems, Settings};
 
 /// How often it is looked whether the daemon serves by now.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A start that takes longer is remarked upon.
 const START_REMARK: Duration = Duration::from_secs(20);
-/// While the daemon stops, how often systemd is asked for more time, and for how much.
+/// While the daemon starts and while it stops, how often systemd is asked for more time, and for how much.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTEND_BY: Duration = Duration::from_secs(20);
 
@@ -86,7 +86,11 @@ pub async fn run(
     manager: Manager,
     mut orders: mpsc::Receiver<Order>,
 ) -> Result<(), StartError> {
-    let daemon = Daemon::start(loaded.settings.clone(), options).await?;
+    let Some(daemon) = start(&loaded.settings, options, &manager, &mut orders).await? else {
+        manager.tell(&[NotifyState::Stopping]);
+        info!("Stopped before it had started");
+        return Ok(());
+    };
     if serves(&daemon, &mut orders).await {
         manager.tell(&[NotifyState::Ready]);
         let _watchdog = watchdog(&daemon, &manager);
@@ -98,6 +102,29 @@ pub async fn run(
     manager.tell(&[NotifyState::Stopping, NotifyState::Status("Stopping: what is under way is being saved")]);
     stop(daemon, &manager).await;
     Ok(())
+}
+
+/// Starts a daemon. `None`: it was told to stop before. What a migration has not finished by then Postgres takes back.
+async fn start(
+    settings: &Settings,
+    options: Options,
+    manager: &Manager,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Result<Option<Daemon>, StartError> {
+    manager.tell(&[NotifyState::Status("Starting: pending migrations are applied first")]);
+    // A migration of a large mirror has no limit, and one that systemd broke off would begin anew for ever.
+    let starting = with_more_time(Daemon::start(settings.clone(), options), manager);
+    if settings.database.url.is_none() {
+        // A server of our own has to be stopped in its turn: the order is obeyed once there is a daemon.
+        return starting.await.map(Some);
+    }
+    // What has just been read is still fresh.
+    let stopped = async { while orders.recv().await == Some(Order::Reload) {} };
+    tokio::select! {
+        biased;
+        started = starting => started.map(Some),
+        () = stopped => Ok(None),
+    }
 }
 
 /// Returns when the daemon serves; false when it is told to stop before.
@@ -171,19 +198,21 @@ fn tell_change(change: &Change) {
     }
 }
 
-/// Stops, and asks for more time as long as there is something to lose.
+/// Stops, with more time as long as there is something to lose.
 async fn stop(daemon: Daemon, manager: &Manager) {
     let began = Instant::now();
-    let stopping = daemon.stop();
-    tokio::pin!(stopping);
+    with_more_time(daemon.stop(), manager).await;
+    info!(duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "Stopped");
+}
+
+/// Asks systemd for more time as long as `work` lasts.
+async fn with_more_time<T>(work: impl Future<Output = T>, manager: &Manager) -> T {
+    let by = u32::try_from(EXTEND_BY.as_micros()).unwrap_or(u32::MAX);
+    tokio::pin!(work);
     loop {
         tokio::select! {
-            () = &mut stopping => break,
-            () = sleep(EXTEND_EVERY) => {
-                let by = u32::try_from(EXTEND_BY.as_micros()).unwrap_or(u32::MAX);
-                manager.tell(&[NotifyState::ExtendTimeoutUsec(by)]);
-            }
+            done = &mut work => return done,
+            () = sleep(EXTEND_EVERY) => manager.tell(&[NotifyState::ExtendTimeoutUsec(by)]),
         }
     }
-    info!(duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "Stopped");
 }

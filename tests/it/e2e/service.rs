@@ -3,16 +3,19 @@
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use diesel::connection::SimpleConnection as _;
+use diesel::{Connection as _, PgConnection};
 use fieldmirror::sandbox::SandboxOptions;
-use serde_json::Value;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::process::Child;
 use url::Url;
 
-use crate::support::app::{HUB, TestApp, get, small};
+use crate::support::app::{HUB, PATIENCE, TestApp, free_address, get, small};
 use crate::support::notify::NotifySocket;
 
 /// What the unit's `WatchdogSec=` would be.
-const WATCHDOG: Duration = Duration::from_secs(10);
+const WATCHDOG: Duration = Duration::from_secs(6);
 /// A daemon ends within this, whatever is under way.
 const END_MAX: Duration = Duration::from_secs(30);
 
@@ -48,28 +51,80 @@ async fn connect(app: &TestApp, name: &str, account: u64) {
     assert_eq!(get(&Url::parse(&back).unwrap()).await.0, 200);
 }
 
+/// Connections that are being read: more than there are workers, so that all of these are busy.
+const ACCOUNTS: u64 = 8;
+/// `daemon.workers`.
+const WORKERS: i64 = 4;
+const BUSY: &str = "SELECT count(*) FROM fieldmirror.jobs
+    WHERE kind = 'sync' AND state = 'running' AND lease_until > clock_timestamp()";
+const ALL_BUSY: &str = "SELECT count(*) = 4 FROM fieldmirror.jobs
+    WHERE kind = 'sync' AND state = 'running' AND lease_until > clock_timestamp()";
+const ROWS: &str = "SELECT count(*) FROM mirror.hubspot_tickets";
+
+/// Waits until every worker has been at work for `span` without a moment's rest. Returns from when to when.
+async fn all_busy_for(app: &TestApp, span: Duration) -> (Instant, Instant) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut since = None;
+    loop {
+        let looked_at = Instant::now();
+        since = if app.number(BUSY).await == WORKERS { since.or(Some(looked_at)) } else { None };
+        let Some(began) = since.filter(|since| looked_at - *since > span) else {
+            assert!(looked_at < deadline, "the workers are not all busy");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        return (began, looked_at);
+    }
+}
+
+/// The longest pause between two meals within a span, its ends included.
+fn longest_gap(heard: &[(Instant, String)], (from, to): (Instant, Instant)) -> Duration {
+    let meals = heard.iter().filter(|(_, line)| line == "WATCHDOG=1").map(|(at, _)| *at);
+    let within: Vec<Instant> = meals.filter(|at| (from..=to).contains(at)).collect();
+    let points: Vec<Instant> = [&[from], within.as_slice(), &[to]].concat();
+    points.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
+/// Under full load: every worker reads an account, every slot for tokens is in the middle of an exchange.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn systemd_hears_how_things_stand() {
-    let options = SandboxOptions { accounts: 3, ..small(1_500) };
-    let (app, socket) = under_systemd(TestApp::new(options, &[]).await);
+async fn systemd_hears_how_things_stand_under_full_load() {
+    let options = SandboxOptions { accounts: usize::try_from(ACCOUNTS).unwrap(), ..small(600) };
+    let metrics = free_address();
+    let settings = [("providers.hubspot.page_size", "2"), ("metrics.listen", metrics.as_str())];
+    let (app, socket) = under_systemd(TestApp::new(options, &settings).await);
     let mut daemon = app.spawn_daemon("");
     socket.wait_for("READY=1", 0, |line| line == "READY=1").await;
     let ready = get(&Url::parse(&format!("{}/readyz", app.endpoint)).unwrap()).await;
     assert_eq!(ready.0, 200, "it says so only when it serves: {}", ready.2);
     socket.wait_for("that nothing is connected", 0, |line| line == "STATUS=No connections yet").await;
-    for account in 0..3 {
-        connect(&app, &format!("acme-{account}"), HUB + account).await;
-    }
-    app.wait_until(
-        "everything has been read",
-        "SELECT count(*) = 12 AND bool_and(backfill_done) FROM mirror.freshness",
-    )
-    .await;
-    socket.wait_for("the connections", 0, |line| line.starts_with("STATUS=3 connections")).await;
-    socket.wait_for("the oldest freshness", 0, |line| line.contains("; oldest freshness ")).await;
-    assert!(app.number("SELECT count(*) FROM mirror.hubspot_tickets").await >= 1_500);
-    let (ended, _) = terminate(&mut daemon).await;
+    let reading = ["slow=600,on:search", "slow=600,on:batch_read"];
+    app.faults(&reading);
+    let names: Vec<String> = (0..ACCOUNTS).map(|account| format!("acme-{account}")).collect();
+    join_all((0..ACCOUNTS).zip(&names).map(|(account, name)| connect(&app, name, HUB + account))).await;
+
+    all_busy_for(&app, Duration::ZERO).await;
+    let rows = app.number(ROWS).await;
+    let span = all_busy_for(&app, WATCHDOG + WATCHDOG / 4).await;
+    assert!(app.number(ROWS).await > rows, "and get on with it");
+    let gap = longest_gap(&socket.heard(), span);
+    assert!(gap <= WATCHDOG / 2, "fed in time while all workers were busy: {gap:?}");
+
+    // The slots for tokens too: every token falls due at once, and the provider takes its time.
+    app.faults(&[&reading[..], &["slow=5000,on:token_refresh"]].concat());
+    app.execute("UPDATE fieldmirror.tokens SET refresh_due_at = now() - interval '1 s'").await;
+    app.wait_until("all exchanges are under way", "SELECT count(*) = 8 FROM fieldmirror.refresh_attempts")
+        .await;
+    // The attempt is opened right before the question is sent.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let page = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await.2;
+    let held = page.lines().find_map(|line| line.strip_prefix("fieldmirror_jobs_held "));
+    let held: f64 = held.expect("the metric").parse().unwrap();
+    assert!(held >= 11.0, "of twelve slots, between two turns one may be free: {held}");
+    app.wait_until("all workers are busy", ALL_BUSY).await;
+    let (ended, took) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended}");
+    assert!(took > Duration::from_secs(1), "it waited for the answers: {took:?}");
+    nothing_is_lost(&app).await;
 
     let heard = socket.heard();
     let first = |text: &str| heard.iter().position(|(_, line)| line == text).expect(text);
@@ -77,13 +132,115 @@ async fn systemd_hears_how_things_stand() {
     assert!(first("READY=1") < first("WATCHDOG=1"));
     let stopping = first("STOPPING=1");
     assert!(heard[stopping..].iter().all(|(_, line)| line != "WATCHDOG=1" && line != "READY=1"), "{heard:?}");
-    let meals: Vec<Instant> =
-        heard[..stopping].iter().filter(|(_, line)| line == "WATCHDOG=1").map(|(at, _)| *at).collect();
-    let gaps = meals.windows(2).map(|pair| pair[1] - pair[0]);
-    let longest = gaps.max().expect("several meals");
-    assert!(longest <= WATCHDOG / 2, "fed in time while three accounts were read: {longest:?}");
-    let last = heard[stopping].0 - *meals.last().unwrap();
-    assert!(last <= WATCHDOG / 2, "up to the end: {last:?}");
+    let gap = longest_gap(&heard[..stopping], (heard[first("WATCHDOG=1")].0, heard[stopping].0));
+    assert!(gap <= WATCHDOG / 2, "fed in time from the beginning to the end: {gap:?}");
+    for part in ["STATUS=8 connections", "; `tickets` of `acme-", " is being read for the first time"] {
+        assert!(heard.iter().any(|(_, line)| line.contains(part)), "{part}: {heard:?}");
+    }
+
+    // What was held is taken up again, and comes to its end.
+    app.faults(&[]);
+    let app = app.with("providers.hubspot.page_size", "100");
+    let mut daemon = app.spawn_daemon("");
+    let done = "SELECT count(*) = 32 AND bool_and(backfill_done) FROM mirror.freshness";
+    app.wait_until("everything has been read", done).await;
+    let mirrored = app.rows(LIVE_ROWS).await;
+    for account in (0..ACCOUNTS).map(|number| HUB + number) {
+        let truth = app.truth_of(account).await;
+        let live = truth.iter().filter(|ticket| ticket["state"] == "live").count();
+        let row = json!({"account_id": account.to_string(), "live": live});
+        assert!(mirrored.contains(&row), "{row} is not in {mirrored:?}");
+    }
+    terminate(&mut daemon).await;
+    assert_eq!(socket.count("READY=1"), 2);
+}
+
+const LIVE_ROWS: &str = "SELECT c.account_id, count(*) FILTER (WHERE t.deleted_at IS NULL) AS live
+    FROM mirror.connections c JOIN mirror.hubspot_tickets t ON t.connection_id = c.id GROUP BY 1";
+
+/// After a daemon that was stopped with all its hands full: every exchange has been seen through, every turn has saved its
+/// place, every job is due again.
+async fn nothing_is_lost(app: &TestApp) {
+    for (what, sql) in [
+        ("every new token is stored", "SELECT count(*) = 8 AND bool_and(generation = 2) FROM fieldmirror.tokens"),
+        ("no exchange is open", "SELECT count(*) = 0 FROM fieldmirror.refresh_attempts"),
+        ("it signed off", "SELECT count(*) = 0 FROM fieldmirror.daemons"),
+        (
+            "no job was left, dropped or given up",
+            "SELECT bool_and(state IN ('pending', 'done') AND crashes = 0) FROM fieldmirror.jobs",
+        ),
+        (
+            "no run was left, and none failed",
+            "SELECT bool_and(outcome IN ('closed', 'yielded')) FROM mirror.sync_runs",
+        ),
+        (
+            "the turns that were cut short had begun to read",
+            "SELECT count(*) >= 4 FROM mirror.sync_runs WHERE outcome = 'yielded' AND pages > 0",
+        ),
+        (
+            "every page is there with its place and its counts",
+            "SELECT bool_and(f.rows = (SELECT count(*) FROM mirror.hubspot_tickets t JOIN mirror.connections c
+                 ON c.id = t.connection_id WHERE c.name = f.connection_name AND t.deleted_at IS NULL))
+             FROM mirror.freshness f WHERE f.stream = 'tickets'",
+        ),
+    ] {
+        assert_eq!(app.one(sql).await, true, "{what}: {:#?}", app.rows(LEFT).await);
+    }
+    assert_eq!(app.asked("token_refresh"), ACCOUNTS, "each was asked for once");
+}
+
+const LEFT: &str =
+    "SELECT r.connection_id, r.stream, r.mode, r.outcome, r.pages, r.error, t.generation, t.last_error
+    FROM mirror.sync_runs r LEFT JOIN fieldmirror.tokens t USING (connection_id) ORDER BY r.id DESC LIMIT 40";
+
+/// What keeps a daemon from serving keeps `READY=1` back; what takes long at its start is given time, and ends when it is
+/// told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
+    let (app, socket) = under_systemd(TestApp::new(small(1), &[]).await);
+    // Somebody else migrates, and takes long.
+    let url = app.environment["FIELDMIRROR_DATABASE__URL"].clone();
+    let migrating = tokio::task::spawn_blocking(move || {
+        let mut session = PgConnection::establish(&url).unwrap();
+        let lock = i64::from_be_bytes(*b"fieldmir");
+        session.batch_execute(&format!("SELECT pg_advisory_lock({lock})")).unwrap();
+        session
+    });
+    let migrating = migrating.await.unwrap();
+    let mut daemon = app.spawn_daemon("");
+    socket.wait_for("more time is asked for", 0, |line| line.starts_with("EXTEND_TIMEOUT_USEC=")).await;
+    assert!(socket.heard()[0].1.starts_with("STATUS=Starting"), "{:?}", socket.heard());
+    let (ended, _) = terminate(&mut daemon).await;
+    assert!(ended.success(), "{ended}");
+    socket.wait_for("STOPPING=1", 0, |line| line == "STOPPING=1").await;
+    assert_eq!(socket.count("READY=1"), 0);
+
+    let mut daemon = app.spawn_daemon("");
+    let before = socket.heard().len();
+    socket.wait_for("it starts", before, |line| line.starts_with("STATUS=Starting")).await;
+    assert_eq!(socket.count("READY=1"), 0);
+    drop(migrating);
+    socket.wait_for("READY=1", before, |line| line == "READY=1").await;
+    terminate(&mut daemon).await;
+
+    // A database that takes no writes, and none at all.
+    app.execute(
+        "DO $$ BEGIN
+             EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database());
+         END $$",
+    )
+    .await;
+    let ran = app.run("run --json").await;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.last()["error"].to_string().contains("read-only"), "{ran:?}");
+    let app = app.with("database.url", "postgres://127.0.0.1:9/nothing");
+    let ran = app.run("run --json").await;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert_eq!(
+        (socket.count("READY=1"), socket.count("WATCHDOG=1") > 0),
+        (1, true),
+        "of the one that served"
+    );
 }
 
 const OPEN: &str = "SELECT count(*) = 1 FROM fieldmirror.refresh_attempts";
@@ -229,6 +386,8 @@ async fn a_hangup_reloads_what_can_be_reloaded() {
         "SELECT count(*) > 4 FROM mirror.sync_runs WHERE stream = 'owners' AND outcome = 'closed'",
     )
     .await;
+    let oldest = |line: &str| line.starts_with("STATUS=1 connection; oldest freshness ");
+    socket.wait_for("the oldest freshness", 0, oldest).await;
     let (ended, _) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended}");
 }

@@ -260,7 +260,11 @@ impl TestApp {
 
     /// Every ticket there is or was.
     pub async fn truth(&self) -> Vec<Value> {
-        let body = self.sandbox.control().hubspot().truth(HUB).unwrap();
+        self.truth_of(HUB).await
+    }
+
+    pub async fn truth_of(&self, account: u64) -> Vec<Value> {
+        let body = self.sandbox.control().hubspot().truth(account).unwrap();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(parsed).collect()
     }
