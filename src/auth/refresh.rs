@@ -159,7 +159,8 @@ impl Auth {
             let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: auth.spill_grace() };
             let left_open = left_open
                 .filter(|open| (open.grant_id, open.generation) == (token.grant_id, token.generation));
-            let opened = refresh_attempts::open(conn, id, &token, &auth.refresher(), exclusion)?;
+            let by = auth.refresher(connection.grant);
+            let opened = refresh_attempts::open(conn, id, &token, &by, exclusion)?;
             Ok(match opened {
                 Some(attempt) => {
                     Begun::Open(Box::new(Opened { connection, token, attempt, permit_in, left_open }))
@@ -170,8 +171,10 @@ impl Auth {
         .await
     }
 
-    fn refresher(&self) -> Refresher<'_> {
-        Refresher { daemon: self.daemon, host: &self.host, spills: self.spills.id() }
+    /// Who we are to others. What can simply be asked for again is in no folder that anybody would have to wait for.
+    fn refresher(&self, grant: GrantKind) -> Refresher<'_> {
+        let spills = self.spills.id().filter(|_| grant == GrantKind::AuthorizationCode);
+        Refresher { daemon: self.daemon, host: &self.host, spills }
     }
 
     /// How long a reply is waited for that may be on another machine.
@@ -210,7 +213,8 @@ impl Auth {
                     let Some(token) = tokens::load(conn, id)? else { return Ok(Held::Nothing) };
                     // The grant ends: a reply on another machine is not waited for.
                     let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: Duration::ZERO };
-                    let opened = refresh_attempts::open(conn, id, &token, &auth.refresher(), exclusion)?;
+                    let by = auth.refresher(connection.grant);
+                    let opened = refresh_attempts::open(conn, id, &token, &by, exclusion)?;
                     Ok(match opened {
                         Some(attempt) => {
                             Held::Mine(Box::new((Standing { connection, token: Some(token) }, attempt)))

@@ -84,21 +84,13 @@ impl Work<'_> {
         client: String,
     ) -> Result<(), Failure> {
         let mut stop = fault.failure.kind == FailureKind::Misconfigured;
-        if fault.dead {
-            // Also those that were marked before it was clear that there are too many.
-            let Acquitted { count, silent } = self.auth.acquit(self.provider).await?;
-            if count > 0 || aftermath == Aftermath::Spared {
-                error!(
-                    provider = self.provider.spec().name,
-                    error = MASS_REASON,
-                    "Many refreshes at {} failed: {MASS_REASON}",
-                    self.provider.spec().title
-                );
-                stop = silent;
-            }
+        if fault.dead
+            && let Some(silent) = self.auth.are_too_many(self.provider, aftermath).await?
+        {
+            stop = silent;
         }
         if stop {
-            self.auth.db(move |conn| rate_budget::stop(conn, &client, CLIENT_STOP)).await?;
+            self.auth.stop_client(client).await?;
         }
         Ok(())
     }
@@ -111,7 +103,7 @@ impl Work<'_> {
                 last_error: fault.failure.message.clone(),
                 kind: fault.failure.kind.label(),
                 refresh_due_at: self.retry_at(fault, now),
-                rejected_at: fault.dead.then_some(now),
+                is_dead: fault.dead,
             },
             client_of: (self.connection.grant == GrantKind::AuthorizationCode)
                 .then_some(self.provider.spec().name),
@@ -164,18 +156,19 @@ impl Auth {
         let Standing { connection, token } = self.standing(id).await?;
         let lives = |token: &Token| token.generation == generation && token.rejected_at.is_none();
         let Some(token) = token.filter(lives) else { return Ok(()) };
-        let (provider, _) = self.provider(&connection.provider)?;
+        let (provider, settings) = self.provider(&connection.provider)?;
         let now = self.clock.now();
         let setback = Setback {
             last_error: why.to_owned(),
             kind: FailureKind::NeedsReauth.label(),
             refresh_due_at: now + delta(DEAD_RETRY),
-            rejected_at: Some(now),
+            is_dead: true,
         };
+        let shares_client = connection.grant == GrantKind::AuthorizationCode;
         let report = Report {
             event: "request",
             setback,
-            client_of: (connection.grant == GrantKind::AuthorizationCode).then_some(provider.spec().name),
+            client_of: shares_client.then_some(provider.spec().name),
             spared_until: now + delta(RETRY_MAX),
             daemon: self.daemon,
         };
@@ -183,8 +176,38 @@ impl Auth {
         let (grant_id, daemon) = (token.grant_id, self.daemon);
         let about = RefreshAttempt { connection: id, grant_id, generation, daemon, started_at: now };
         let aftermath = self.transaction(move |conn| write_down(conn, &about, &report)).await?;
+        if shares_client
+            && aftermath != Aftermath::Overtaken
+            && self.are_too_many(provider, aftermath).await? == Some(true)
+        {
+            self.stop_client(permit_scope(provider, client_of(&connection, &settings.client_id))).await?;
+        }
         warn!(connection.id = %id, outcome = aftermath.word(), "The grant of `{}` has ended: {why}", connection.name);
         Ok(())
+    }
+
+    /// Whether there were too many deaths to be believed, and if so, whether no account of the client has fared well
+    /// since. Takes those back that were marked before that was clear.
+    async fn are_too_many(
+        &self,
+        provider: &'static dyn Provider,
+        aftermath: Aftermath,
+    ) -> Result<Option<bool>, Failure> {
+        let Acquitted { count, silent } = self.acquit(provider).await?;
+        if count == 0 && aftermath != Aftermath::Spared {
+            return Ok(None);
+        }
+        error!(
+            provider = provider.spec().name,
+            error = MASS_REASON,
+            "Many grants at {} were called dead: {MASS_REASON}",
+            provider.spec().title
+        );
+        Ok(Some(silent))
+    }
+
+    async fn stop_client(&self, client: String) -> Result<(), Failure> {
+        self.db(move |conn| rate_budget::stop(conn, &client, CLIENT_STOP)).await
     }
 
     /// Takes deaths back that turn out to be the client's fault, not the accounts'.
@@ -215,18 +238,21 @@ fn write_down(
     report: &Report,
 ) -> Result<Aftermath, DbError> {
     let id = attempt.connection;
-    connections::lock(conn, id)?;
+    let connection = connections::lock(conn, id)?;
     let message = report.setback.last_error.as_str();
     // The one re-read: what was refused may have been renewed by somebody else.
     let aftermath = if !tokens::set_back(conn, attempt, &report.setback)? {
         Aftermath::Overtaken
-    } else if report.setback.rejected_at.is_none() {
+    } else if !report.setback.is_dead {
         Aftermath::Counted
     } else if is_clients_fault(conn, id, report.client_of)? {
         tokens::blame_client(conn, id, report.spared_until)?;
         Aftermath::Spared
     } else {
-        connections::set_state(conn, id, ConnectionState::NeedsReauth, Some(message))?;
+        // What it died of stays on record; later tries can only tell that it is dead.
+        if connection.state != ConnectionState::NeedsReauth {
+            connections::set_state(conn, id, ConnectionState::NeedsReauth, Some(message))?;
+        }
         Aftermath::Dead
     };
     note(conn, attempt, report.event, aftermath.word(), Some(message), report.daemon)?;

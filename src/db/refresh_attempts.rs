@@ -11,6 +11,7 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text, Timestamptz, Uuid 
 use uuid::Uuid;
 
 use super::error::DbError;
+use super::session;
 use super::tokens::Token;
 use crate::domain::ids::ConnectionId;
 
@@ -63,7 +64,8 @@ macro_rules! passed {
     };
 }
 
-/// Opens a refresh of `token`, unless another one is open and its time has not passed.
+/// Opens a refresh of `token`, unless another one is open and its time has not passed. The transaction's commit waits for
+/// the disk: a server that forgets it in a crash would let another one begin meanwhile.
 pub fn open(
     conn: &mut PgConnection,
     connection: ConnectionId,
@@ -71,6 +73,7 @@ pub fn open(
     by: &Refresher<'_>,
     exclusion: Exclusion,
 ) -> Result<Option<RefreshAttempt>, DbError> {
+    session::commit_durably(conn)?;
     let opened = sql_query(concat!(
         "INSERT INTO fieldmirror.refresh_attempts AS held \
              (connection_id, grant_id, generation, daemon_id, host, spills, started_at, blocked_until) \

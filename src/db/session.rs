@@ -26,6 +26,13 @@ pub(super) fn prepare(connection: &mut PgConnection) -> QueryResult<()> {
     diesel::connection::SimpleConnection::batch_execute(connection, SETTINGS)
 }
 
+/// Makes this transaction's commit wait for the disk, whatever the server's default: for what a provider is to act upon,
+/// or has acted upon.
+pub(super) fn commit_durably(connection: &mut PgConnection) -> Result<(), DbError> {
+    diesel::connection::SimpleConnection::batch_execute(connection, "SET LOCAL synchronous_commit = on")?;
+    Ok(())
+}
+
 /// Lets this transaction commit without waiting for the disk. For what is read again when it is lost.
 pub fn commit_lazily(connection: &mut PgConnection) -> Result<(), DbError> {
     diesel::connection::SimpleConnection::batch_execute(connection, "SET LOCAL synchronous_commit = off")?;

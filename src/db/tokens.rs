@@ -15,9 +15,12 @@ use uuid::Uuid;
 
 use super::error::DbError;
 use super::refresh_attempts::{self, RefreshAttempt};
-use super::{requests, rows};
+use super::{requests, rows, session};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::GrantKind;
+
+/// Refreshes of one provider that have jobs which could run: more than its endpoint is asked in a second.
+const READY_MAX: i64 = 40;
 
 /// The word for a token of that grant in the tables and in `status`.
 pub fn kind(grant: GrantKind) -> &'static str {
@@ -88,6 +91,7 @@ pub struct NewToken {
 
 /// Makes `new` the token of its connection, as the first of a new grant. An open refresh of the grant before is void.
 pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) -> Result<(), DbError> {
+    session::commit_durably(conn)?;
     sql_query(
         "INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, refresh_sealed, scopes, \
              issued_at, expires_at, refresh_due_at, last_refresh_at) \
@@ -133,7 +137,7 @@ pub struct Renewal {
 /// on meanwhile, and nothing was written to it. The transaction's commit waits for the disk whatever the server's
 /// default.
 pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<bool, DbError> {
-    sql_query("SET LOCAL synchronous_commit = on").execute(conn)?;
+    session::commit_durably(conn)?;
     let swapped = sql_query(
         "UPDATE fieldmirror.tokens SET generation = $10, access_sealed = $4, \
              refresh_sealed = coalesce($5, refresh_sealed), \
@@ -157,6 +161,21 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
     Ok(swapped == 1)
 }
 
+/// Whether the reply that `new` came from is written down already: the answer to its commit was lost, or another daemon
+/// found it in the folder of spills. Replies are told apart by when their requests were sent.
+pub fn is_renewed(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<bool, DbError> {
+    let query = sql_query(
+        "SELECT EXISTS (SELECT FROM fieldmirror.tokens \
+             WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 AND issued_at = $4) AS value",
+    );
+    let query = query
+        .bind::<BigInt, _>(attempt.connection.0)
+        .bind::<SqlUuid, _>(attempt.grant_id)
+        .bind::<BigInt, _>(new.generation)
+        .bind::<Timestamptz, _>(new.issued_at);
+    rows::value::<Bool, bool, _>(conn, query)
+}
+
 /// A refresh that did not work.
 #[derive(Debug, Clone)]
 pub struct Setback {
@@ -164,8 +183,9 @@ pub struct Setback {
     /// The label of the failure's kind.
     pub kind: &'static str,
     pub refresh_due_at: DateTime<Utc>,
-    /// Set when the provider said that the grant is dead. The first such moment is kept.
-    pub rejected_at: Option<DateTime<Utc>>,
+    /// The provider said that the grant is dead. The first such moment is kept, by the database's clock: it is compared
+    /// with those of others.
+    pub is_dead: bool,
 }
 
 /// Counts a failed refresh and closes its attempt. False: the token has moved on meanwhile, and the failure says
@@ -180,7 +200,7 @@ pub fn set_back(
         "UPDATE fieldmirror.tokens SET failures = failures + 1, refresh_due_at = $5, \
              last_error = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN last_error ELSE $4 END, \
              failure_kind = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN failure_kind ELSE $7 END, \
-             rejected_at = CASE WHEN $6 IS NULL THEN rejected_at ELSE coalesce(rejected_at, $6) END \
+             rejected_at = CASE WHEN $6 THEN coalesce(rejected_at, now()) ELSE rejected_at END \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
     .bind::<BigInt, _>(attempt.connection.0)
@@ -188,7 +208,7 @@ pub fn set_back(
     .bind::<BigInt, _>(attempt.generation)
     .bind::<Text, _>(&setback.last_error)
     .bind::<Timestamptz, _>(setback.refresh_due_at)
-    .bind::<Nullable<Timestamptz>, _>(setback.rejected_at)
+    .bind::<Bool, _>(setback.is_dead)
     .bind::<Text, _>(setback.kind)
     .execute(conn)?;
     refresh_attempts::close(conn, attempt)?;
@@ -264,7 +284,8 @@ pub fn make_due(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -
 /// Connections whose token is to be refreshed or probed now, at most `limit`, the most endangered first: by the end of the
 /// access token. Keys come after them, since they do not run out, and last what the provider called dead. Not among them
 /// are those with an open refresh, with one whose reply may be found in a folder of spills that is not `spills`, for
-/// `spill_grace`, and those whose job waits already, so that the next ones get theirs.
+/// `spill_grace`, and those whose job waits already, so that the next ones get theirs. No provider gets more than
+/// [`READY_MAX`] ahead: where one does not answer, the others' are not behind all of its own.
 pub fn due(
     conn: &mut PgConnection,
     providers: &[String],
@@ -273,24 +294,36 @@ pub fn due(
     (spills, spill_grace): (Option<Uuid>, Duration),
 ) -> Result<Vec<ConnectionId>, DbError> {
     let query = sql_query(
-        "SELECT t.connection_id AS value FROM fieldmirror.tokens t \
-         JOIN fieldmirror.connections c ON c.id = t.connection_id \
-         LEFT JOIN fieldmirror.refresh_attempts a \
-             ON a.connection_id = t.connection_id AND a.blocked_until > clock_timestamp() \
-                - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
-                       THEN make_interval(secs => $5) ELSE interval '0' END \
-         WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
-           AND c.provider = ANY ($3) \
-           AND NOT EXISTS (SELECT FROM fieldmirror.jobs j WHERE j.kind = 'refresh_token' \
-               AND j.connection_id = t.connection_id AND j.state IN ('pending', 'running', 'parked')) \
-         ORDER BY t.rejected_at IS NOT NULL, t.kind IN ('api_key', 'bearer'), \
-             coalesce(t.expires_at, t.refresh_due_at) LIMIT $2",
+        "WITH ready AS (\
+             SELECT c.provider, count(*) AS jobs FROM fieldmirror.jobs j \
+             JOIN fieldmirror.connections c ON c.id = j.connection_id \
+             WHERE j.kind = 'refresh_token' AND (j.state = 'running' OR j.state = 'pending' AND j.run_at <= now()) \
+             GROUP BY c.provider\
+         ), due AS (\
+             SELECT t.connection_id, c.provider, t.rejected_at IS NOT NULL AS is_dead, \
+                 t.kind IN ('api_key', 'bearer') AS is_key, coalesce(t.expires_at, t.refresh_due_at) AS ends_at \
+             FROM fieldmirror.tokens t \
+             JOIN fieldmirror.connections c ON c.id = t.connection_id \
+             LEFT JOIN fieldmirror.refresh_attempts a \
+                 ON a.connection_id = t.connection_id AND a.blocked_until > clock_timestamp() \
+                    - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
+                           THEN make_interval(secs => $5) ELSE interval '0' END \
+             WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
+               AND c.provider = ANY ($3) \
+               AND NOT EXISTS (SELECT FROM fieldmirror.jobs j WHERE j.kind = 'refresh_token' \
+                   AND j.connection_id = t.connection_id AND j.state IN ('pending', 'running', 'parked'))\
+         ), placed AS (\
+             SELECT *, row_number() OVER (PARTITION BY provider ORDER BY is_dead, is_key, ends_at) AS place FROM due\
+         ) \
+         SELECT p.connection_id AS value FROM placed p LEFT JOIN ready r ON r.provider = p.provider \
+         WHERE p.place <= $6 - coalesce(r.jobs, 0) ORDER BY p.is_dead, p.is_key, p.ends_at LIMIT $2",
     )
     .bind::<Timestamptz, _>(now)
     .bind::<BigInt, _>(i64::from(limit))
     .bind::<Array<Text>, _>(providers)
     .bind::<Nullable<SqlUuid>, _>(spills)
-    .bind::<Double, _>(spill_grace.as_secs_f64());
+    .bind::<Double, _>(spill_grace.as_secs_f64())
+    .bind::<BigInt, _>(READY_MAX);
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 
@@ -429,13 +462,28 @@ pub struct OnRecord {
     /// The last refresh failed, and its pause is not over at the caller's time.
     #[diesel(sql_type = Bool)]
     pub pauses: bool,
+    /// The provider has called the grant dead.
+    #[diesel(sql_type = Bool)]
+    pub is_dead: bool,
+    /// When it was last disconnected; of connections that are, as far as that is still known.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub disconnected_at: Option<DateTime<Utc>>,
 }
 
 impl OnRecord {
     /// For tests of those who compare with it.
     pub fn example(connection_id: i64, state: &str, token: Option<(Uuid, i64)>) -> Self {
         let (grant_id, generation) = token.unzip();
-        Self { connection_id, state: state.to_owned(), grant_id, generation, issued_at: None, pauses: false }
+        Self {
+            connection_id,
+            state: state.to_owned(),
+            grant_id,
+            generation,
+            issued_at: None,
+            pauses: false,
+            is_dead: false,
+            disconnected_at: None,
+        }
     }
 
     pub fn connection(&self) -> ConnectionId {
@@ -452,7 +500,10 @@ pub fn on_record(
     let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
     Ok(sql_query(
         "SELECT c.id AS connection_id, c.state, t.grant_id, t.generation, t.issued_at, \
-             coalesce(t.failures > 0 AND t.refresh_due_at > $2, false) AS pauses \
+             coalesce(t.failures > 0 AND t.refresh_due_at > $2, false) AS pauses, \
+             t.rejected_at IS NOT NULL AS is_dead, \
+             CASE WHEN c.state = 'disconnected' THEN (SELECT max(at) FROM fieldmirror.audit_log a \
+                 WHERE a.connection_id = c.id AND a.event = 'disconnect') END AS disconnected_at \
          FROM fieldmirror.connections c LEFT JOIN fieldmirror.tokens t ON t.connection_id = c.id \
          WHERE c.id = ANY ($1)",
     )

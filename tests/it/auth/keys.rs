@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use fieldmirror::auth::between::Step;
+use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
 use fieldmirror::db::tokens;
@@ -14,7 +16,8 @@ use fieldmirror::jobs;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::rig::Rig;
+use super::rig::{Host, Rig};
+use super::stage::{dies_at, let_attempts_pass};
 
 async fn hand_over(rig: &Rig, secrets: &str) -> (ConnectionId, Uuid) {
     let id = rig.pending("acme", GrantKind::BearerToken).await;
@@ -110,4 +113,20 @@ async fn a_key_that_opens_another_account_is_not_used() {
     let failure = jobs::refresh_token::run(&rig.auth, id).await.expect_err("another account");
     assert_eq!(failure.kind, FailureKind::NeedsReauth);
     assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+}
+
+/// There is no reply of a probe that could be on another machine's disk.
+#[tokio::test]
+async fn a_probe_that_was_interrupted_elsewhere_is_not_waited_for() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let dying = rig.daemon_at(Host { name: "gone", state: elsewhere.path(), between: dies_at(Step::Open) });
+    dying.refresh(id, Why::Asked).await.expect_err("it died");
+    let_attempts_pass(&rig).await;
+    assert_eq!(rig.conditions().await, [] as [String; 0], "nobody has to start that machine");
+    let due = rig.clock.now() + TimeDelta::hours(25);
+    let reach = (rig.auth.spills.id(), Duration::from_mins(10));
+    assert_eq!(rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], due, 10, reach)).await, [id]);
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
 }

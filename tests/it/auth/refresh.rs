@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use diesel::sql_types::Text;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::queue::{self, ClaimLimits};
 use fieldmirror::db::refresh_attempts::{self, Exclusion, Refresher};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
-use fieldmirror::db::{PgConnection, tokens};
+use fieldmirror::db::{PgConnection, rows, tokens};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
@@ -316,6 +317,109 @@ async fn deaths_that_are_not_believed_stop_a_silent_client() {
     assert_eq!(rig.conditions().await, ["configuration_fault provider hubspot"]);
 }
 
+/// What requests are told of grants counts as what token endpoints say.
+#[tokio::test]
+async fn many_grants_that_end_at_once_are_not_believed() {
+    let rig = Rig::new().await;
+    let mut ids = Vec::new();
+    for (account, name) in (1..).zip(["a", "b", "c", "d"]) {
+        ids.push(rig.connected(name, account).await);
+    }
+    for id in &ids[..3] {
+        rig.auth.ended(*id, 1, "the app was removed").await.expect("it is written down");
+    }
+    for id in &ids {
+        assert_eq!(rig.connection(*id).await.state, ConnectionState::Connected);
+    }
+    assert_eq!(rig.conditions().await, ["configuration_fault provider hubspot"]);
+    rig.clock.shift(TimeDelta::minutes(29));
+    let failure = rig.auth.refresh(ids[3], Why::Due).await.expect_err("it is not tried");
+    assert_eq!((failure.kind.label(), rig.fake.count("refresh_token")), ("throttled", 0));
+}
+
+/// Daemons' clocks may differ from the database's, and from each other.
+#[tokio::test]
+async fn deaths_are_counted_by_one_clock() {
+    for hours in [-2, 2] {
+        let rig = Rig::new().await;
+        let mut ids = Vec::new();
+        for (account, name) in (1..).zip(["a", "b", "c", "well"]) {
+            ids.push(rig.connected(name, account).await);
+        }
+        rig.clock.shift(TimeDelta::hours(hours));
+        for id in &ids[..3] {
+            rig.fake.then([bad_refresh_token()]);
+            let _ = rig.auth.refresh(*id, Why::Asked).await.expect_err("refused");
+        }
+        for id in &ids[..3] {
+            assert_eq!(rig.connection(*id).await.state, ConnectionState::Connected, "{hours}");
+        }
+        // Others fare well an hour later: what is still dead then is dead.
+        rig.execute("UPDATE fieldmirror.tokens SET rejected_at = rejected_at - interval '1 hour'").await;
+        rig.auth.refresh(ids[3], Why::Asked).await.expect("it works");
+        rig.fake.then([bad_refresh_token()]);
+        let failure = rig.auth.refresh(ids[0], Why::Asked).await.expect_err("refused");
+        assert_eq!(failure.kind, FailureKind::NeedsReauth, "{hours}");
+    }
+}
+
+/// The answer to a commit may be lost: what is there already is not taken for somebody else's.
+#[tokio::test]
+async fn a_renewal_that_is_there_already_is_known() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let token = rig.token(id).await;
+    let attempt = refresh_attempts::RefreshAttempt {
+        connection: id,
+        grant_id: token.grant_id,
+        generation: 1,
+        daemon: Uuid::new_v4(),
+        started_at: rig.clock.now(),
+    };
+    let renewal = |sent_s: i64| tokens::Renewal {
+        generation: 2,
+        access_sealed: vec![1],
+        refresh_sealed: None,
+        scopes: Vec::new(),
+        issued_at: token.issued_at + TimeDelta::seconds(sent_s),
+        expires_at: token.expires_at,
+        refresh_due_at: token.issued_at,
+    };
+    let (ours, another) = (renewal(1), renewal(2));
+    let found = rig
+        .db(move |conn| {
+            let first = tokens::renew(conn, &attempt, &ours)?;
+            let again = tokens::renew(conn, &attempt, &ours)?;
+            let known = tokens::is_renewed(conn, &attempt, &ours)?;
+            Ok((first, again, known, tokens::is_renewed(conn, &attempt, &another)?))
+        })
+        .await;
+    assert_eq!(found, (true, false, true, false));
+}
+
+/// On a server that does not wait for its disk, these do: the attempt that keeps others out, and tokens.
+const WATCHED: &str = "
+    DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$;
+    SET synchronous_commit = off;
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+    CREATE TABLE public.seen (what text, durable text);
+    CREATE FUNCTION public.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.seen VALUES (TG_TABLE_NAME || ' ' || TG_OP, current_setting('synchronous_commit'));
+        RETURN new; END $$;
+    CREATE TRIGGER see BEFORE INSERT OR UPDATE ON fieldmirror.tokens FOR EACH ROW EXECUTE FUNCTION public.see();
+    CREATE TRIGGER see BEFORE INSERT ON fieldmirror.refresh_attempts FOR EACH ROW EXECUTE FUNCTION public.see();";
+
+#[tokio::test]
+async fn attempts_and_tokens_wait_for_the_disk() {
+    let rig = Rig::new().await;
+    rig.batch(WATCHED).await;
+    let id = rig.connected("acme", 1).await;
+    rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    let seen = "SELECT string_agg(DISTINCT what || ' ' || durable, ', ' ORDER BY what || ' ' || durable) AS value FROM public.seen";
+    let seen = rig.db(move |conn| rows::value::<Text, String, _>(conn, diesel::sql_query(seen))).await;
+    assert_eq!(seen, "refresh_attempts INSERT on, tokens INSERT on, tokens UPDATE on");
+}
+
 const ENDANGERED: &str = "
     INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, account_id)
     SELECT name, 'hubspot', 'authorization_code', 'connected', name FROM unnest(ARRAY[
@@ -355,6 +459,42 @@ async fn the_most_endangered_are_refreshed_first() {
         claimed.extend(claim.jobs.into_iter().filter_map(|job| job.connection));
     }
     assert_eq!(names(claimed).await, expected);
+}
+
+/// Sixty of a provider that takes its time, and one of another, whose token lives longer.
+const CROWDED: &str = "
+    INSERT INTO fieldmirror.connections (name, provider, grant_kind, state, account_id)
+    SELECT 'c-' || n, CASE n WHEN 0 THEN 'jobber' ELSE 'hubspot' END, 'authorization_code', 'connected', n
+    FROM generate_series(0, 60) n;
+    INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, issued_at, expires_at, refresh_due_at)
+    SELECT id, gen_random_uuid(), 'oauth', '', now(), now() + account_id::int * interval '-1 s' + interval '5 min', now()
+    FROM fieldmirror.connections;";
+
+#[tokio::test]
+async fn a_provider_that_does_not_answer_is_in_no_other_s_way() {
+    let rig = Rig::new().await;
+    rig.batch(CROWDED).await;
+    let now = rig.clock.now();
+    let providers = ["hubspot".to_owned(), "jobber".to_owned()];
+    let due = {
+        let providers = providers.clone();
+        move |conn: &mut PgConnection| tokens::due(conn, &providers, now, 500, REACH)
+    };
+    let found = rig.db(due.clone()).await;
+    assert_eq!(found.len(), 41);
+    assert_eq!(rig.connection(found[40]).await.provider, "jobber", "it is the least endangered");
+    assert_eq!(rig.connection(found[0]).await.name, "c-60");
+    rig.db(move |conn| queue::ensure_many(conn, "refresh_token", &found)).await;
+    assert_eq!(rig.db(due.clone()).await, [], "their jobs wait");
+    // Those that have had their turn make room, also where they are to be tried again later.
+    rig.execute(
+        "UPDATE fieldmirror.jobs SET run_at = now() + interval '1 min' WHERE connection_id IN (\
+             SELECT id FROM fieldmirror.connections WHERE account_id::int > 50)",
+    )
+    .await;
+    let found = rig.db(due).await;
+    assert_eq!(found.len(), 10);
+    assert_eq!(rig.connection(found[0]).await.name, "c-20");
 }
 
 #[tokio::test]
