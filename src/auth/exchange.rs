@@ -145,7 +145,7 @@ impl Auth {
         let access_token = &granted.tokens.access_token;
         let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
         let shown = self.prove(provider, settings, connection, &credential, Some(granted)).await;
-        let Shown { account, pacing } = shown.map_err(Unfinished::Failed)?;
+        let Shown { account, pacing } = shown.map_err(|failure| in_hand.unfinished(failure))?;
         let token = self.first_token(provider, connection, redeemed.attempt.id, granted);
         let secrets = beside.map(|beside| self.sealed(connection, redeemed.attempt.id, &beside));
         let proven = Proven { account, pacing, grant_id: redeemed.attempt.id, token, secrets };
@@ -326,16 +326,19 @@ impl Auth {
 
 /// Why a code has not led to an ending yet.
 pub(super) enum Unfinished {
-    /// The database did not go along. What was granted is kept, and tried again later.
+    /// The database did not go along, or the provider did not tell whose account it is, or the daemon stops. What was
+    /// granted is kept, and tried again later.
     Postponed(Failure),
     Failed(Failure),
 }
 
 impl InHand {
-    /// What a failure of the database means for the reply.
+    /// What a failure means for the reply.
     fn unfinished(&self, failure: Failure) -> Unfinished {
         match failure.kind {
-            FailureKind::Transient if self.is_safe() => Unfinished::Postponed(failure),
+            FailureKind::Transient | FailureKind::Throttled { .. } if self.is_safe() => {
+                Unfinished::Postponed(failure)
+            }
             _ => Unfinished::Failed(failure),
         }
     }

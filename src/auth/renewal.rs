@@ -65,6 +65,16 @@ pub(super) struct Fault {
     pub wait: Option<Duration>,
 }
 
+impl Fault {
+    /// What came before a death, and may be its cause.
+    fn after(mut self, what: &str) -> Self {
+        if self.dead {
+            self.failure.message = format!("{}; {what}", self.failure.message);
+        }
+        self
+    }
+}
+
 /// A refresh token that may be traded.
 struct Offer {
     /// `None` for grants that have none.
@@ -125,7 +135,7 @@ impl Work<'_> {
 
     fn tell_of(&self, written: Swap, generation: i64) {
         match written {
-            Swap::Done => info!(
+            Swap::Done | Swap::Before => info!(
                 connection.id = self.connection.id.0,
                 connection.name = self.connection.name,
                 provider = self.provider.spec().name,
@@ -214,9 +224,13 @@ impl Work<'_> {
                     name.generation
                 );
             }
-            let ours = self.refresh_token()?;
-            if !offers.iter().any(|offer| offer.refresh_token.as_ref() == Some(&ours)) {
-                offers.push(Offer { refresh_token: Some(ours), spill: None });
+            match self.refresh_token() {
+                Ok(ours) if offers.iter().all(|offer| offer.refresh_token.as_ref() != Some(&ours)) => {
+                    offers.push(Offer { refresh_token: Some(ours), spill: None });
+                }
+                // What is kept is newer: a row that does not open is no reason to leave it.
+                Err(failure) if offers.is_empty() => return Err(failure),
+                Ok(_) | Err(_) => {}
             }
         } else {
             offers.push(Offer { refresh_token: None, spill: None });
@@ -234,16 +248,18 @@ impl Work<'_> {
         from_spills(kept, tried)
     }
 
-    /// A death whose cause may be an interruption says so.
-    fn explained(&self, mut fault: Fault) -> Fault {
-        if let Some(Standing { host, started_at, .. }) = self.left_open.as_ref().filter(|_| fault.dead) {
-            fault.failure.message = format!(
-                "{}; the daemon on host `{host}` was interrupted in a refresh that began at {}, and its reply was not found",
-                fault.failure.message,
+    /// A death whose cause may be an interruption, or a reply that was lost before, says so.
+    fn explained(&self, fault: Fault) -> Fault {
+        match (&self.left_open, &self.token) {
+            (Some(Standing { host, started_at, .. }), _) => fault.after(&format!(
+                "the daemon on host `{host}` was interrupted in a refresh that began at {}, and its reply was not found",
                 started_at.format("%Y-%m-%dT%H:%M:%SZ")
-            );
+            )),
+            (None, Token { failures: 1.., rejected_at: None, last_error: Some(said), .. }) => {
+                fault.after(&format!("the refresh before it had failed ({said})"))
+            }
+            _ => fault,
         }
-        fault
     }
 
     /// Asks the token endpoint; once more where the reply was lost, since the old token may still be good.
@@ -260,7 +276,11 @@ impl Work<'_> {
             self.connection.name
         );
         tokio::time::sleep(SECOND_TRY_PAUSE).await;
-        self.ask(offer, deadline).await?.map_err(|failure| self.fault(failure))
+        let again = self.ask(offer, deadline).await?;
+        again.map_err(|failure| {
+            self.fault(failure)
+                .after("the reply to the try before it was lost, and perhaps a new token with it")
+        })
     }
 
     async fn ask(&self, offer: &Offer, deadline: Deadline) -> Result<Result<Granted, TokenFailure>, Fault> {
@@ -381,7 +401,9 @@ impl Work<'_> {
                 {
                     tokens::retry_blamed(conn, provider, now)?;
                 }
-                note(conn, &attempt, "refresh", swap.word(), detail.as_deref(), daemon)?;
+                if swap != Swap::Before {
+                    note(conn, &attempt, "refresh", swap.word(), detail.as_deref(), daemon)?;
+                }
                 Ok(swap)
             });
             let error = match done.await {
@@ -477,6 +499,9 @@ pub(super) fn renewal(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Swap {
     Done,
+    /// By an earlier try, whose commit was not answered, or by a daemon that found the spill. That has left its line in the
+    /// audit log.
+    Before,
     /// The token had moved on.
     Overtaken,
 }
@@ -485,7 +510,7 @@ impl Swap {
     /// The word in the audit log.
     pub(super) fn word(self) -> &'static str {
         match self {
-            Self::Done => "done",
+            Self::Done | Self::Before => "done",
             Self::Overtaken => "overtaken",
         }
     }
@@ -498,11 +523,12 @@ pub(super) fn swap(
     attempt: &RefreshAttempt,
     renewal: &Renewal,
 ) -> Result<Swap, DbError> {
-    if !tokens::renew(conn, attempt, renewal)? {
-        return Ok(Swap::Overtaken);
+    if tokens::renew(conn, attempt, renewal)? {
+        revive(conn, connection)?;
+        return Ok(Swap::Done);
     }
-    revive(conn, connection)?;
-    Ok(Swap::Done)
+    let was_done = tokens::is_renewed(conn, attempt, renewal)?;
+    Ok(if was_done { Swap::Before } else { Swap::Overtaken })
 }
 
 /// The refresh tokens of spills, without those that were tried.

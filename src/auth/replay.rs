@@ -8,15 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tracing::{info, warn};
 
 use super::authorize::Redeemed;
 use super::exchange::Unfinished;
-use super::refresh::Why;
+use super::refresh::{Refreshed, Why};
 use super::renewal::{self, Swap, note, swap};
-use super::spill::{self, Name, Spills, Unread};
+use super::spill::{self, Name, Unread};
 use super::{Auth, Ending};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::{self, RefreshAttempt};
@@ -55,10 +56,12 @@ enum Fate {
     Unknown,
 }
 
-fn fate(name: Name, on_record: Option<&OnRecord>) -> Fate {
+fn fate(name: Name, sent_at: DateTime<Utc>, on_record: Option<&OnRecord>) -> Fate {
     let Some(on_record) = on_record else { return Fate::Unknown };
     if on_record.state == ConnectionState::Disconnected.as_str() {
-        return Fate::Ended;
+        // A reply that came later belongs to a consent that came later, whether or not this database knows it.
+        let came_later = on_record.disconnected_at.is_some_and(|at| at < sent_at);
+        return if came_later { Fate::OtherGrant } else { Fate::Ended };
     }
     match (on_record.grant_id, on_record.generation) {
         (Some(grant), Some(generation)) if grant == name.grant => match name.generation - generation {
@@ -73,7 +76,7 @@ fn fate(name: Name, on_record: Option<&OnRecord>) -> Fate {
 /// What is left to be done, and needs providers.
 #[derive(Default)]
 pub struct Left {
-    ahead: BTreeSet<ConnectionId>,
+    ahead: BTreeMap<ConnectionId, Name>,
     consents: Vec<(Name, Granted, Redeemed)>,
 }
 
@@ -97,7 +100,7 @@ impl Auth {
         for (name, granted) in replies.into_iter().rev() {
             let newest = *newest.entry((name.connection, name.grant)).or_insert(name.generation);
             let row = on_record.get(&name.connection);
-            let useless = match fate(name, row) {
+            let useless = match fate(name, granted.sent_at, row) {
                 Fate::Known => (name.generation < newest).then_some("its tokens have been traded"),
                 Fate::Next => {
                     match self.write_down(name, &granted).await {
@@ -111,13 +114,12 @@ impl Auth {
                     None
                 }
                 Fate::Ahead => {
-                    if row.is_some_and(|row| !row.pauses) {
-                        left.ahead.insert(name.connection);
+                    // A death that was said of what another machine had kept says nothing of what is kept here.
+                    let untried = |row: &OnRecord| row.is_dead && !self.spills.was_offered(name);
+                    if row.is_some_and(|row| !row.pauses || untried(row)) {
+                        left.ahead.entry(name.connection).or_insert(name);
                     }
                     None
-                }
-                Fate::OtherGrant if row.and_then(|row| row.issued_at) > Some(granted.sent_at) => {
-                    Some("a later consent has replaced its grant")
                 }
                 found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
                     Some(redeemed) if redeemed.authorization.is_open => {
@@ -126,6 +128,9 @@ impl Auth {
                     }
                     Some(_) => Some("its consent was replaced, or has expired"),
                     None if found == Fate::Ended => Some("its connection was disconnected"),
+                    None if row.and_then(|row| row.issued_at) > Some(granted.sent_at) => {
+                        Some("a later consent has replaced its grant")
+                    }
                     None => {
                         no_use.insert(name.to_string(), UNKNOWN_GRANT.to_owned());
                         None
@@ -152,19 +157,11 @@ impl Auth {
     async fn open_all(&self) -> Result<Opened, Failure> {
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         let task = tokio::task::spawn_blocking(move || {
-            let mut found = spills.look()?;
-            for (path, name) in std::mem::take(&mut found.unfinished) {
-                let Ok((bytes, abandoned)) = Spills::read_unfinished(&path) else { continue };
-                if spill::open_unfinished(&vault, name, &bytes).is_some() {
-                    found.spills.insert(spills.finish(&path, name)?);
-                } else if abandoned {
-                    warn!(
-                        connection.id = name.connection.0,
-                        "Removing the beginning of a spill, left by a process that died"
-                    );
-                    std::fs::remove_file(&path)?;
-                }
+            if spills.id().is_none() {
+                // What was wrong at the start may be over, and others must know where our replies are.
+                let _ = spills.prepare();
             }
+            let found = spill::look(&spills, &vault)?;
             let mut opened = Opened { replies: BTreeMap::new(), no_use: BTreeMap::new() };
             for name in found.strange {
                 opened.no_use.insert(name, "it is no file of ours".to_owned());
@@ -250,16 +247,28 @@ impl Auth {
     }
 
     /// Does what needs providers: goes on with grants that the database has lost again, and concludes consents that were
-    /// interrupted.
+    /// interrupted. Begins nothing any more once the daemon stops.
     pub async fn follow_up(&self, left: Left) {
-        let ahead = left.ahead.into_iter().map(|id| async move {
+        let ahead = left.ahead.into_iter().map(|(id, name)| async move {
+            if self.is_closing() {
+                return;
+            }
             // What it comes to is written down and logged where it happens.
-            let _ = self.refresh(id, Why::Asked).await;
+            let refreshed = self.refresh(id, Why::Asked).await;
+            if !matches!(refreshed, Ok(Refreshed::Busy { .. } | Refreshed::Later { .. })) {
+                self.spills.set_offered(name);
+            }
         });
         stream::iter(ahead).buffer_unordered(AT_ONCE).collect::<()>().await;
         let consents = left.consents.into_iter().map(|(name, granted, redeemed)| {
             let auth = self.clone();
-            self.detached(async move { auth.conclude_kept(name, &granted, &redeemed).await })
+            async move {
+                if auth.is_closing() {
+                    return Ok(());
+                }
+                let concluding = auth.clone();
+                auth.detached(async move { concluding.conclude_kept(name, &granted, &redeemed).await }).await
+            }
         });
         let ended = stream::iter(consents).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
         for failure in ended.into_iter().filter_map(Result::err) {
@@ -274,12 +283,6 @@ impl Auth {
         let ending = match self.connect_as(provider, redeemed, granted, &mut in_hand).await {
             Ok(ending) => ending,
             Err(Unfinished::Postponed(failure)) => return Err(failure),
-            // Nobody waits at a browser: what passes may pass.
-            Err(Unfinished::Failed(failure))
-                if matches!(failure.kind, FailureKind::Transient | FailureKind::Throttled { .. }) =>
-            {
-                return Err(failure);
-            }
             Err(Unfinished::Failed(failure)) => Ending::Failed(failure),
         };
         if !matches!(ending, Ending::Connected { .. }) {
@@ -320,7 +323,13 @@ mod tests {
     #[test]
     fn a_spill_is_compared_with_what_is_on_record() {
         let (ours, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 0);
         let on_record = |state: &str, token: Option<(Uuid, i64)>| OnRecord::example(7, state, token);
+        let gone = |seconds: i64| {
+            let mut gone = on_record("disconnected", None);
+            gone.disconnected_at = at(seconds);
+            gone
+        };
         for (generation, on_record, expected) in [
             (4, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
             (5, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
@@ -331,10 +340,13 @@ mod tests {
             (1, Some(on_record("awaiting_consent", None)), Fate::OtherGrant),
             (6, Some(on_record("disconnected", None)), Fate::Ended),
             (6, Some(on_record("disconnected", Some((ours, 5)))), Fate::Ended),
+            (6, Some(gone(1)), Fate::Ended),
+            (6, Some(gone(-1)), Fate::OtherGrant),
             (6, None, Fate::Unknown),
         ] {
             let name = Name { connection: ConnectionId(7), grant: ours, generation, copy: 0 };
-            assert_eq!(fate(name, on_record.as_ref()), expected, "{generation} {on_record:?}");
+            let sent_at = at(0).expect("a time in this century");
+            assert_eq!(fate(name, sent_at, on_record.as_ref()), expected, "{generation} {on_record:?}");
         }
     }
 }

@@ -305,6 +305,8 @@ impl Daemon {
         if timeout(TASKS_END_MAX, self.tasks.wait()).await.is_err() {
             warn!("Not all parts of the daemon ended in time: what they had to save is saved");
         }
+        // What a browser, or a look at the spills, began while the workers ended.
+        self.auth.drained().await;
         let id = self.id;
         let signed_off = self.db.run(move |connection| daemons::remove(connection, id));
         match timeout(SIGN_OFF_MAX, signed_off).await {

@@ -44,19 +44,37 @@ struct Known {
     names: BTreeMap<ConnectionId, BTreeSet<Name>>,
     /// Those whose replies this process is about to write to the database.
     in_hand: BTreeSet<Name>,
+    /// Unfinished files that this process is at.
+    writing: BTreeSet<PathBuf>,
     /// Why the last one could not be written.
     unwritable: Option<String>,
+    /// Why the folder could not be looked at the last time.
+    unseen: Option<String>,
     /// The vault keys that have sealed them, as of the last look; `None` before it.
     keys: Option<BTreeSet<String>>,
     /// Files that are no use, as of the last look.
     unreadable: BTreeMap<String, String>,
+    /// Those whose tokens this process has offered to the provider when the database knew older ones only.
+    offered: BTreeSet<Name>,
+}
+
+/// An unfinished file that this process is at: nobody here takes it for one that was left.
+struct Writing<'a> {
+    spills: &'a Spills,
+    path: PathBuf,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.spills.known().writing.remove(&self.path);
+    }
 }
 
 /// What a look at the folder found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub spills: BTreeSet<Name>,
-    /// Files that a process was writing: their own names, and those that they were to get.
+    /// Files that another process was writing: their own names, and those that they were to get.
     pub unfinished: Vec<(PathBuf, Name)>,
     /// Names that we never gave.
     pub strange: Vec<String>,
@@ -87,6 +105,9 @@ impl Spills {
         let shown = self.folder.display();
         if let Some(why) = &known.unwritable {
             return Some(format!("replies of token endpoints cannot be kept in `{shown}`: {why}"));
+        }
+        if let Some(why) = &known.unseen {
+            return Some(format!("replies that are kept in `{shown}` cannot be looked at: {why}"));
         }
         let (name, why) = known.unreadable.first_key_value()?;
         let more = match known.unreadable.len() {
@@ -133,8 +154,8 @@ impl Spills {
         // Written even where there is one: that shows whether there is room.
         let unfinished = self.write_unfinished(ID, Uuid::new_v4().to_string().as_bytes())?;
         let path = self.folder.join(ID);
-        let linked = fs::hard_link(&unfinished, &path);
-        fs::remove_file(&unfinished)?;
+        let linked = fs::hard_link(&unfinished.path, &path);
+        fs::remove_file(&unfinished.path)?;
         match linked {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => self.sync_folder()?,
@@ -148,20 +169,21 @@ impl Spills {
         })
     }
 
-    fn write_unfinished(&self, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+    fn write_unfinished(&self, name: &str, bytes: &[u8]) -> io::Result<Writing<'_>> {
         let path = self.folder.join(format!(".{name}.{}{UNFINISHED}", Uuid::new_v4()));
+        self.known().writing.insert(path.clone());
+        let unfinished = Writing { spills: self, path };
         let written = (|| {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&unfinished.path)?;
             file.write_all(bytes)?;
             file.sync_all()
         })();
-        match written {
-            Ok(()) => Ok(path),
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                Err(error)
-            }
+        if let Err(error) = written {
+            let _ = fs::remove_file(&unfinished.path);
+            return Err(error);
         }
+        Ok(unfinished)
     }
 
     fn sync_folder(&self) -> io::Result<()> {
@@ -173,10 +195,7 @@ impl Spills {
     pub fn write(&self, name: Name, sealed: &[u8]) -> io::Result<Name> {
         let written = self.make_folder().and_then(|()| {
             let unfinished = self.write_unfinished(&name.to_string(), sealed)?;
-            let named = self.give_name(&unfinished, name);
-            // On failure as well: half a spill is none.
-            fs::remove_file(&unfinished)?;
-            named
+            self.named(&unfinished, name, sealed)
         });
         let mut known = self.known();
         known.unwritable = written.as_ref().err().map(ToString::to_string);
@@ -216,11 +235,40 @@ impl Spills {
         Err(io::Error::other(format!("there are {COPIES_MAX} spills named as `{name}` already")))
     }
 
+    fn named(&self, unfinished: &Writing<'_>, name: Name, sealed: &[u8]) -> io::Result<Name> {
+        let named = self.give_name(&unfinished.path, name);
+        // On failure as well: half a spill is none.
+        match fs::remove_file(&unfinished.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                named.or_else(|error| self.finished_by_another(name, sealed).ok_or(error))
+            }
+            removed => removed.and(named),
+        }
+    }
+
+    /// The name that another process with the same folder gave to what this one was about to name: it took it for a file
+    /// that was left.
+    fn finished_by_another(&self, name: Name, sealed: &[u8]) -> Option<Name> {
+        let names = (0..COPIES_MAX).map(|copy| Name { copy, ..name });
+        names.into_iter().find(|name| self.read(*name).is_ok_and(|bytes| bytes == sealed))
+    }
+
     /// Gives a file that was left unfinished, but is whole, the name that it was to get.
     pub fn finish(&self, unfinished: &Path, name: Name) -> io::Result<Name> {
         let named = self.give_name(unfinished, name);
         fs::remove_file(unfinished)?;
-        named
+        let name = named?;
+        self.known().names.entry(name.connection).or_default().insert(name);
+        Ok(name)
+    }
+
+    /// Whether this process has offered its tokens to the provider already.
+    pub fn was_offered(&self, name: Name) -> bool {
+        self.known().offered.contains(&name)
+    }
+
+    pub fn set_offered(&self, name: Name) {
+        self.known().offered.insert(name);
     }
 
     /// The sealed bytes.
@@ -231,7 +279,7 @@ impl Spills {
     /// Puts the same reply, sealed anew, in the place of a spill. Whoever reads meanwhile gets one or the other.
     pub fn replace(&self, name: Name, sealed: &[u8]) -> io::Result<()> {
         let unfinished = self.write_unfinished(&name.to_string(), sealed)?;
-        fs::rename(&unfinished, self.path(name))?;
+        fs::rename(&unfinished.path, self.path(name))?;
         self.sync_folder()
     }
 
@@ -248,6 +296,7 @@ impl Spills {
             _ => {}
         }
         let mut known = self.known();
+        known.offered.remove(&name);
         if let Some(names) = known.names.get_mut(&name.connection) {
             names.remove(&name);
         }
@@ -261,6 +310,20 @@ impl Spills {
 
     /// Looks at the folder anew.
     pub fn look(&self) -> io::Result<Found> {
+        let found = self.list();
+        let mut known = self.known();
+        known.unseen = found.as_ref().err().map(ToString::to_string);
+        let mut found = found?;
+        found.unfinished.retain(|(path, _)| !known.writing.contains(path));
+        known.names.clear();
+        // What this process wrote while the folder was listed is there as well.
+        for name in found.spills.iter().copied().chain(known.in_hand.clone()) {
+            known.names.entry(name.connection).or_default().insert(name);
+        }
+        Ok(found)
+    }
+
+    fn list(&self) -> io::Result<Found> {
         let mut found = Found::default();
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -281,11 +344,6 @@ impl Spills {
                 _ if text == ID => {}
                 _ => found.strange.push(text.to_owned()),
             }
-        }
-        let mut known = self.known();
-        known.names.clear();
-        for name in &found.spills {
-            known.names.entry(name.connection).or_default().insert(*name);
         }
         Ok(found)
     }
@@ -375,7 +433,10 @@ mod tests {
         let state = tempfile::tempdir().expect("a folder");
         let spills = Spills::below(state.path());
         spills.prepare().expect("it can be written to");
-        let whole = spills.write_unfinished(&name(4).to_string(), b"sealed").expect("there is room");
+        let writing = spills.write_unfinished(&name(4).to_string(), b"sealed").expect("there is room");
+        assert_eq!(spills.look().expect("it can be read"), Found::default(), "it is at work on it");
+        let whole = writing.path.clone();
+        drop(writing);
         fs::write(spills.folder().join("notes.txt"), "hello").expect("there is room");
         let found = spills.look().expect("it can be read");
         assert_eq!(found.unfinished, [(whole.clone(), name(4))]);
@@ -383,6 +444,20 @@ mod tests {
         assert_eq!(Spills::read_unfinished(&whole).expect("there"), (b"sealed".to_vec(), false));
         assert_eq!(spills.finish(&whole, name(4)).expect("there is room"), name(4));
         assert_eq!(spills.look().expect("it can be read").spills, [name(4)].into());
+    }
+
+    #[test]
+    fn what_another_process_has_finished_is_written() {
+        let state = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (Spills::below(state.path()), Spills::below(state.path()));
+        ours.write(name(3), b"one").expect("there is room");
+        let writing = ours.write_unfinished(&name(3).to_string(), b"other").expect("there is room");
+        let left = theirs.look().expect("it can be read").unfinished;
+        assert_eq!(left, [(writing.path.clone(), name(3))], "to them it looks as if it had been left");
+        let finished = theirs.finish(&writing.path, name(3)).expect("there is room");
+        assert_eq!(ours.named(&writing, name(3), b"other").expect("it is there"), finished);
+        assert_eq!(theirs.of(ConnectionId(7)).len(), 2, "{:?}", theirs.of(ConnectionId(7)));
+        ours.named(&writing, name(3), b"a third").expect_err("nobody has written that");
     }
 
     #[test]

@@ -137,9 +137,23 @@ pub(super) fn renewed(
     (key_id, opened(vault, name, &bytes).map_err(Unread::NoUse))
 }
 
-/// The reply in a file that a process left unfinished, if all of it is there.
-pub(super) fn open_unfinished(vault: &Vault, name: Name, bytes: &[u8]) -> Option<Granted> {
-    opened(vault, name, bytes).ok()
+/// Looks at the folder anew. Files that a process left unfinished, but whole, get their names; the beginnings of some
+/// are removed once nobody can be writing them any more.
+pub(super) fn look(spills: &Spills, vault: &Vault) -> io::Result<Found> {
+    let mut found = spills.look()?;
+    for (path, name) in std::mem::take(&mut found.unfinished) {
+        let Ok((bytes, abandoned)) = Spills::read_unfinished(&path) else { continue };
+        if opened(vault, name, &bytes).is_ok() {
+            found.spills.insert(spills.finish(&path, name)?);
+        } else if abandoned {
+            warn!(
+                connection.id = name.connection.0,
+                "Removing the beginning of a spill, left by a process that died"
+            );
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(found)
 }
 
 /// A reply in hand, on its way to the folder of spills and to the database.
@@ -273,7 +287,7 @@ impl Auth {
             return Vec::new();
         }
         let task = tokio::task::spawn_blocking(move || {
-            if anew && let Err(error) = spills.look() {
+            if anew && let Err(error) = look(&spills, &vault) {
                 warn!(error = %error, "The folder `{}` cannot be read: {error}", spills.folder().display());
             }
             let names = spills.of(connection).into_iter();
@@ -292,7 +306,9 @@ impl Auth {
     pub(super) async fn forget_other_grants(&self, connection: ConnectionId, grant: Uuid) {
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         let task = tokio::task::spawn_blocking(move || {
-            for name in spills.of(connection).into_iter().filter(|name| name.grant != grant) {
+            // Not one that is about to be written down, of a consent that came yet later.
+            let of_others = |name: &Name| name.grant != grant && !spills.is_in_hand(*name);
+            for name in spills.of(connection).into_iter().filter(of_others) {
                 remove_readable(&spills, &vault, name);
             }
         });

@@ -247,6 +247,9 @@ async fn the_disk_is_full() {
         assert_eq!(rig.token(id).await.generation, before + 1, "{step:?}");
     }
     assert_eq!(rig.fake.replays(), 0);
+    assert_eq!(auth.spills.id(), None);
+    auth.replay().await.expect("there is room");
+    assert!(auth.spills.id().is_some(), "from now on others know where its replies are");
 }
 
 /// Two and four daemons, with one folder and with one each: one exchange, and nobody is left without a token.
@@ -507,4 +510,39 @@ async fn an_older_backup_is_restored() {
             }
         }
     }
+}
+
+/// Two machines have kept replies of a database that was restored, and the one with the older ones comes first: it is told
+/// that the grant is dead. The other one knows better, and does not wait for its turn.
+#[tokio::test]
+async fn an_older_backup_is_restored_and_two_machines_have_kept_replies() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = rig.daemon_at(Host { name: "other", state: elsewhere.path(), between: Between::default() });
+    let id = rig.connected("acme", 1).await;
+    rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+    for auth in [&rig.auth, &other, &other] {
+        auth.refresh(id, Why::Asked).await.expect("it works");
+    }
+    rig.batch("DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup")
+        .await;
+    let first = start_again(&rig, rig.state.path()).await;
+    first.refresh(id, Why::Asked).await.expect_err("what it has is spent");
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    assert_eq!(rig.token(id).await.generation, 2);
+    let second = start_again(&rig, elsewhere.path()).await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    assert_eq!((rig.token(id).await.generation, rig.fake.count("refresh_token")), (5, 5));
+    assert_eq!(second.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    // A death of what is kept here is believed: it is not tried again every minute.
+    rig.batch("DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup")
+        .await;
+    rig.fake.then(std::iter::repeat_n(super::fake::bad_refresh_token(), 3));
+    let auth = start_again(&rig, elsewhere.path()).await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    let asked = rig.fake.count("refresh_token");
+    let left = auth.replay().await.expect("the folder and the database go along");
+    auth.follow_up(left).await;
+    assert_eq!(rig.fake.count("refresh_token"), asked);
 }

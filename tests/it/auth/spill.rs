@@ -267,6 +267,12 @@ async fn a_failover_that_loses_a_refresh_is_noticed_by_the_next() {
     }
     rig.execute("DELETE FROM fieldmirror.tokens").await;
     rig.execute("INSERT INTO fieldmirror.tokens SELECT * FROM public.backup").await;
+    // One that stops does not begin what it would have to leave in the middle.
+    let stopping = rig.another_daemon();
+    stopping.close_within(Duration::from_mins(1));
+    let left = stopping.replay().await.expect("the folder and the database go along");
+    stopping.follow_up(left).await;
+    assert_eq!(rig.token(id).await.generation, 1);
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (5, 0));
 }
@@ -288,4 +294,150 @@ async fn a_dead_token_in_a_spill_does_not_condemn_a_grant_whose_own_token_lives(
         rig.fake.asked().iter().filter_map(|form| form.get("refresh_token").cloned()).collect();
     assert_eq!(used[used.len() - 2..], ["SECRET-RT-4", "SECRET-RT-1"]);
     assert_eq!(rig.token(id).await.generation, 5, "newer than anything that is kept");
+}
+
+/// Nor does a row whose refresh token does not open.
+#[tokio::test]
+async fn what_is_kept_is_used_where_the_row_does_not_open() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    for _ in 0..2 {
+        rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    }
+    rig.execute("UPDATE fieldmirror.tokens SET generation = 1, refresh_sealed = '\\x00'").await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (4, 0));
+}
+
+/// The process died after the last byte and before the file had its name, and nobody has looked at the folder since.
+#[tokio::test]
+async fn a_refresher_finds_a_reply_that_has_no_name_yet() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let other = rig.another_daemon();
+    mortal(&rig, Step::Spilled).refresh(id, Why::Asked).await.expect_err("it died");
+    let [kept] = spills(rig.state.path()).try_into().expect("one spill");
+    let name = kept.file_name().expect("a name").to_string_lossy().into_owned();
+    let unfinished = kept.with_file_name(format!(".{name}.{}.new", uuid::Uuid::new_v4()));
+    std::fs::rename(&kept, &unfinished).expect("it is there");
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    assert_eq!(other.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.count("refresh_token")), (2, 1));
+    assert_eq!(spills(rig.state.path()), [kept]);
+    assert!(!unfinished.exists());
+}
+
+/// A consent that was interrupted counts, whatever became of the grant before it meanwhile.
+#[tokio::test]
+async fn a_consent_that_was_interrupted_outlives_a_refresh_of_the_grant_before() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let before = rig.token(id).await.grant_id;
+    let asked = rig.ask_for(id).await;
+    rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = rig.daemon_at(Host { name: "other", state: elsewhere.path(), between: Between::default() });
+    other.refresh(id, Why::Asked).await.expect("it works");
+    start_again(&rig, rig.state.path()).await;
+    assert_ne!(rig.token(id).await.grant_id, before);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+}
+
+/// The code is spent. Whatever passes after that is waited for: nobody at the customer is asked again.
+#[tokio::test]
+async fn a_consent_waits_for_the_provider_to_tell_whose_it_is() {
+    let rig = Rig::new().await;
+    rig.fake.refuse_details(Some(503));
+    let asked = rig.ask("acme").await;
+    let shown = rig.come_back(&asked.authorize_url(), "code=C").await;
+    assert_eq!(shown.status, 502, "{}", shown.body);
+    assert_eq!(rig.request_row(asked.request).await.done_at, None);
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+    rig.fake.refuse_details(None);
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+    assert_eq!(rig.fake.count("authorization_code"), 1);
+}
+
+#[tokio::test]
+async fn a_consent_is_concluded_after_a_stop_in_the_middle_of_it() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    let stopped: std::sync::Arc<std::sync::OnceLock<Auth>> = std::sync::Arc::default();
+    let between = {
+        let stopped = std::sync::Arc::clone(&stopped);
+        Between::steps(move |_, at| {
+            if at == Step::Spilled {
+                stopped.get().expect("it is set").close_within(Duration::ZERO);
+            }
+            Box::pin(std::future::ready(Duration::ZERO))
+        })
+    };
+    let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+    stopped.set(auth.clone()).ok().expect("it is set once");
+    let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
+    assert!(matches!(ending, Ending::Failed(_)), "{ending:?}");
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+}
+
+/// A database from before a reconnect says that the connection is disconnected: that is no reason to throw away what it
+/// does not know.
+#[tokio::test]
+async fn a_backup_from_before_a_reconnect_costs_no_reply() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.auth.disconnect(id, false).await.expect("it ends");
+    let asked = rig.ask_for(id).await;
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+    let kept = spills(rig.state.path());
+    assert_eq!(kept.len(), 1);
+    rig.batch(
+        "DELETE FROM fieldmirror.tokens; DELETE FROM fieldmirror.authorization_attempts;
+         UPDATE fieldmirror.connections SET state = 'disconnected', grant_id = NULL",
+    )
+    .await;
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(spills(rig.state.path()), kept);
+    assert!(auth.spills.fault().is_some_and(|fault| fault.contains("does not know the grant")));
+    // It was disconnected after that reply: nobody is to have it.
+    rig.execute("UPDATE fieldmirror.audit_log SET at = now() + interval '1 s' WHERE event = 'disconnect'")
+        .await;
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+}
+
+/// The database goes away before the code is traded, and after; and is back before anybody asks again.
+#[tokio::test]
+async fn a_database_that_is_away_for_a_moment_costs_no_consent() {
+    let rig = Rig::new().await;
+    for (account, step) in (1..).zip([Step::Open, Step::Replied]) {
+        rig.fake.be_account(account);
+        let asked = rig.ask(&format!("acme-{account}")).await;
+        let lever = rig.test.lever();
+        let between = Between::steps(move |_, at| {
+            if at == step {
+                lever.away();
+            }
+            Box::pin(std::future::ready(Duration::ZERO))
+        });
+        let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+        let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
+        assert!(matches!(ending, Ending::Failed(_)), "{step:?}: {ending:?}");
+        rig.test.lever().back();
+        assert_eq!(rig.request_row(asked.request).await.done_at, None, "{step:?}");
+        if step == Step::Open {
+            assert_eq!(rig.fake.count("authorization_code"), 0);
+            let (url, _) = rig.follow(&asked).await;
+            assert_eq!(rig.come_back(&url, "code=C").await.status, 200);
+        } else {
+            start_again(&rig, rig.state.path()).await;
+        }
+        assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected, "{step:?}");
+    }
+    assert_eq!(rig.fake.count("authorization_code"), 2);
 }

@@ -138,7 +138,14 @@ pub async fn crash(rig: &Rig, id: ConnectionId, crash: Crash) -> Result<(), Stri
     let connection = rig.connection(id).await;
     if !survives {
         let reason = connection.reason.unwrap_or_default();
-        let told = connection.state == ConnectionState::NeedsReauth && reason.contains("grant is dead");
+        let cause = if crash.reply == Reply::Lost && crash.step != Step::Sent {
+            "was lost"
+        } else {
+            "was interrupted"
+        };
+        let told = connection.state == ConnectionState::NeedsReauth
+            && reason.contains("grant is dead")
+            && reason.contains(cause);
         return if told { Ok(()) } else { Err(format!("{:?}: {reason}; {refreshed:?}", connection.state)) };
     }
     let again = auth.refresh(id, Why::Asked).await;
