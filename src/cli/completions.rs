@@ -12,7 +12,7 @@ use super::context::Context;
 use super::report::{Error, Exit};
 use super::{Globals, Line, terminal};
 use crate::config::{self, Purpose};
-use crate::db::{Db, connections};
+use crate::db::{Db, analysts, connections};
 use crate::providers;
 
 /// Nobody waits longer than this for a name.
@@ -47,6 +47,7 @@ enum Names {
     Connections,
     Streams,
     Providers,
+    Roles,
 }
 
 pub fn run(args: &CompletionsArgs) -> Result<Exit, Error> {
@@ -101,6 +102,7 @@ _fieldmirror_dynamic() {
     case "$previous" in
         status | why | verify | --reconnect | --resync | --refresh | --disconnect) names="$(_fieldmirror_names connections)" ;;
         --connect) names="$(_fieldmirror_names providers)" ;;
+        grant-analyst) names="$(_fieldmirror_names roles)" ;;
         --stream) names="$(_fieldmirror_streams)" ;;
         *) [[ $before == why ]] && names="$(_fieldmirror_names streams "$previous")" || return ;;
     esac
@@ -131,6 +133,7 @@ end
 complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l connect -xa "(__fieldmirror_names providers)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from enqueue" -l stream -xa "(__fieldmirror_names streams (__fieldmirror_after --resync))"
 complete -c fieldmirror -n "__fish_seen_subcommand_from verify" -l stream -xa "(__fieldmirror_names streams (__fieldmirror_after verify))"
+complete -c fieldmirror -n "__fish_seen_subcommand_from grant-analyst" -fa "(__fieldmirror_names roles)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from status verify" -fa "(__fieldmirror_names connections)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from why; and not count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names connections)"
 complete -c fieldmirror -n "__fish_seen_subcommand_from why; and count (__fieldmirror_after why) >/dev/null" -fa "(__fieldmirror_names streams (__fieldmirror_after why))"
@@ -148,6 +151,7 @@ const ZSH: &str = r#"_fieldmirror_names() {
 }
 _fieldmirror_names_of_connections() { _fieldmirror_names connections }
 _fieldmirror_names_of_providers() { _fieldmirror_names providers }
+_fieldmirror_names_of_roles() { _fieldmirror_names roles }
 _fieldmirror_names_of_streams() {
     local -a of
     local -i at
@@ -164,10 +168,11 @@ _fieldmirror_names_of_streams() {
 
 /// clap's specs end in what completes the value: `_default` gives way to names where the value is one.
 fn with_names_in_zsh(generated: &str) -> String {
-    const VALUES: [(&str, &str); 5] = [
+    const VALUES: [(&str, &str); 6] = [
         (":CONNECTION:", "connections"),
         (":connection -- ", "connections"),
         (":PROVIDER:", "providers"),
+        (":role -- ", "roles"),
         ("--stream=[", "streams"),
         (":stream -- ", "streams"),
     ];
@@ -202,7 +207,11 @@ async fn find(globals: &Globals, args: NamesArgs) -> Option<Vec<String>> {
     }
     let loaded = config::load(&Context::sources(globals, Purpose::Command, Vec::new())).ok()?;
     let url = Context::new(globals, loaded).database_url();
-    let all = Db::connect(&url, 1).ok()?.run(connections::list).await.ok()?;
+    let db = Db::connect(&url, 1).ok()?;
+    if args.of == Names::Roles {
+        return db.run(analysts::roles).await.ok();
+    }
+    let all = db.run(connections::list).await.ok()?;
     match args.connection {
         Some(name) => {
             let of = all.into_iter().find(|connection| connection.name == name)?;
@@ -241,6 +250,7 @@ mod tests {
                 .any(|line| line.contains(word) && line.contains(&format!("_fieldmirror_names_of_{names}'")))
         };
         assert!(positional(":connection -- ", "connections") && positional(":stream -- ", "streams"));
+        assert!(positional(":role -- ", "roles"));
         assert!(positional("'*--stream=[", "streams") && !positional("'--state=[", "streams"));
         assert!(script(Shell::Fish).contains("__fieldmirror_names connections"));
     }

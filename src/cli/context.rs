@@ -119,13 +119,18 @@ pub async fn find(db: &Db, word: &str) -> Result<Connection, Error> {
 
 /// A connection that does not exist, with the name that may have been meant.
 pub fn unknown<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Error {
-    let likely = names.map(|name| (strsim::jaro_winkler(word, name), name));
-    let likely = likely.filter(|(likeness, _)| *likeness >= LIKENESS_MIN).max_by(|a, b| a.0.total_cmp(&b.0));
-    let hint = match likely {
-        Some((_, name)) => format!("did you mean `{name}`?"),
+    let hint = match alike(word, names) {
+        Some(name) => format!("did you mean `{name}`?"),
         None => "`fieldmirror status` shows all connections".to_owned(),
     };
     Error::new(Kind::UnknownName, format!("there is no connection `{word}`")).hint(hint)
+}
+
+/// The name that may have been meant.
+pub fn alike<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let likely = names.map(|name| (strsim::jaro_winkler(word, name), name));
+    let likely = likely.filter(|(likeness, _)| *likeness >= LIKENESS_MIN);
+    likely.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
 #[cfg(test)]

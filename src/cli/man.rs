@@ -72,7 +72,8 @@ mod tests {
         for command in program().get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = command.get_name().to_owned();
             assert!(page(&[&name]).unwrap().contains(&format!(".TH fieldmirror-{name} 1")), "{name}");
-            assert!(whole.contains(&format!("fieldmirror\\-{name}(1)")), "{name} is not in {whole}");
+            let listed = format!("fieldmirror\\-{}(1)", name.replace('-', "\\-"));
+            assert!(whole.contains(&listed), "{name} is not in {whole}");
         }
         assert!(page(&["key", "status"]).unwrap().contains("fieldmirror-key-status"));
         assert_eq!(page(&["names"]).unwrap_err().kind, Kind::UnknownName);

@@ -12,6 +12,7 @@ mod context;
 mod demo;
 mod doctor;
 mod enqueue;
+mod grant_analyst;
 mod jobs;
 mod key;
 mod man;
@@ -100,6 +101,8 @@ enum Command {
     Key(key::KeyArgs),
     /// Apply pending migrations to the database
     Migrate,
+    /// Let a role of the database read schema `mirror`, now and later, and nothing else
+    GrantAnalyst(grant_analyst::GrantAnalystArgs),
     /// Print what makes a shell complete command lines, names of connections and streams included
     Completions(completions::CompletionsArgs),
     /// Print the manual page
@@ -159,6 +162,7 @@ async fn command(globals: &Globals, command: Command) -> Result<Exit, Error> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Names(args) => completions::names(globals, args).await,
+        Command::GrantAnalyst(args) => grant_analyst::run(&cx()?, args).await,
         Command::Migrate => migrate::run(&cx()?).await,
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => sandbox::run(globals.terminal(), args).await,

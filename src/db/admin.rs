@@ -48,6 +48,6 @@ fn execute(connection: &mut PgConnection, statement: &str) -> Result<(), DbError
 }
 
 /// An SQL identifier.
-fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -36,3 +36,12 @@ pub fn write(conn: &mut PgConnection, entry: &Entry<'_>) -> Result<(), DbError> 
     .execute(conn)?;
     Ok(())
 }
+
+/// Writes what a command did by itself, without a daemon.
+pub fn write_of_command(conn: &mut PgConnection, event: &str, detail: &str) -> Result<(), DbError> {
+    sql_query("INSERT INTO fieldmirror.audit_log (event, outcome, detail) VALUES ($1, 'done', $2)")
+        .bind::<Text, _>(event)
+        .bind::<Text, _>(detail)
+        .execute(conn)?;
+    Ok(())
+}

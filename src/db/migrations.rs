@@ -101,7 +101,7 @@ pub fn check(connection: &mut PgConnection) -> Result<(), DbError> {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DbError> + Send + 'static,
 ) -> Result<T, DbError> {
     match tokio::task::spawn_blocking(work).await {
@@ -114,7 +114,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Runs `work` on a session of its own that holds the lock. Closing the session gives it back, whatever happens.
-fn locked<T>(url: &Secret, work: impl FnOnce(&mut PgConnection) -> Result<T, DbError>) -> Result<T, DbError> {
+pub(super) fn locked<T>(
+    url: &Secret,
+    work: impl FnOnce(&mut PgConnection) -> Result<T, DbError>,
+) -> Result<T, DbError> {
     let mut connection = session::open(url)?;
     refuse_old_server(&mut connection)?;
     take_lock(&mut connection, LOCK_WAIT_MAX)?;

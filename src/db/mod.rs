@@ -16,6 +16,7 @@ use error::PoolLimits;
 mod address;
 pub mod admin;
 pub mod alerts;
+pub mod analysts;
 pub mod asks;
 pub mod audit;
 pub mod authorizations;

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 
 use super::error::DbError;
-use super::rows;
+use super::{analysts, rows};
 use crate::domain::ids::ConnectionId;
 use crate::domain::view::{AccountView, ViewColumn, ViewType};
 
@@ -46,10 +46,11 @@ pub fn is_current(
 /// stays as it is and the error says so.
 pub fn create(connection: &mut PgConnection, of: ConnectionId, view: &AccountView) -> Result<(), DbError> {
     let create = definition(of, view);
-    let replace = format!("{PATIENCE} {create}");
+    let begin = format!("{PATIENCE} {}", analysts::held_off());
+    let replace = format!("{begin} {create}");
     let replaced = connection.transaction(|connection| connection.batch_execute(&replace));
     if replaced.is_err() {
-        let drop = format!("{PATIENCE} DROP VIEW IF EXISTS mirror.{}; {create}", name(of, view));
+        let drop = format!("{begin} DROP VIEW IF EXISTS mirror.{}; {create}", name(of, view));
         connection.transaction(|connection| connection.batch_execute(&drop))?;
     }
     Ok(())

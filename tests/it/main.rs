@@ -3,6 +3,7 @@
 mod support;
 
 mod alerts;
+mod analysts;
 mod architecture;
 mod auth;
 mod callback;
