@@ -132,3 +132,30 @@ async fn what_analysts_see_is_commented() {
     database.db.run(move |connection| Ok(diesel::sql_query(bare).execute(connection)?)).await.unwrap();
     assert_eq!(texts(&database, missing).await, ["column bare.id", "relation bare"]);
 }
+
+/// What is deleted or looked for by age, every minute or at every tick, in tables that grow with the years.
+#[tokio::test]
+async fn what_is_sought_by_age_has_an_index() {
+    let database = TestDb::new();
+    let led = "SELECT DISTINCT format('%s.%s', i.indrelid::regclass, a.attname) AS value
+               FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+               JOIN pg_type t ON t.oid = a.atttypid
+               WHERE t.typname = 'timestamptz' AND i.indrelid IN (SELECT oid FROM pg_class
+                   WHERE relnamespace IN ('fieldmirror'::regnamespace, 'mirror'::regnamespace)) ORDER BY 1";
+    let led = texts(&database, led).await;
+    for sought in [
+        "sync_runs.ended_at",
+        "verifications.started_at",
+        "requests.done_at",
+        "authorizations.closed_at",
+        "authorizations.expires_at",
+        "authorization_attempts.expires_at",
+        "audit_log.at",
+        "jobs.ended_at",
+        "alerts.resolved_at",
+        "mirror.drift.last_seen_at",
+        "mirror.changes.observed_at",
+    ] {
+        assert!(led.iter().any(|there| there.ends_with(sought)), "{sought}: {led:?}");
+    }
+}
