@@ -16,6 +16,7 @@ use fieldmirror::vault::{Bound, Vault, generate_key};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::queue::pooler_before;
 use crate::support::postgres::{TestDb, short_folder};
 
 /// A set-up with nothing wrong, and what a test changes about it.
@@ -266,6 +267,16 @@ async fn the_wrong_vault_key() {
     site.says("vault_key_in_use", "ill", vault.key_id());
 }
 
+/// Nothing is sealed yet, but the daemons of one database would not open each other's.
+#[tokio::test]
+async fn another_key_than_that_of_the_daemons() {
+    let mut site = Site::new();
+    let vault = site.daemon().await;
+    let other = generate_key();
+    site.set("VAULT__KEY_FILE", site.file("other", other.expose(), 0o600));
+    site.says("vault_key_in_use", "warning", &format!("daemons seal with key `{}`", vault.key_id()));
+}
+
 #[tokio::test]
 async fn databases_that_do_not_answer() {
     let mut site = Site::new();
@@ -312,6 +323,15 @@ async fn a_database_that_takes_no_writes() {
     site.ill("database_writable", "read-only", "default_transaction_read_only");
 }
 
+/// Queries pass, and notifications do not.
+#[tokio::test]
+async fn a_transaction_pooler() {
+    let mut site = Site::new();
+    site.daemon().await;
+    site.set("DATABASE__URL", pooler_before(&site.database.url).expose());
+    site.ill("database_session", "a pooler that works by transactions", "lead to Postgres itself");
+}
+
 #[tokio::test]
 async fn state_directories() {
     let mut site = Site::new();
@@ -343,6 +363,31 @@ async fn endpoints() {
     site.set("CALLBACK__LISTEN", free.to_string());
     site.set("CALLBACK__PUBLIC_URL", format!("http://{free}"));
     site.ill("callback_endpoint", "nothing of ours answers", "`callback.listen`");
+}
+
+#[tokio::test]
+async fn public_addresses() {
+    let mut site = Site::new();
+    site.daemon().await;
+    site.set("CALLBACK__PUBLIC_URL", "http://sync.example.com");
+    site.ill("configuration", "expected an https URL", "correct it");
+    site.set("CALLBACK__PUBLIC_URL", "https://no-such-host.invalid");
+    site.says(
+        "redirect_uri",
+        "ok",
+        "`https://no-such-host.invalid/oauth/callback/PROVIDER`, to be registered",
+    );
+    site.says("public_url", "warning", "does not lead to the daemon, seen from this host");
+}
+
+#[tokio::test]
+async fn no_certificates() {
+    let mut site = Site::new();
+    site.daemon().await;
+    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        site.environment.push((variable.to_owned(), "/nonexistent".to_owned()));
+    }
+    site.ill("https", "certificate", "ca-certificates");
 }
 
 #[tokio::test]
@@ -470,4 +515,43 @@ async fn parked_jobs() {
     )
     .await;
     site.ill("jobs", "job 4 crashed", "fieldmirror jobs retry 4");
+}
+
+#[tokio::test]
+async fn replies_that_cannot_be_kept() {
+    let site = Site::new();
+    site.daemon().await;
+    site.sql(
+        "INSERT INTO fieldmirror.alerts (kind, subject, reason) VALUES ('spill_fault', 'host a', 'the disk is full')",
+    )
+    .await;
+    site.ill("spills", "less safe than they should be: the disk is full", "`vault.previous_key_files`");
+}
+
+/// Every word of a finding has been seen in a test, here or beside the code, and stands in docs/DIAGNOSIS.md.
+#[test]
+fn every_check_is_tested_and_documented() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/doctor");
+    let (mut code, mut tests) = (String::new(), include_str!("doctor.rs").to_owned());
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let (before, after) = text.split_once("#[cfg(test)]").unwrap_or((&text, ""));
+        code += before;
+        tests += after;
+    }
+    let leads =
+        ["const CHECK: &str =", "Finding::ok(", "Finding::ill(", "Finding::warning(", "Finding::unknown("];
+    let behind = leads.iter().flat_map(|lead| code.split(lead).skip(1));
+    let word =
+        |rest: &str| rest.trim_start().strip_prefix('"')?.split_once('"').map(|(word, _)| word.to_owned());
+    let checks: std::collections::BTreeSet<String> = behind.filter_map(word).collect();
+    assert!(checks.len() > 25, "{checks:?}");
+    let (_, documented) =
+        include_str!("../../docs/DIAGNOSIS.md").split_once("prints no secret.").expect("a list of checks");
+    for check in &checks {
+        assert!(tests.contains(&format!("\"{check}\"")), "no test meets `{check}`");
+        assert!(documented.contains(&format!("`{check}`")), "`{check}` is not in docs/DIAGNOSIS.md");
+    }
+    let told = documented.split('`').skip(1).step_by(2).filter(|word| !checks.contains(*word));
+    assert_eq!(told.collect::<Vec<_>>(), Vec::<&str>::new(), "documented, and never said");
 }

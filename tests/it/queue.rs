@@ -386,7 +386,7 @@ async fn workers_schedulers_and_waiters_are_told() {
 
 /// Stands in front of the server as a transaction pooler does for a session that listens: everything passes, except what the
 /// server says unasked. The address of the same database through it.
-fn pooler_before(url: &Secret) -> Secret {
+pub fn pooler_before(url: &Secret) -> Secret {
     let (database, parameters) = url.expose().split_once('?').unwrap();
     let folder = parameters.split('&').find_map(|pair| pair.strip_prefix("host=")).unwrap();
     let socket = format!("{folder}/.s.PGSQL.5432");

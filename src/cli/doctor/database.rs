@@ -135,10 +135,10 @@ fn of_error(check: &'static str, error: &DbError) -> Finding {
         ("authentication failed", "correct user and password in `database.url`"),
         ("no password supplied", "add the password to `database.url`"),
         ("no pg_hba.conf entry", "let this host in with a line in the server's pg_hba.conf"),
+        ("permission denied", "give the role of `database.url` the rights of the database's owner"),
         ("role \"", "make that role with `createuser`, or correct the user in `database.url`"),
         ("database \"", "make that database with `createdb`, or correct its name in `database.url`"),
         ("could not translate host name", "correct the host in `database.url`"),
-        ("permission denied", "give the role of `database.url` the rights of the database's owner"),
         ("too many", "raise the server's max_connections, or lower `database.pool_size`"),
     ];
     let remedy = match error {
@@ -278,6 +278,12 @@ fn alert(alert: &Alert) -> Option<Finding> {
             let remedy = message::next_action(alert).unwrap_or_default();
             Some(Finding::ill("jobs", message::summary(of), format!("see the log, then `{remedy}`")))
         }
+        AlertKind::SpillFault => Some(Finding::ill(
+            "spills",
+            message::summary(of),
+            "make room in `spills` below `daemon.state_dir` and let the daemon's user write there; a key that is missing \
+             belongs in `vault.previous_key_files`",
+        )),
         _ => None,
     }
 }
@@ -318,6 +324,32 @@ mod tests {
         check(careless, true, &[]);
         let late = ServerFacts { clock: well.clock - TimeDelta::seconds(60), ..well };
         check(late, false, &[("database_clock", Level::Warning)]);
+    }
+
+    #[test]
+    fn errors_have_their_remedies() {
+        let check = |error: DbError, remedy: &str| {
+            let found = of_error("database", &error);
+            assert!(found.remedy.as_ref().is_some_and(|said| said.contains(remedy)), "{found:?}");
+        };
+        let server =
+            |text: &str| DbError::Connect(format!("connection to server at \"h\", port 5432 failed: {text}"));
+        check(server("FATAL: password authentication failed for user \"u\""), "correct user and password");
+        check(server("fe_sendauth: no password supplied"), "add the password");
+        check(server("FATAL: no pg_hba.conf entry for host \"10.0.0.1\""), "pg_hba.conf");
+        check(server("FATAL: role \"u\" does not exist"), "createuser");
+        check(server("FATAL: database \"d\" does not exist"), "createdb");
+        check(server("FATAL: permission denied for database \"d\""), "the rights of the database's owner");
+        check(server("FATAL: sorry, too many clients already"), "max_connections");
+        check(server("Connection refused"), "see that Postgres runs");
+        check(DbError::Connect("could not translate host name \"h\"".into()), "correct the host");
+        check(
+            DbError::Address("it must start with `postgresql://`"),
+            "postgres://user:password@host/database",
+        );
+        check(DbError::ServerTooOld { found: "14.1".into(), needed: 15 }, "Postgres 15");
+        check(DbError::SchemaNewer { version: "1".into() }, "newer fieldmirror");
+        check(DbError::SchemaBehind { version: "1".into() }, "fieldmirror migrate");
     }
 
     #[test]

@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn room_on_the_disk() {
         for (free, level) in [(0, Level::Ill), (FREE_MIN, Level::Warning), (FREE_LITTLE, Level::Ok)] {
-            assert_eq!(judge_room(Path::new("/"), free).level, level, "{free}");
+            let found = judge_room(Path::new("/"), free);
+            assert_eq!((found.check, found.level), ("disk_space", level), "{free}");
         }
         assert!(free_bytes(Path::new("/")).is_some());
     }

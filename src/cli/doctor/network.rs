@@ -10,6 +10,7 @@ use url::{Position, Url};
 use super::Finding;
 use crate::config::Settings;
 use crate::db::connections::{Connection, ConnectionState};
+use crate::domain::failure::chain;
 use crate::domain::spec::GrantKind;
 use crate::domain::step::{Reply, Request};
 use crate::domain::time::SystemClock;
@@ -30,7 +31,7 @@ pub(super) async fn examine(settings: &Settings, connections: &[Connection]) -> 
         Ok(client) => client,
         Err(error) => {
             let remedy = "install the system's certificates, for example the package ca-certificates";
-            return vec![Finding::ill("https", error, remedy)];
+            return vec![Finding::ill("https", chain(&error), remedy)];
         }
     };
     let hosts = hosts(settings, connections);
