@@ -48,11 +48,8 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     let all = [chapter("Install"), chapter("Credentials")].concat().join("\n");
     let lines: Vec<&str> = all.lines().filter(done_here).collect();
     assert!(lines.len() >= 8, "{lines:?}");
-    let script = lines
-        .join("\n")
-        .replace("target/release/fieldmirror", "$ROOT/built/fieldmirror")
-        .replace(" /usr/", " $ROOT/usr/")
-        .replace(" /etc/", " $ROOT/etc/");
+    let all = lines.join("\n").replace("target/release/fieldmirror", "$ROOT/built/fieldmirror");
+    let script = all.replace(" /usr/", " $ROOT/usr/").replace(" /etc/", " $ROOT/etc/");
     let ran = std::process::Command::new("sh")
         .args(["-euc", &script])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -83,6 +80,14 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     let unit = std::fs::read_to_string(root.join("etc/systemd/system/fieldmirror.service")).unwrap();
     for secret in ["database.url", "vault.key"] {
         assert!(unit.contains(&format!("\nLoadCredential={secret}:/etc/fieldmirror/{secret}\n")), "{secret}");
+    }
+    let documentation = unit.lines().find_map(|line| line.strip_prefix("Documentation=")).unwrap();
+    for place in documentation.split_whitespace() {
+        let file = match place.strip_prefix("man:").and_then(|page| page.strip_suffix("(1)")) {
+            Some(page) => root.join(format!("usr/local/share/man/man1/{page}.1")),
+            None => root.join(place.strip_prefix("file:///").expect("a page or a file")),
+        };
+        assert!(file.metadata().is_ok_and(|found| found.len() > 1000), "{place} is not installed");
     }
 }
 
