@@ -118,14 +118,61 @@ fn the_document_names_what_there_is() {
     let names: BTreeSet<&str> = measure::ALL.iter().map(|metric| metric.name).collect();
     assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), names);
     for metric in measure::ALL {
-        let [kind, labels, meaning, look] = documented[metric.name].as_slice() else {
-            panic!("{}: not five columns", metric.name)
+        let [kind, labels, meaning, off, remedy] = documented[metric.name].as_slice() else {
+            panic!("{}: not six columns", metric.name)
         };
         let told: Vec<&str> = labels.split_whitespace().map(|label| label.trim_matches('`')).collect();
         assert_eq!((*kind, told.as_slice()), (metric.kind.as_str(), metric.labels), "{}", metric.name);
         assert_eq!(*meaning, metric.help, "{}", metric.name);
-        assert!(look.len() > 3, "{}: when to look at it", metric.name);
+        check_expressions(metric.name, off);
+        check_remedy(metric.name, remedy);
     }
+}
+
+/// What stands in backticks.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// The first expression is one for an alert: it compares this metric, with metrics and labels that there are.
+fn check_expressions(name: &str, off: &str) {
+    let first = quoted(off).next().unwrap_or_else(|| panic!("{name}: no expression in {off}"));
+    assert!(first.contains(name) && first.contains([' ', '=', '<', '>']), "{name}: {first}");
+    assert!(
+        [" > ", " < ", " == ", " >= "].iter().any(|compares| first.contains(compares)),
+        "{name}: {first}"
+    );
+    for open in ["()", "[]", "{}"] {
+        let count = |at: usize| first.matches(&open[at..=at]).count();
+        assert_eq!(count(0), count(1), "{name}: {open} in {first}");
+    }
+    let word = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+    for (at, _) in first.match_indices("fieldmirror_") {
+        let rest = &first[at..];
+        let end = rest.find(|letter| !word(letter)).unwrap_or(rest.len());
+        let (found, after) = rest.split_at(end);
+        let metric = measure::ALL.iter().find(|metric| {
+            found == metric.name
+                || metric.kind.as_str() == "histogram" && found == format!("{}_bucket", metric.name)
+        });
+        let metric = metric.unwrap_or_else(|| panic!("{name}: there is no `{found}`: {first}"));
+        let Some((matchers, _)) = after.strip_prefix('{').and_then(|after| after.split_once('}')) else {
+            continue;
+        };
+        for matcher in matchers.split(',') {
+            let label = matcher.split(['=', '!']).next().unwrap_or_default();
+            assert!(metric.labels.contains(&label), "{name}: `{found}` has no label `{label}`");
+        }
+    }
+}
+
+/// A sentence that names where to go next: a command, a setting, a table, another metric.
+fn check_remedy(name: &str, remedy: &str) {
+    assert!(remedy.split_whitespace().count() >= 8, "{name}: {remedy}");
+    let leads = ["fieldmirror ", "journalctl ", "systemctl ", "mirror.", "providers."];
+    let sections = ["daemon.", "database.", "sync.", "alerts.", "callback."];
+    let is_next = |quote: &str| leads.iter().chain(&sections).any(|start| quote.starts_with(start));
+    assert!(quoted(remedy).any(is_next), "{name}: what next? {remedy}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -113,6 +113,33 @@ mod tests {
         format!("2026-11-26T{text}Z").parse().unwrap()
     }
 
+    /// The cells behind a kind in a table of a document.
+    fn row(document: &'static str, kind: &str) -> Vec<&'static str> {
+        let start = format!("| `{kind}` | ");
+        let rows: Vec<_> = document.lines().filter_map(|line| line.strip_prefix(&start)).collect();
+        let [row] = rows.as_slice() else { panic!("{kind}: {rows:?}") };
+        row.trim_end_matches(" |").split(" | ").collect()
+    }
+
+    #[test]
+    fn the_documents_know_every_kind_and_what_to_do() {
+        let (alerts, operations) =
+            (include_str!("../../../docs/ALERTS.md"), include_str!("../../../docs/OPERATIONS.md"));
+        for kind in AlertKind::ALL.map(AlertKind::as_str) {
+            let told = row(alerts, kind);
+            assert_eq!((told.len(), told[0]), (2, severity(kind)), "{kind}");
+            let [remedy] = row(operations, kind)[..] else { panic!("{kind}: not one remedy") };
+            assert!(remedy.split_whitespace().count() >= 8, "{kind}: {remedy}");
+            assert!(
+                ["`fieldmirror ", "`daemon."].iter().any(|next| remedy.contains(next)),
+                "{kind}: {remedy}"
+            );
+        }
+        let chapter = alerts.split("## The kinds").nth(1).expect("a chapter of the kinds");
+        let told = chapter.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(told, AlertKind::ALL.len(), "a kind that there is not");
+    }
+
     #[test]
     fn the_keys_of_the_contract() {
         let mut alert = Alert { opened_at: at("08:00:00"), ..Alert::example(AlertKind::NeedsReauth) };
