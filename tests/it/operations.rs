@@ -25,8 +25,31 @@ fn settings_load() {
     }
 }
 
-/// The lines of the installation, below a root of the test's own. What needs a build, a service manager or a database
-/// server is left out.
+/// Lines of shell that the installation is tested with, that are run against a database, and that need a build or a service
+/// manager and are run nowhere.
+const INSTALLS: [&str; 5] = ["install ", "umask ", "echo ", "chmod ", "fieldmirror "];
+const ADMINISTERS: [&str; 4] =
+    ["sudo -u postgres createuser ", "sudo -u postgres createdb ", "pg_dump ", "pg_restore "];
+const NOT_RUN: [&str; 5] = ["cargo build ", "systemd-sysusers", "systemctl ", "chown ", "alias "];
+
+fn begins(line: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| line.starts_with(word))
+}
+
+fn chapter(name: &str) -> &'static str {
+    let found = OPERATIONS.split("\n## ").find(|chapter| chapter.starts_with(name));
+    found.unwrap_or_else(|| panic!("no chapter `{name}`"))
+}
+
+#[test]
+fn every_line_of_shell_is_known() {
+    let all = blocks(OPERATIONS, "sh").join("\n");
+    let words = [&INSTALLS[..], &ADMINISTERS, &NOT_RUN].concat();
+    let unknown: Vec<&str> = all.lines().filter(|line| !begins(line, &words)).collect();
+    assert_eq!(unknown, Vec::<&str>::new(), "run by no test, and not said to be so");
+}
+
+/// The lines of the installation, below a root of the test's own.
 #[test]
 fn the_installation_leaves_what_the_daemon_starts_with() {
     let root = tempfile::tempdir().unwrap();
@@ -38,35 +61,32 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     let built = root.join("built/fieldmirror");
     std::fs::write(&built, format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_fieldmirror")))
         .unwrap();
-    let chapter = |name: &str| {
-        let found = OPERATIONS.split("\n## ").find(|chapter| chapter.starts_with(name));
-        blocks(found.unwrap_or_else(|| panic!("no chapter `{name}`")), "sh")
-    };
-    let done_here = |line: &&str| {
-        ["install ", "umask ", "echo ", "fieldmirror "].iter().any(|word| line.starts_with(word))
-    };
-    let all = [chapter("Install"), chapter("Credentials")].concat().join("\n");
-    let lines: Vec<&str> = all.lines().filter(done_here).collect();
+    let all = [blocks(chapter("Install"), "sh"), blocks(chapter("Credentials"), "sh")].concat().join("\n");
+    let lines: Vec<&str> = all.lines().filter(|line| begins(line, &INSTALLS)).collect();
     assert!(lines.len() >= 8, "{lines:?}");
     let all = lines.join("\n").replace("target/release/fieldmirror", "$ROOT/built/fieldmirror");
     let script = all.replace(" /usr/", " $ROOT/usr/").replace(" /etc/", " $ROOT/etc/");
-    let ran = std::process::Command::new("sh")
-        .args(["-euc", &script])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env_clear()
-        .env("ROOT", root)
-        .env("PATH", format!("{}:/usr/bin:/bin", root.join("usr/local/bin").display()))
-        .output()
-        .unwrap();
-    assert!(ran.status.success(), "{script}\n{}", String::from_utf8_lossy(&ran.stderr));
+    let sh = |script: &str| {
+        let ran = std::process::Command::new("sh")
+            .args(["-euc", script])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env_clear()
+            .env("ROOT", root)
+            .env("PATH", format!("{}:/usr/bin:/bin", root.join("usr/local/bin").display()))
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{script}\n{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    sh(&script);
 
     for unit in ["fieldmirror.service", "fieldmirror.socket"] {
         assert!(root.join("etc/systemd/system").join(unit).is_file(), "{unit}");
     }
     let etc = root.join("etc/fieldmirror");
-    for secret in ["database.url", "vault.key"] {
-        let mode = std::fs::metadata(etc.join(secret)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o077, 0, "{secret} is root's alone");
+    for (secret, mode) in [("database.url", 0o640), ("vault.key", 0o600)] {
+        let found = std::fs::metadata(etc.join(secret)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{secret}");
     }
     // As systemd hands them over, by the unit's lines.
     let sources = Sources {
@@ -81,6 +101,16 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     for secret in ["database.url", "vault.key"] {
         assert!(unit.contains(&format!("\nLoadCredential={secret}:/etc/fieldmirror/{secret}\n")), "{secret}");
     }
+    // As admins' commands find it: by the alias, for which no key is needed.
+    std::fs::remove_file(etc.join("vault.key")).unwrap();
+    let alias = blocks(chapter("Credentials"), "sh").join("\n");
+    let alias = alias.lines().find_map(|line| line.strip_prefix("alias fieldmirror='sudo -u fieldmirror "));
+    let line = alias.unwrap().trim_end_matches('\'').replace("=/etc/", "=$ROOT/etc/");
+    let shown = sh(&format!("env {line} config --json"));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let url = &shown["settings"]["database"]["url"];
+    assert!(url["origin"].as_str().is_some_and(|origin| origin.contains("database.url")), "{url}");
+
     let documentation = unit.lines().find_map(|line| line.strip_prefix("Documentation=")).unwrap();
     for place in documentation.split_whitespace() {
         let file = match place.strip_prefix("man:").and_then(|page| page.strip_suffix("(1)")) {
@@ -91,13 +121,55 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     }
 }
 
-/// The command of that program, as it stands in the text.
-#[cfg(feature = "sandbox")]
-fn command_of(program: &str) -> String {
-    let found = blocks(OPERATIONS, "sh").into_iter().find_map(|block| {
-        block.lines().find(|line| line.starts_with(&format!("{program} "))).map(str::to_owned)
-    });
-    found.unwrap_or_else(|| panic!("the text has no `{program}`"))
+/// An address that nobody listens on: nginx binds what it is asked to try.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// The proxy leads to where the daemon listens, for what browsers ask for; and it would start, where it is installed.
+#[test]
+fn reverse_proxies() {
+    let chapter = chapter("Reverse proxy");
+    let [nginx] = blocks(chapter, "nginx").try_into().expect("one for nginx");
+    let [caddy] = blocks(chapter, "caddyfile").try_into().expect("one for Caddy");
+    for block in [&nginx, &caddy] {
+        for part in ["127.0.0.1:8787", "sync.example.com", "connect", "oauth"] {
+            assert!(block.contains(part), "`{part}` is not in {block}");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let at = folder.display().to_string();
+    let tell = |program: &str, arguments: &[&str]| {
+        let ran = std::process::Command::new(program).args(arguments).env("HOME", folder).output();
+        let Ok(ran) = ran else {
+            eprintln!("not checked: the lines for {program}, which is not installed");
+            return false;
+        };
+        assert!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+        true
+    };
+
+    std::fs::write(folder.join("Caddyfile"), caddy).unwrap();
+    tell("caddy", &["adapt", "--adapter", "caddyfile", "--config", &format!("{at}/Caddyfile")]);
+
+    let live = "/etc/letsencrypt/live/sync.example.com/";
+    let server = nginx
+        .replace(live, &format!("{at}/"))
+        .replace("listen 443 ssl", &format!("listen {} ssl", free_address()));
+    let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let paths = paths.map(|path| format!("{path}_temp_path {at}/{path};\n")).concat();
+    let whole = format!("pid {at}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n{paths}{server}\n}}\n");
+    std::fs::write(folder.join("nginx.conf"), whole).unwrap();
+    let certificate = format!("{at}/fullchain.pem");
+    let key = format!("{at}/privkey.pem");
+    let made =
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=sync.example.com"];
+    let made = [&made[..], &["-keyout", &key, "-out", &certificate]].concat();
+    if tell("nginx", &["-v"]) && tell("openssl", &made) {
+        tell("nginx", &["-t", "-p", &at, "-c", &format!("{at}/nginx.conf")]);
+    }
 }
 
 /// Where the newest Postgres' programs are, since Debian does not put all of them into the path.
@@ -110,50 +182,153 @@ fn postgres_bin() -> Option<std::path::PathBuf> {
     })
 }
 
+/// The daemon's role, which is no superuser, and its database. Both are called `fieldmirror` in the text.
 #[cfg(feature = "sandbox")]
-const RESTORED: &str = "restored_by_operations";
-
+const OPERATED: &str = "by_the_book";
 #[cfg(feature = "sandbox")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_is_restored_with_its_key_and_with_no_other() {
-    use fieldmirror::db::{Db, admin, rows};
-    use fieldmirror::vault::generate_key;
+const RESTORED: &str = "by_the_book_restored";
 
-    use crate::support::app::{TestApp, small};
-    use crate::support::postgres::server;
-
+/// The lines for Postgres' programs that begin so, as they stand in the text. False when the program is not installed.
+#[cfg(feature = "sandbox")]
+fn administer(words: &str, app_url: &str, restored_url: &str, folder: &Path) -> bool {
     let mut path = std::ffi::OsString::from("/usr/local/bin:/usr/bin:/bin");
     if let Some(bin) = postgres_bin() {
         path.push(":");
         path.push(bin);
     }
-    let app = TestApp::new(small(60), &[]).await;
-    let mut daemon = app.spawn_daemon("");
-    app.mirrored("acme").await;
-    daemon.kill().await.unwrap();
-
-    let url = server().url_of(RESTORED);
-    admin::drop_database(&server().url(), RESTORED).unwrap();
-    admin::create_if_missing(&server().url(), RESTORED).unwrap();
-    for program in ["pg_dump", "pg_restore"] {
-        let line = command_of(program);
-        let ran = tokio::process::Command::new("sh")
+    let all = blocks(OPERATIONS, "sh").join("\n");
+    let lines: Vec<&str> = all.lines().filter(|line| line.starts_with(words)).collect();
+    assert!(!lines.is_empty(), "the text has no `{words}`");
+    for line in lines {
+        // Who sudo would make us is who the test's server is asked as.
+        let line = match line.strip_prefix("sudo -u postgres ") {
+            Some(line) => line.replace("fieldmirror", OPERATED),
+            None => line.to_owned(),
+        };
+        let ran = std::process::Command::new("sh")
             .args(["-ec", &line])
-            .current_dir(&app.folder)
+            .current_dir(folder)
             .env("PATH", &path)
-            .env("DATABASE_URL", &app.environment["FIELDMIRROR_DATABASE__URL"])
-            .env("RESTORED_URL", url.expose())
+            .env("PGHOST", socket_folder())
+            .env("PGUSER", "fieldmirror")
+            .env("DATABASE_URL", app_url)
+            .env("RESTORED_URL", restored_url)
             .output()
-            .await
             .unwrap();
         if ran.status.code() == Some(127) {
-            eprintln!("not checked: backup and restore, since there is no `{program}`");
-            return;
+            eprintln!("not checked: `{line}` and what follows, since that is not installed");
+            return false;
         }
         assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
     }
+    true
+}
+
+#[cfg(feature = "sandbox")]
+fn socket_folder() -> String {
+    let url = crate::support::postgres::server().url();
+    let (_, parameters) = url.expose().split_once('?').unwrap();
+    let host = parameters.split('&').find_map(|pair| pair.strip_prefix("host="));
+    host.expect("the server has a socket").replace("%2F", "/")
+}
+
+/// Statements of SQL blocks. Every query of the text finds something.
+#[cfg(feature = "sandbox")]
+async fn run_sql(db: &fieldmirror::db::Db, block: String) {
+    use diesel::connection::SimpleConnection as _;
+    use fieldmirror::db::rows;
+
+    for statement in block.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
+        let statement: &'static str = statement.to_owned().leak();
+        if statement.starts_with("SELECT") {
+            let found = db.run(move |conn| rows::objects(conn, statement)).await.unwrap();
+            assert!(!found.is_empty(), "{statement}");
+        } else {
+            db.run(move |conn| Ok(conn.batch_execute(statement)?)).await.unwrap();
+        }
+    }
+}
+
+#[cfg(feature = "sandbox")]
+fn commands(text: &str) -> Vec<String> {
+    let lines = blocks(text, "console").join("\n");
+    lines.lines().filter_map(|line| line.strip_prefix("$ fieldmirror ")).map(str::to_owned).collect()
+}
+
+/// From the first command to the restored backup: what the text says is done, in its order, by the role and with the rights
+/// that it says.
+#[cfg(feature = "sandbox")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_is_run_by_the_book() {
+    use diesel::connection::SimpleConnection as _;
+    use fieldmirror::db::{Db, admin};
+
+    use crate::analysts::{may_nothing_else, read_all, session, url_as};
+    use crate::support::app::{TestApp, small};
+    use crate::support::postgres::{server, short_folder};
+
+    let here = short_folder("book");
+    if !administer("sudo -u postgres create", "", "", &here) {
+        return;
+    }
+    let (whole, restored) = (server().url_of(OPERATED), server().url_of(RESTORED));
+    let (url, restored_url) = (url_as(&whole, OPERATED), url_as(&restored, OPERATED));
+    let db = Db::connect(&whole, 2).unwrap();
+    let app = TestApp::over(small(60), &[], url.clone(), db.clone(), None).await;
+    let mut daemon = app.spawn_daemon("");
+    app.wait_until("a daemon serves", "SELECT count(*) = 1 FROM fieldmirror.daemons").await;
+
+    // Who reads is there before the first account is.
+    let [make, take_back] = blocks(chapter("Analysts"), "sql").try_into().expect("two blocks of SQL");
+    run_sql(&db, make).await;
+    let [grant] = commands(chapter("Analysts")).try_into().expect("one command");
+    app.run(&grant).await.done();
+    for line in commands(OPERATIONS) {
+        if line.contains("--connect") || line.contains("--reconnect") {
+            app.consent(&line).await;
+            app.all_read().await;
+        } else {
+            app.run(&line).await.done();
+        }
+    }
+    for block in blocks(OPERATIONS, "sql").into_iter().filter(|block| !chapter("Analysts").contains(block)) {
+        run_sql(&db, block).await;
+    }
+    session(&url).batch_execute("CREATE TABLE mirror.of_an_upgrade (id text)").unwrap();
+    let mut analyst = session(&url_as(&whole, "analyst"));
+    let read = read_all(&mut analyst);
+    let rows_of = |name: &str| read.iter().find(|(relation, _)| relation == name).map(|(_, rows)| *rows);
+    assert!(rows_of("tickets") > Some(0) && rows_of("hubspot_tickets_c1") > Some(0), "{read:?}");
+    assert_eq!(rows_of("of_an_upgrade"), Some(0));
+    may_nothing_else(&mut analyst);
+    drop(analyst);
+    daemon.kill().await.unwrap();
+
+    admin::create_if_missing(&server().url(), RESTORED).unwrap();
+    let own = format!("ALTER DATABASE {RESTORED} OWNER TO {OPERATED}");
+    session(&server().url()).batch_execute(&own).unwrap();
+    for program in ["pg_dump ", "pg_restore "] {
+        administer(program, url.expose(), restored_url.expose(), &here);
+    }
+    a_backup_is_good_with_its_key_and_with_no_other(app, &restored_url).await;
+
+    admin::drop_database(&server().url(), RESTORED).unwrap();
+    run_sql(&db, take_back).await;
+    db.close();
+    admin::drop_database(&server().url(), OPERATED).unwrap();
+    std::fs::remove_dir_all(&here).unwrap();
+}
+
+#[cfg(feature = "sandbox")]
+async fn a_backup_is_good_with_its_key_and_with_no_other(
+    app: crate::support::app::TestApp,
+    url: &fieldmirror::domain::secret::Secret,
+) {
+    use fieldmirror::db::{Db, rows};
+    use fieldmirror::vault::generate_key;
 
     let rows_before = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
+    let generation = app.number("SELECT generation FROM fieldmirror.tokens").await;
     let app = app.with("database.url", url.expose());
     let key = app.environment["FIELDMIRROR_VAULT__KEY"].clone();
     let app = app.with("vault.key", generate_key().expose());
@@ -165,7 +340,8 @@ async fn a_backup_is_restored_with_its_key_and_with_no_other() {
     app.sandbox.control().ledger().reset();
     let mut daemon = app.spawn_daemon("");
     app.run("enqueue --refresh acme").await.done();
-    let db = Db::connect(&url, 2).unwrap();
+    app.run("grant-analyst analyst").await.done();
+    let db = Db::connect(url, 2).unwrap();
     let look = || {
         db.run(|connection| {
             rows::objects(
@@ -179,7 +355,7 @@ async fn a_backup_is_restored_with_its_key_and_with_no_other() {
     loop {
         let found = look().await.unwrap().remove(0);
         assert_eq!(found["tickets"], rows_before);
-        if found["generation"] == 2 {
+        if found["generation"].as_i64() > Some(generation) {
             break;
         }
         assert!(std::time::Instant::now() < deadline, "the restored grant is not refreshed: {found}");
@@ -187,5 +363,4 @@ async fn a_backup_is_restored_with_its_key_and_with_no_other() {
     }
     daemon.kill().await.unwrap();
     db.close();
-    admin::drop_database(&server().url(), RESTORED).unwrap();
 }
