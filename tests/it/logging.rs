@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::architecture::list;
-use crate::support::app::{TestApp, small};
+use crate::support::app::{PATIENCE, TestApp, small};
 
 const DOCUMENT: &str = include_str!("../../docs/LOGGING.md");
 /// What every JSON line has.
@@ -49,13 +50,13 @@ fn the_document_names_the_fields_of_the_sources() {
         assert!(used.contains_key(*field), "nobody logs `{field}`, which docs/LOGGING.md tells of");
     }
     // In the journal they must not fall together, nor be too long for it.
-    let names: BTreeSet<String> = documented.keys().map(|name| journal(name)).collect();
+    let names: BTreeSet<String> = documented.keys().map(|name| journal_name(name)).collect();
     assert_eq!(names.len(), documented.len());
     let good = |c: char| c.is_ascii_uppercase() || c == '_';
     assert!(names.iter().all(|name| name.len() <= 64 && name.chars().all(good)), "{names:?}");
 }
 
-fn journal(field: &str) -> String {
+fn journal_name(field: &str) -> String {
     format!("FIELDMIRROR_{}", field.replace('.', "_").to_uppercase())
 }
 
@@ -130,11 +131,14 @@ async fn a_running_daemon_logs_flat_objects_and_one_line_for_each_run() {
             .await;
     let mut daemon = app.spawn_daemon("");
     app.mirrored("acme").await;
-    app.faults(&["malformed=/results/*/id,on:pipelines", "http_503=on:token_refresh"]);
+    app.faults(&["malformed=/results/*/id,on:pipelines", "torn=on:owners", "http_503=on:token_refresh"]);
     app.run("enqueue --resync acme").await.done();
     app.run("enqueue --refresh acme").await;
-    app.wait_until("a failed run", "SELECT count(*) > 0 FROM mirror.sync_runs WHERE outcome = 'failed'")
-        .await;
+    app.wait_until(
+        "failed runs",
+        "SELECT count(DISTINCT stream) = 2 FROM mirror.sync_runs WHERE outcome = 'failed'",
+    )
+    .await;
     app.wait_until("a failed refresh", "SELECT failures > 0 FROM fieldmirror.tokens").await;
     let pid = daemon.id().expect("it runs").to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -172,9 +176,132 @@ async fn a_running_daemon_logs_flat_objects_and_one_line_for_each_run() {
         assert_eq!((line["level"] == "WARN", line.get("error").is_some()), (failed, failed), "{line}");
         assert_eq!(line["job.kind"], "sync", "its job is told with it: {line}");
     }
+    // A failure is told once, with what it comes from, and as it is on record.
+    let failed = "SELECT id, stream, error FROM mirror.sync_runs WHERE outcome = 'failed'";
+    for row in app.rows(failed).await {
+        let told: Vec<&Value> = lines.iter().filter(|line| line["error"] == row["error"]).collect();
+        let same = app.rows(failed).await.iter().filter(|other| other["error"] == row["error"]).count();
+        assert_eq!(told.len(), same, "{row}: {told:#?}");
+        assert!(told.iter().any(|line| line["run.id"] == row["id"]), "{row}");
+        let causes = row["error"].as_str().unwrap().split(": ").count();
+        assert!(row["stream"] != "owners" || causes > 2, "the whole chain: {row}");
+    }
     let audited = app
         .number("SELECT count(*) FROM fieldmirror.audit_log WHERE event = 'refresh' AND outcome = 'failed'")
         .await;
     let told = of("failure.kind").into_iter().filter(|line| line["job.kind"] == "refresh_token").count();
     assert_eq!(i64::try_from(told).unwrap(), audited, "a failed refresh is told once");
+}
+
+/// Gives the daemon a `/run` of its own, in which the journal's socket is ours.
+const WITH_OUR_JOURNAL: &str = r#"mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal &&
+    mount --bind "$1" /run/systemd/journal && shift && exec "$@""#;
+
+/// The fields of an entry: `NAME=value` lines, and for values of several lines `NAME`, the length in 64 bits, the value.
+fn entry(mut bytes: &[u8]) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    let mut found = Vec::new();
+    while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        if let Some(at) = line.iter().position(|byte| *byte == b'=') {
+            found.push((text(&line[..at]), text(&line[at + 1..])));
+            bytes = rest;
+            continue;
+        }
+        let (length, rest) = rest.split_at(8);
+        let length = usize::try_from(u64::from_le_bytes(length.try_into().unwrap())).unwrap();
+        found.push((text(line), text(&rest[..length])));
+        assert_eq!(rest[length], b'\n');
+        bytes = &rest[length + 1..];
+    }
+    assert!(bytes.is_empty(), "{bytes:?}");
+    found
+}
+
+/// A test that plays journald. What arrives has the document's fields, and no line goes anywhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_gets_every_line_with_its_fields() {
+    let app = TestApp::new(small(5), &[("daemon.log_format", "journald")]).await;
+    let journal = app.folder.join("journal");
+    fs::create_dir(&journal).unwrap();
+    let socket = UnixDatagram::bind(journal.join("socket")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = tokio::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", WITH_OUR_JOURNAL, "sh"]).arg(&journal);
+    command.args([env!("CARGO_BIN_EXE_fieldmirror"), "run"]).env_clear().envs(&app.environment);
+    command.env("HOME", &app.folder).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let piped = std::process::Stdio::piped;
+    let Ok(mut daemon) = command.kill_on_drop(true).stdout(piped()).stderr(piped()).spawn() else {
+        eprintln!("not checked: lines in the journal, since there is no `unshare`");
+        return;
+    };
+    // It is there once it has been looked whether the journal listens.
+    socket.set_nonblocking(true).unwrap();
+    let mut bytes = vec![0; 64 * 1024];
+    let began = std::time::Instant::now();
+    let first = loop {
+        if let Ok(length) = socket.recv(&mut bytes) {
+            break Some(length);
+        }
+        if daemon.try_wait().unwrap().is_some() {
+            break None;
+        }
+        assert!(began.elapsed() < PATIENCE, "nothing arrives");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    if first.is_none() {
+        let said = daemon.wait_with_output().await.unwrap();
+        eprintln!("not checked: lines in the journal, since nothing can be mounted here");
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("mount:") || said.contains("unshare:"), "{said}");
+        return;
+    }
+    assert_eq!(first, Some(0), "an entry without fields, which journald leaves out");
+    socket.set_nonblocking(false).unwrap();
+    let listening = std::thread::spawn(move || {
+        let mut entries = Vec::new();
+        loop {
+            let length = socket.recv(&mut bytes).expect("an entry in time");
+            entries.push(entry(&bytes[..length]));
+            let last = entries.last().unwrap();
+            if last.iter().any(|(name, value)| name == "MESSAGE" && value == "Stopped") {
+                return entries;
+            }
+        }
+    });
+    app.mirrored("acme").await;
+    let pid = daemon.id().expect("it runs").to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let said = daemon.wait_with_output().await.unwrap();
+    assert!(said.status.success() && said.stdout.is_empty() && said.stderr.is_empty(), "{said:?}");
+
+    let entries = listening.join().unwrap();
+    let documented: BTreeSet<String> = documented().keys().map(|name| journal_name(name)).collect();
+    let of = |entry: &[(String, String)], name: &str| {
+        entry.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+    };
+    for entry in &entries {
+        for name in ["MESSAGE", "PRIORITY", "TARGET", "CODE_FILE", "CODE_LINE"] {
+            assert!(of(entry, name).is_some(), "{name}: {entry:?}");
+        }
+        assert_eq!(of(entry, "SYSLOG_IDENTIFIER").as_deref(), Some("fieldmirror"));
+        let ours = entry.iter().filter(|(name, _)| name.starts_with("FIELDMIRROR_"));
+        assert!(ours.clone().all(|(name, _)| documented.contains(name)), "{entry:?}");
+    }
+    let serving = entries.iter().find(|entry| of(entry, "MESSAGE").unwrap().starts_with("Serving on "));
+    let serving = serving.expect("that it serves");
+    assert_eq!(of(serving, "PRIORITY").as_deref(), Some("5"));
+    let listens = app.endpoint.trim_start_matches("http://");
+    assert_eq!(of(serving, "FIELDMIRROR_CALLBACK_LISTEN").as_deref(), Some(listens));
+    let id = app.number("SELECT id FROM mirror.connections").await.to_string();
+    let runs = app.rows("SELECT id FROM mirror.sync_runs").await;
+    for run in &runs {
+        let run = run["id"].to_string();
+        let told: Vec<_> =
+            entries.iter().filter(|entry| of(entry, "FIELDMIRROR_RUN_ID").as_ref() == Some(&run)).collect();
+        assert_eq!(told.len(), 1, "run {run}: {told:?}");
+        assert_eq!(of(told[0], "FIELDMIRROR_CONNECTION_ID").as_ref(), Some(&id));
+        assert_eq!(of(told[0], "FIELDMIRROR_JOB_KIND").as_deref(), Some("sync"));
+    }
+    assert!(runs.len() >= 4, "{runs:?}");
 }
