@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::fake::{Answer, Rotation};
 use super::rig::{Host, Rig};
 use super::stage::{self, Crash, Reply, dies_at, dies_when_seen, let_attempts_pass, start_again};
+use crate::support::disk::SmallDisk;
 use crate::support::postgres::{self, TestDb, short_folder};
 
 const ROTATIONS: [Rotation; 4] = [Rotation::Never, Rotation::Strict, Rotation::Graceful, Rotation::Jealous];
@@ -211,22 +212,29 @@ async fn the_database_goes_away() {
     assert_eq!((rig.fake.replays(), rig.connection(id).await.state), (0, ConnectionState::Connected));
 }
 
-/// Nothing can be written to the folder of spills: alone, and together with a database that is away.
+/// Nothing can be written to the folder of spills: alone, and together with a database that is away. Where a disk can be
+/// had for it that is full, it is; elsewhere a file is in its way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_disk_is_full() {
     let rig = Rig::new().await;
     rig.fake.rotate(Rotation::Jealous);
     let id = rig.connected("acme", 1).await;
-    let full = tempfile::tempdir().expect("a folder");
-    let in_the_way = full.path().join("spills");
-    std::fs::write(&in_the_way, "").expect("there is room");
-    let auth = rig.daemon_at(Host { name: "host", state: full.path(), between: Between::default() });
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(folder.path());
+    let full = disk.as_ref().map_or(folder.path(), |disk| disk.folder.as_path());
+    let in_the_way = full.join("spills");
+    match &disk {
+        Some(disk) => disk.fill(),
+        None => std::fs::write(&in_the_way, "").expect("there is room"),
+    }
+    let auth = rig.daemon_at(Host { name: "host", state: full, between: Between::default() });
     assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
-    assert!(auth.spills.fault().is_some());
+    let fault = auth.spills.fault().expect("it is told");
+    assert!(disk.is_none() || fault.contains("No space left on device"), "{fault}");
     for (step, room_is_made) in [(Step::Replied, false), (Step::Spilled, false), (Step::Replied, true)] {
         let before = rig.token(id).await.generation;
         let (between, gone) = away_at(&rig, step);
-        let auth = rig.daemon_at(Host { name: "host", state: full.path(), between });
+        let auth = rig.daemon_at(Host { name: "host", state: full, between });
         let refreshing = tokio::spawn({
             let auth = auth.clone();
             async move { auth.refresh(id, Why::Asked).await }
@@ -236,10 +244,14 @@ async fn the_disk_is_full() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!refreshing.is_finished(), "{step:?}: the reply is in this process alone");
         if room_is_made {
-            std::fs::remove_file(&in_the_way).expect("it is there");
+            match &disk {
+                Some(disk) => disk.make_room(),
+                None => std::fs::remove_file(&in_the_way).expect("it is there"),
+            }
             refreshing.await.expect("no panic").expect_err("it is kept, and not waited for any more");
             rig.test.lever().back();
-            start_again(&rig, full.path()).await;
+            let auth = start_again(&rig, full).await;
+            assert_eq!(auth.spills.fault(), None);
         } else {
             rig.test.lever().back();
             assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed), "{step:?}");

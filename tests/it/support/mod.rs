@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sandbox")]
 pub mod app;
+pub mod disk;
 #[cfg(feature = "sandbox")]
 pub mod leaks;
 #[cfg(feature = "sandbox")]
