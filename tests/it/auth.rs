@@ -9,5 +9,5 @@ mod keys;
 mod refresh;
 pub mod rig;
 mod rotation;
-mod spill;
+pub mod spill;
 pub mod stage;

@@ -407,6 +407,26 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_breaks_off_is_no_write() {
+        let (state, vault) = (tempfile::tempdir().expect("a folder"), Arc::new(vault()));
+        let spills = Arc::new(Spills::below(state.path()));
+        let bytes = Zeroizing::new(sealed(&vault, name(3), &granted()));
+        let unwritten = Some((name(3), bytes));
+        let mut in_hand =
+            InHand { spills: Arc::clone(&spills), vault, unwritten, written: None, said: false };
+        // A runtime that has ended takes no work: the task breaks off before it has begun.
+        let ended = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        let handle = ended.handle().clone();
+        ended.shutdown_background();
+        handle.block_on(in_hand.keep());
+        assert!(!in_hand.is_safe(), "it is in this process alone");
+        assert_eq!(spills.of(ConnectionId(7)), []);
+        tokio::runtime::Runtime::new().expect("a runtime").block_on(in_hand.keep());
+        assert!(in_hand.is_safe());
+        assert_eq!(spills.of(ConnectionId(7)), [name(3)]);
+    }
+
+    #[test]
     fn a_reply_opens_under_its_own_name_only() {
         let (vault, other_vault) = (vault(), vault());
         let bytes = sealed(&vault, name(3), &granted());

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use diesel::RunQueryDsl as _;
 use fieldmirror::auth::between::{Between, Step};
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::auth::{Auth, Ending};
@@ -69,6 +70,46 @@ async fn a_reply_is_found_again_after_a_crash() {
     assert_eq!(rig.token(id).await.generation, 2);
     assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!((rig.fake.replays(), rig.token(id).await.generation), (0, 3));
+}
+
+/// Whichever of them is looked at first.
+#[tokio::test]
+async fn a_reply_that_the_database_refuses_holds_up_no_other() {
+    for refused in [0, 1] {
+        let rig = Rig::new().await;
+        let ids = [rig.connected("acme", 1).await, rig.connected("other", 2).await];
+        for (account, id) in (1..).zip(ids) {
+            rig.fake.be_account(account);
+            mortal(&rig, Step::Spilled).refresh(id, Why::Asked).await.expect_err("it died");
+        }
+        let (held, free) = (ids[refused], ids[1 - refused]);
+        rig.batch(
+            "CREATE TABLE public.refused (id bigint);
+             CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF EXISTS (SELECT FROM public.refused WHERE id = NEW.connection_id) THEN
+                     RAISE EXCEPTION 'this row is refused';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON fieldmirror.tokens
+                 FOR EACH ROW EXECUTE FUNCTION public.refuse()",
+        )
+        .await;
+        rig.db(move |conn| {
+            let refusal = format!("INSERT INTO public.refused VALUES ({held})");
+            Ok(diesel::sql_query(refusal).execute(conn)?)
+        })
+        .await;
+        start_again(&rig, rig.state.path()).await;
+        let generations = (rig.token(held).await.generation, rig.token(free).await.generation);
+        assert_eq!(generations, (1, 2), "{refused}");
+        assert_eq!(spills(rig.state.path()).len(), 2, "both are kept");
+        rig.execute("DELETE FROM public.refused").await;
+        let auth = start_again(&rig, rig.state.path()).await;
+        assert_eq!(rig.token(held).await.generation, 2);
+        assert_eq!(rig.fake.count("refresh_token"), 2, "nothing was asked again");
+        access(&auth, held).await;
+    }
 }
 
 #[tokio::test]
@@ -157,8 +198,11 @@ async fn a_consent_of_the_wrong_account_leaves_nothing_behind() {
     assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
     let after = spills(rig.state.path());
     assert!(after.len() == 1 && after != before, "the new grant's alone: {after:?}");
+    rig.connected("other", 2).await;
+    let both = spills(rig.state.path());
     rig.auth.disconnect(id, false).await.expect("it ends");
-    assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+    let others: Vec<PathBuf> = both.into_iter().filter(|path| !after.contains(path)).collect();
+    assert_eq!((spills(rig.state.path()), others.len()), (others, 1), "that of another connection stays");
 }
 
 #[tokio::test]

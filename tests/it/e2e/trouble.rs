@@ -1,9 +1,12 @@
 //! What goes wrong at the provider: nothing is lost, what is not concerned goes on, and it is said what to do.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use fieldmirror::db::vault_use;
 use serde_json::{Value, json};
 
+use crate::auth::spill::spills;
 use crate::support::app::{HUB, TestApp, small};
 use crate::support::truth::hold_against_mirror;
 
@@ -106,5 +109,24 @@ async fn a_revoked_grant_is_reported_and_healed() {
     )
     .await;
     assert_eq!(app.number("SELECT count(*) FROM mirror.connections").await, 1, "it is the same connection");
+
+    // The end, on purpose: nothing is left that could be used, here or there.
+    app.run("enqueue --refresh acme").await.done();
+    app.wait_until("a second reply", "SELECT generation = 2 FROM fieldmirror.tokens").await;
+    let kept = || spills(&app.folder.join("state"));
+    assert_eq!(kept().len(), 1, "the newest reply is kept: {:?}", kept());
+    assert!(!app.db.run(vault_use::counts).await.unwrap().is_empty());
+    let gone = app.run("enqueue --disconnect acme --wait --json").await.done().last();
+    assert_eq!(gone["requests"][0]["outcome"], "done", "{gone}");
+    assert_eq!(kept(), Vec::<PathBuf>::new(), "no spill");
+    assert_eq!(app.db.run(vault_use::counts).await.unwrap(), vault_use::Counts::new(), "nothing sealed");
+    assert_eq!(app.asked("revoke"), 1);
+    assert_eq!(
+        app.sandbox.control().hubspot().auth().revoke_account(&HUB.to_string()),
+        0,
+        "no grant is left"
+    );
+    assert_eq!(app.number("SELECT count(*) FROM mirror.tickets").await, 81, "rows are kept");
+    assert_eq!(app.one("SELECT state FROM mirror.connections").await, "disconnected");
     daemon.stop().await;
 }
