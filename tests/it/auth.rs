@@ -2,6 +2,7 @@
 
 mod audit;
 mod consent;
+mod deeds;
 mod ends;
 pub mod fake;
 mod faults;

@@ -10,6 +10,7 @@ mod kills;
 #[path = "../it/auth"]
 #[expect(dead_code, reason = "the tests need more of it")]
 mod auth {
+    pub mod deeds;
     pub mod fake;
     pub mod rig;
     pub mod stage;
