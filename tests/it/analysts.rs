@@ -1,15 +1,21 @@
 //! `grant-analyst`: a role reads everything in `mirror`, what comes later too, and does nothing else.
 
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::Text;
 use diesel::{Connection as _, PgConnection};
-use fieldmirror::db::{DbError, admin, rows};
+use fieldmirror::db::{DbError, admin, rows, views};
+use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::secret::Secret;
+use fieldmirror::domain::view::AccountView;
 use serde_json::{Value, json};
 
 use crate::support::postgres::{TestDb, short_folder};
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whatever of `mirror` can be read.
 const RELATIONS: &str = "SELECT relname::text AS value FROM pg_class
@@ -168,6 +174,43 @@ async fn an_analyst_reads_mirror_and_nothing_else() {
         "event": "grant_analyst", "outcome": "done", "detail": detail, "daemon_id": null, "connection_id": null,
     });
     assert_eq!(log, [line.clone(), line]);
+}
+
+/// A view whose transaction is open has neither been there nor come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_is_being_made_is_read_too() {
+    let database = TestDb::new();
+    sql(&database, A_ROW_EVERYWHERE).await;
+    sql(&database, "CREATE ROLE ga_early LOGIN").await;
+    let (made, release) = (mpsc::channel(), mpsc::channel::<()>());
+    let db = database.db.clone();
+    let making = tokio::spawn(async move {
+        let making = db.transaction(move |conn| {
+            views::create(
+                conn,
+                ConnectionId(1),
+                &AccountView { table: "hubspot_tickets", columns: Vec::new() },
+            )?;
+            made.0.send(()).unwrap();
+            release.1.recv_timeout(PATIENCE).unwrap();
+            Ok(())
+        });
+        making.await.unwrap();
+    });
+    made.1.recv_timeout(PATIENCE).unwrap();
+    let url = database.url.clone();
+    let granting = std::thread::spawn(move || grant(&url, "ga_early"));
+    let waits = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while database.db.run(|conn| rows::objects(conn, waits)).await.unwrap().is_empty() {
+        assert!(!granting.is_finished(), "rights were given while a view was being made");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    release.0.send(()).unwrap();
+    making.await.unwrap();
+    assert_eq!(granting.join().unwrap().0, 0);
+    let read = read_all(&mut session(&url_as(&database.url, "ga_early")));
+    assert!(read.contains(&("hubspot_tickets_c1".to_owned(), 1)), "{read:?}");
 }
 
 /// No function of ours runs with the rights of its owner, and no view with those of its reader.

@@ -27,7 +27,8 @@ fn settings_load() {
 
 /// Lines of shell that the installation is tested with, that are run against a database, and that need a build or a service
 /// manager and are run nowhere.
-const INSTALLS: [&str; 5] = ["install ", "umask ", "echo ", "chmod ", "fieldmirror "];
+const INSTALLS: [&str; 7] =
+    ["install ", "umask ", "echo ", "chmod ", "fieldmirror ", "mv ", "(umask 077; fieldmirror "];
 const ADMINISTERS: [&str; 4] =
     ["sudo -u postgres createuser ", "sudo -u postgres createdb ", "pg_dump ", "pg_restore "];
 const NOT_RUN: [&str; 5] = ["cargo build ", "systemd-sysusers", "systemctl ", "chown ", "alias "];
@@ -101,6 +102,22 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     for secret in ["database.url", "vault.key"] {
         assert!(unit.contains(&format!("\nLoadCredential={secret}:/etc/fieldmirror/{secret}\n")), "{secret}");
     }
+    // The key is changed: the old one still opens what it sealed, by the place where systemd shows it.
+    let changing = chapter("Changing the vault key");
+    sh(&blocks(changing, "sh").join("\n").replace(" /etc/", " $ROOT/etc/"));
+    let [ini] = blocks(changing, "ini").try_into().expect("a line for the unit");
+    assert_eq!(ini, "[Service]\nLoadCredential=vault-1.key:/etc/fieldmirror/vault-1.key");
+    let [toml] = blocks(changing, "toml").try_into().expect("a setting");
+    let shown = etc.display().to_string();
+    std::fs::write(root.join("changed.toml"), toml.replace("/run/credentials/fieldmirror.service", &shown))
+        .unwrap();
+    let changed =
+        config::load(&Sources { files: vec![root.join("changed.toml")], ..sources }).unwrap().settings;
+    let old = settings.vault.key.expect("the key of before");
+    let [previous] = changed.vault.previous_keys.as_slice() else { panic!("not one previous key") };
+    assert_eq!(previous.expose(), old.expose());
+    assert_ne!(changed.vault.key.unwrap().expose(), old.expose());
+
     // As admins' commands find it: by the alias, for which no key is needed.
     std::fs::remove_file(etc.join("vault.key")).unwrap();
     let alias = blocks(chapter("Credentials"), "sh").join("\n");
