@@ -662,7 +662,7 @@ pub fn demand(
     if !demand.full {
         return Ok(());
     }
-    // A first backfill that is under way goes on: there is nothing yet that it could prove to be gone.
+    // A first backfill that is under way goes on, and another comes after it: see `demand_after_first`.
     diesel::sql_query(
         "UPDATE walks w
          SET due_at = least(w.due_at, $3), started_at = NULL, position = NULL, from_time = NULL,
@@ -676,6 +676,30 @@ pub fn demand(
     .bind::<BigInt, _>(of.0)
     .bind::<Text, _>(demand.stream)
     .bind::<Timestamptz, _>(now)
+    .bind::<Bool, _>(demand.mass_delete_allowed)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// Makes the read of everything due that an admin asked for at `asked_at`, once the first one, which had begun by then, has
+/// closed.
+pub fn demand_after_first(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    demand: &Demand<'_>,
+    asked_at: DateTime<Utc>,
+) -> Result<(), DbError> {
+    if !demand.full {
+        return Ok(());
+    }
+    diesel::sql_query(
+        "UPDATE walks SET due_at = $3, sweeping = true, mass_delete_allowed = $4
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'backfill'
+           AND closed_started_at < $3 AND started_at IS NULL AND due_at IS NULL",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(asked_at)
     .bind::<Bool, _>(demand.mass_delete_allowed)
     .execute(connection)?;
     Ok(())

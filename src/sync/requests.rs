@@ -44,7 +44,8 @@ impl Args {
     }
 }
 
-/// Makes the walks due that open requests ask for, once for each request.
+/// Makes the walks due that open requests ask for, once for each request. A first read of everything that was under way
+/// when all was asked for goes on, and what was asked for comes after it.
 pub fn apply(
     connection: &mut PgConnection,
     of: ConnectionId,
@@ -52,15 +53,17 @@ pub fn apply(
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
     for request in turns::sync_requests(connection, of)? {
-        if request.applied_at.is_some() {
-            continue;
-        }
         let args = Args::of(&request);
         for stream in spec.streams.iter().filter(|stream| args.covers(stream.name)) {
             let demand = args.demand(stream.name);
-            streams::demand(connection, of, &demand, now)?;
+            match request.applied_at {
+                None => streams::demand(connection, of, &demand, now)?,
+                Some(applied_at) => streams::demand_after_first(connection, of, &demand, applied_at)?,
+            }
         }
-        turns::mark_applied(connection, request.id, now)?;
+        if request.applied_at.is_none() {
+            turns::mark_applied(connection, request.id, now)?;
+        }
     }
     Ok(())
 }
@@ -127,14 +130,7 @@ fn standing(
                 None => false,
             }
     };
-    // A first backfill that was under way when the request came has begun before it, and is not due again by itself:
-    // what changed since is the incremental walk's.
-    let over = |walk: &WalkRow| {
-        walk.mode == Mode::Backfill.as_str() && walk.closed_started_at.is_some() && walk.due_at.is_none()
-    };
-    let closed = |walk: &WalkRow| {
-        walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at) || over(walk)
-    };
+    let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at);
     if walks.iter().filter(wanted).all(closed) {
         return Standing::Closed;
     }
@@ -222,9 +218,9 @@ mod tests {
         };
         assert_eq!(stands(100), Standing::Open);
         assert_eq!(stands(160), Standing::Failed("`tickets` is stalled: no list".into()));
-        // The first one was under way when the request came: it goes on, and its end is the request's.
+        // The first one was under way when the request came: it goes on, and what was asked for comes after it.
         check(true, walk(Mode::Backfill, None, Some(0)), Some(101), Standing::Open);
-        check(true, walk(Mode::Backfill, Some(50), None), Some(101), Standing::Closed);
-        check(true, walk(Mode::Backfill, Some(50), None), Some(99), Standing::Open);
+        check(true, walk(Mode::Backfill, Some(50), Some(100)), Some(101), Standing::Open);
+        check(true, walk(Mode::Backfill, Some(101), None), Some(99), Standing::Open);
     }
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
 use diesel::sql_types::{BigInt, Nullable, Text};
-use fieldmirror::db::requests::{self, NewRequest, RequestKind};
+use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::streams::{self, Closing, Demand, Setback, StreamKey, StreamWrite, WalkRow};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
@@ -13,6 +13,7 @@ use fieldmirror::domain::spec::Mode;
 use fieldmirror::domain::step::{Page, Position};
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::providers;
+use fieldmirror::sync;
 use fieldmirror::sync::commit::{self, Ready, Source};
 use serde_json::{Value, json};
 
@@ -53,6 +54,68 @@ async fn reading_again_since_a_moment_reaches_a_walk_that_is_open() {
         assert_eq!((later.covered_to, later.started_at), (Some(at(800)), Some(at(850))));
         let earlier = since(connection, id, 100)?;
         assert_eq!((earlier.covered_to, earlier.started_at, earlier.from_time), (Some(at(100)), None, None));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// Who has a doubt about what was read so far wants all of it to be read after that.
+#[tokio::test]
+async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let spec = providers::provider("hubspot").expect("it is registered").spec();
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let backfill = |connection: &mut PgConnection| {
+            let walks = streams::walks(connection, id)?;
+            let of = walks.into_iter().find(|walk| walk.stream == "tickets" && walk.mode == "backfill");
+            Ok::<_, DbError>(of.unwrap())
+        };
+        let close = |connection: &mut PgConnection, mode, closed_at| {
+            let due_at = (mode != Mode::Backfill).then_some(at(9_000));
+            let (covered_to, sweep_due_at, closed_at) = (at(90), at(9_000), at(closed_at));
+            let reads_all = mode == Mode::Backfill;
+            let closing = Closing {
+                mode,
+                covered_to,
+                swept_to: None,
+                reads_all,
+                sweeps: false,
+                due_at,
+                sweep_due_at,
+                closed_at,
+            };
+            streams::close_walk(connection, key, &closing)
+        };
+        let ask = |connection: &mut PgConnection, args| {
+            let new = NewRequest { connection: id, kind: RequestKind::Sync, args, sealed: None };
+            requests::create(connection, &new)
+        };
+        let owned = StreamWrite::Done;
+        streams::open_walk(connection, key, Mode::Backfill, at(100), None)?;
+        ask(connection, json!({"streams": ["owners"], "full": true, "allow_mass_delete": true}))?;
+        let asked = ask(connection, json!({"streams": ["tickets"], "full": true}))?;
+        sync::requests::apply(connection, id, spec, at(150))?;
+        let walk = backfill(connection)?;
+        assert_eq!((walk.started_at, walk.sweeping), (Some(at(100)), false), "the first one goes on");
+        assert_eq!(close(connection, Mode::Backfill, 200)?, owned);
+        for mode in [Mode::Incremental, Mode::Archived] {
+            streams::open_walk(connection, key, mode, at(200), None)?;
+            assert_eq!(close(connection, mode, 210)?, owned);
+        }
+        sync::requests::settle(connection, id, spec)?;
+        assert_eq!(requests::get(connection, asked)?.outcome, None, "it began before it was asked for");
+        sync::requests::apply(connection, id, spec, at(220))?;
+        let walk = backfill(connection)?;
+        assert_eq!((walk.due_at, walk.sweeping, walk.mass_delete_allowed), (Some(at(150)), true, false));
+        streams::open_walk(connection, key, Mode::Backfill, at(300), None)?;
+        assert_eq!(close(connection, Mode::Backfill, 400)?, owned);
+        sync::requests::apply(connection, id, spec, at(420))?;
+        let walk = backfill(connection)?;
+        assert_eq!((walk.due_at, walk.sweeping), (None, false), "and that was all");
+        sync::requests::settle(connection, id, spec)?;
+        assert_eq!(requests::get(connection, asked)?.outcome, Some(RequestOutcome::Done));
         Ok(())
     });
     done.await.unwrap();
@@ -238,6 +301,33 @@ async fn the_first_bound_of_changes_is_no_watermark() {
         streams::lower_watermark(connection, key, at(510), false)?;
         assert_eq!(streams::close_walk(connection, key, &closing(Mode::Incremental, 550))?, owned);
         assert_eq!(known(connection)?, "600 600");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// By how much our clock ran ahead is kept with the walk that has seen it, at its worst: the run that closes it may send
+/// nothing.
+#[tokio::test]
+async fn a_clock_that_ran_ahead_counts_until_the_walk_is_over() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let ahead = |connection: &mut PgConnection| {
+            let walks = streams::walks(connection, id)?;
+            let of = |mode| walks.iter().find(|walk| walk.stream == "tickets" && walk.mode == mode).unwrap();
+            Ok::<_, DbError>((of("incremental").ahead_ms, of("backfill").ahead_ms))
+        };
+        streams::open_walk(connection, key, Mode::Incremental, at(100), None)?;
+        for (seen, kept) in [(600_000, 600_000), (40_000, 600_000), (700_000, 700_000)] {
+            streams::note_ahead(connection, key, Mode::Incremental, seen)?;
+            assert_eq!(ahead(connection)?, (kept, 0), "{seen}");
+        }
+        streams::restart_walk(connection, key, Mode::Incremental, "the cursor was refused")?;
+        assert_eq!(ahead(connection)?, (700_000, 0), "it began when it began");
+        streams::open_walk(connection, key, Mode::Incremental, at(200), None)?;
+        assert_eq!(ahead(connection)?, (0, 0));
         Ok(())
     });
     done.await.unwrap();

@@ -33,11 +33,11 @@
 //! the database first; so a rare interleaving may need its seed to be run more than once.
 
 mod clock;
-mod oracle;
-mod rig;
+pub mod oracle;
+pub mod rig;
 mod road;
 mod script;
-mod worlds;
+pub mod worlds;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -219,11 +219,6 @@ impl Game {
         }
         self.say("fine weather");
         let mut turns = self.turn_for(script.settles_in).await;
-        // A first read that is under way goes on; only what comes after it is a full one.
-        let since = tokio::time::Instant::now();
-        while !self.state.borrow().oracle.read_once && since.elapsed() < HEALED_IN && self.is_well() {
-            turns += self.turn_for(Duration::from_secs(20)).await;
-        }
         let asked = self.rig.ask_for_everything().await;
         let since = tokio::time::Instant::now();
         let outcome = loop {
