@@ -15,6 +15,7 @@ mod e2e;
 mod fixtures;
 mod history;
 mod hubspot;
+mod kills;
 mod logging;
 mod metrics;
 mod migrations;

@@ -1,5 +1,8 @@
 //! Long runs that the suite has no time for: `scripts/torture` says how they are called.
 
+#[path = "../it/kills.rs"]
+#[allow(dead_code, reason = "the suite uses what this does not")]
+mod kills;
 #[path = "../it/simulation/mod.rs"]
 #[allow(dead_code, reason = "the suite uses what this does not")]
 mod simulation;
@@ -7,12 +10,14 @@ mod simulation;
 #[allow(dead_code, reason = "the suite uses what this does not")]
 mod support;
 
+mod kill;
 mod sync;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: torture sync --seeds FIRST..END [--jobs N] [--story]";
+const USAGE: &str = "usage: torture sync --seeds FIRST..END [--jobs N] [--story]
+       torture kill [--moments N] [--seed S]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +28,7 @@ fn main() -> ExitCode {
     };
     let done = match word.as_str() {
         "sync" => sync::run(&args),
+        "kill" => kill::run(&args),
         other => Err(format!("there is no `{other}`")),
     };
     match done {

@@ -169,6 +169,27 @@ impl TestApp {
         self.consent(&format!("enqueue --connect hubspot --name {name}")).await
     }
 
+    /// Connects the first account of everything that the sandbox plays; each bears its provider's name.
+    pub async fn connect_all(&self) {
+        for stand_in in self.sandbox.control().stand_ins() {
+            let (name, connect) = (stand_in.name(), stand_in.connects().remove(0));
+            let mut line = format!("enqueue --connect {name} --name {name}");
+            for (param, value) in &connect.params {
+                line.extend([" --param ", param, "=", value]);
+            }
+            for (secret, value) in &connect.secrets {
+                let file = self.folder.join(format!("{name}.{secret}"));
+                std::fs::write(&file, value).unwrap();
+                line.extend([" --secret ", secret, "=@", &file.display().to_string()]);
+            }
+            if connect.grant == "authorization_code" {
+                self.consent(&line).await;
+            } else {
+                self.run(&format!("{line} --no-wait --json")).await.done();
+            }
+        }
+    }
+
     /// Runs a command that asks for a consent, and gives it.
     pub async fn consent(&self, line: &str) -> Value {
         let asked = self.run(&format!("{line} --no-wait --json")).await.done().last();
