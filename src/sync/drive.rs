@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::commit::{self, Ready, Source};
 use super::send::{Halt, Sender, Tally};
-use super::suspicion::{self, Circle};
+use super::suspicion::{self, Advance};
 use super::watermark;
 use crate::config::SyncSettings;
 use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
@@ -34,8 +34,6 @@ const PAGES_WAITING_MAX: usize = 6;
 const GATHERING_MAX: Duration = Duration::from_millis(250);
 /// Records that are read by their ids at once.
 const READ_BACK_MAX: usize = 200;
-/// Steps that a walk may take without sending or emitting anything before it is taken to be stuck.
-const IDLE_STEPS_MAX: u32 = 3;
 /// A place that is refused this often is not a passing matter.
 const RESTARTS_MAX: i32 = 3;
 /// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
@@ -227,27 +225,24 @@ impl Drive<'_> {
         let mut at = start;
         let mut replies = Vec::new();
         let mut fetched = Fetched::default();
-        let (mut idle, mut circle) = (0, Circle::default());
+        let mut advance = Advance::default();
+        let name = open.source.spec.name;
+        let stuck = |how| Halt::Failed(Failure::changed(format!("the walk over `{name}` {how}")));
         loop {
             match self.sender.provider.step(&cx, &at, std::mem::take(&mut replies)).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
-                    idle = if requests.is_empty() { idle + 1 } else { 0 };
+                    advance.sends(requests.len()).map_err(stuck)?;
                     let sending =
                         requests.iter().map(|request| self.sender.send(request, open.deadline, tally));
                     replies = try_join_all(sending).await?;
                     at = next;
                 }
                 Step::Emit { page, at: next } => {
-                    idle = if next == at { idle + 1 } else { 0 };
+                    advance.emits(&at, &next).map_err(stuck)?;
                     if open.walk.mode == Mode::Snapshot {
                         fetched.met.extend(page.records.iter().map(|record| record.id.clone()));
                     }
                     fetched.read += page.records.len() + page.met.len() + page.tombstones.len();
-                    if next != at && circle.closes(&next) {
-                        let message =
-                            format!("the walk over `{}` goes round in a circle", open.source.spec.name);
-                        return Err(Halt::Failed(Failure::changed(message)));
-                    }
                     let ready = Ready::of(open.source.spec, page);
                     // The writer has gone: it says why.
                     if queue.send((ready, next.clone())).await.is_err() {
@@ -257,10 +252,6 @@ impl Drive<'_> {
                 }
                 Step::Done => return Ok(fetched),
                 Step::Partial { why } => return Ok(Fetched { lost: Some(why), ..fetched }),
-            }
-            if idle > IDLE_STEPS_MAX {
-                let message = format!("the walk over `{}` does not advance", open.source.spec.name);
-                return Err(Halt::Failed(Failure::changed(message)));
             }
         }
     }
@@ -451,21 +442,12 @@ impl Drive<'_> {
     fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {
         let mode = open.walk.mode;
         let started_at = open.walk.started_at;
-        // Where a provider marks deletions, it shows them as late as any change.
-        let lag = self.sender.provider.visibility_lag(open.source.spec, self.options);
-        let covered = match mode {
-            // What a provider lists by itself needs no index to have caught up.
-            Mode::Snapshot | Mode::Sweep => started_at,
-            Mode::Archived => watermark::covered(started_at, tally.ahead(), Duration::ZERO),
-            Mode::Incremental | Mode::Backfill => {
-                watermark::covered(started_at, tally.ahead(), self.hold_back(open.source.spec))
-            }
-        };
+        let (spec, ahead) = (open.source.spec, tally.ahead());
+        let lag = self.sender.provider.visibility_lag(spec, self.options);
         Closing {
             mode,
-            covered_to: covered,
-            swept_to: matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep)
-                .then_some(started_at - delta(lag)),
+            covered_to: watermark::covered(mode, started_at, ahead, self.hold_back(spec)),
+            swept_to: watermark::swept(mode, started_at, lag),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
             sweeps: mode == Mode::Backfill && open.source.sweeping,
             due_at: self.interval(mode).map(|interval| (started_at + delta(interval)).max(now)),
@@ -499,7 +481,8 @@ impl Drive<'_> {
     async fn end_run(&self, source: &Source, result: &Result<(), Halt>, tally: &Tally, counts: Counts) {
         let (outcome, error) = match result {
             Ok(()) => ("closed", None),
-            Err(Halt::TurnOver { .. } | Halt::Stopped | Halt::Restart(_)) => ("yielded", None),
+            Err(Halt::TurnOver { .. } | Halt::Stopped) => ("yielded", None),
+            Err(Halt::Restart(why)) => ("yielded", Some(format!("the walk starts again: {why}"))),
             Err(Halt::Lost) => ("lost", None),
             Err(Halt::Partial { why, .. }) => ("failed", Some(why.clone())),
             Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
@@ -531,7 +514,7 @@ impl Drive<'_> {
                 run.rows_written = counts.rows_written,
                 run.rows_deleted = counts.rows_deleted,
                 error,
-                "Run {run} ({mode} of `{stream}`) failed: {error}",
+                "Run {run} ({mode} of `{stream}`) {outcome}: {error}",
             );
             return;
         }

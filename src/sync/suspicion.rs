@@ -22,17 +22,48 @@ pub fn lies_in_future(covered_to: DateTime<Utc>, overlap: Duration, now: DateTim
     watermark::from(covered_to, overlap) > now
 }
 
+/// Steps that a walk may take without asking for anything or coming to another place before it is taken to be stuck.
+const IDLE_MAX: u32 = 3;
+
+/// Finds out when a walk gets nowhere; what it then says follows the walk's name.
+#[derive(Debug, Default)]
+pub struct Advance {
+    idle: u32,
+    circle: Circle,
+}
+
+impl Advance {
+    /// The walk asks for so many things.
+    pub fn sends(&mut self, requests: usize) -> Result<(), &'static str> {
+        self.step(requests > 0)
+    }
+
+    /// The walk has a page, and stands at `next` after it.
+    pub fn emits(&mut self, at: &Position, next: &Position) -> Result<(), &'static str> {
+        let moves = next != at;
+        if moves && self.circle.closes(next) {
+            return Err("goes round in a circle");
+        }
+        self.step(moves)
+    }
+
+    fn step(&mut self, moves: bool) -> Result<(), &'static str> {
+        self.idle = if moves { 0 } else { self.idle + 1 };
+        if self.idle > IDLE_MAX { Err("does not advance") } else { Ok(()) }
+    }
+}
+
 /// Finds out when a walk comes back to a place where it has been. It remembers one place, and takes another after twice
 /// as many steps (Brent's way), so that a circle of any length is found.
 #[derive(Debug, Default)]
-pub struct Circle {
+struct Circle {
     mark: Option<Position>,
     steps: u64,
 }
 
 impl Circle {
     /// Whether the walk has been at `place` before.
-    pub fn closes(&mut self, place: &Position) -> bool {
+    fn closes(&mut self, place: &Position) -> bool {
         if self.mark.as_ref() == Some(place) {
             return true;
         }
@@ -64,6 +95,32 @@ mod tests {
         for (covered_to, future) in [(900, false), (1_000, false), (1_300, false), (1_301, true)] {
             assert_eq!(lies_in_future(at(covered_to), overlap, at(1_000)), future, "{covered_to}");
         }
+    }
+
+    #[test]
+    fn a_walk_that_gets_nowhere() {
+        let place = |number: i32| Position::of(&number);
+        // Places after each page; `None`: a step that asks for nothing.
+        let check = |steps: &[Option<i32>], expected: Option<&str>| {
+            let (mut advance, mut at) = (Advance::default(), Position::start());
+            let stuck = steps.iter().find_map(|step| match step {
+                None => advance.sends(0).err(),
+                Some(number) => {
+                    let stuck = advance.emits(&at, &place(*number)).err();
+                    at = place(*number);
+                    stuck
+                }
+            });
+            assert_eq!(stuck, expected, "{steps:?}");
+        };
+        check(&[Some(1), None, None, None, Some(2), None, None, None, Some(3)], None);
+        check(&[Some(1), Some(1), Some(1), Some(1), Some(2)], None);
+        check(&[Some(1), Some(1), Some(1), Some(1), Some(1)], Some("does not advance"));
+        check(&[None, None, None, None], Some("does not advance"));
+        check(&[Some(1), None, Some(1), None, Some(1)], Some("does not advance"));
+        check(&[Some(1), Some(2), Some(1), Some(2), Some(1), Some(2)], Some("goes round in a circle"));
+        let mut advance = Advance::default();
+        assert!((0..100).all(|_| advance.sends(1).is_ok()), "whoever asks is not stuck yet");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use crate::domain::spec::Mode;
 use crate::domain::time::delta;
 
 /// The lower bound of the next walk over changes: inclusive, and earlier than what is covered by `overlap`, since a
@@ -13,9 +14,26 @@ pub fn from(covered_to: DateTime<Utc>, overlap: Duration) -> DateTime<Utc> {
 }
 
 /// Up to where a walk that began at `started_at` has read every change. `ahead` is by how much our clock runs ahead of
-/// the provider's, whose stamps count; `hold_back` is how long a change may take to become visible.
-pub fn covered(started_at: DateTime<Utc>, ahead: TimeDelta, hold_back: Duration) -> DateTime<Utc> {
-    started_at - ahead.max(TimeDelta::zero()) - delta(hold_back)
+/// the provider's, whose stamps count; `hold_back` is how long a change may take to become visible. What a provider lists
+/// by itself needs no index to have caught up.
+pub fn covered(
+    mode: Mode,
+    started_at: DateTime<Utc>,
+    ahead: TimeDelta,
+    hold_back: Duration,
+) -> DateTime<Utc> {
+    let by_their_clock = started_at - ahead.max(TimeDelta::zero());
+    match mode {
+        Mode::Snapshot | Mode::Sweep => started_at,
+        Mode::Archived => by_their_clock,
+        Mode::Incremental | Mode::Backfill => by_their_clock - delta(hold_back),
+    }
+}
+
+/// Up to where a walk that began at `started_at` proves what is gone, by our clock: deletions bear no time of the
+/// provider's. Where a provider marks them, it shows them as late as any change, by `lag`.
+pub fn swept(mode: Mode, started_at: DateTime<Utc>, lag: Duration) -> Option<DateTime<Utc>> {
+    matches!(mode, Mode::Snapshot | Mode::Backfill | Mode::Sweep).then(|| started_at - delta(lag))
 }
 
 /// Whether marking so many rows as gone passes the brake: at most max(10, 5 %) of what lives, and never all of it.
@@ -36,10 +54,41 @@ mod tests {
     #[test]
     fn the_slower_clock_counts() {
         let hold = Duration::from_secs(90);
-        assert_eq!(covered(at(1000), TimeDelta::zero(), hold), at(910));
-        assert_eq!(covered(at(1000), TimeDelta::seconds(-3), hold), at(910));
-        assert_eq!(covered(at(1000), TimeDelta::seconds(600), hold), at(310));
+        for (mode, ahead, covered_to) in [
+            (Mode::Incremental, 0, 910),
+            (Mode::Incremental, -3, 910),
+            (Mode::Incremental, 600, 310),
+            (Mode::Backfill, 0, 910),
+            (Mode::Backfill, 600, 310),
+            (Mode::Archived, -3, 1000),
+            (Mode::Archived, 600, 400),
+            (Mode::Snapshot, 600, 1000),
+            (Mode::Sweep, 600, 1000),
+        ] {
+            let covered_to = at(covered_to);
+            assert_eq!(
+                covered(mode, at(1000), TimeDelta::seconds(ahead), hold),
+                covered_to,
+                "{mode:?} {ahead}"
+            );
+        }
         assert_eq!(from(at(910), Duration::from_mins(5)), at(610));
+    }
+
+    #[test]
+    fn deletions_are_proved_by_reads_of_everything_as_late_as_they_are_shown() {
+        for (mode, lag, swept_to) in [
+            (Mode::Incremental, 0, None),
+            (Mode::Archived, 0, None),
+            (Mode::Backfill, 0, Some(1000)),
+            (Mode::Backfill, 900, Some(100)),
+            (Mode::Sweep, 0, Some(1000)),
+            (Mode::Sweep, 900, Some(100)),
+            (Mode::Snapshot, 900, Some(100)),
+        ] {
+            let swept = swept(mode, at(1000), Duration::from_secs(lag));
+            assert_eq!(swept, swept_to.map(at), "{mode:?} {lag}");
+        }
     }
 
     #[test]

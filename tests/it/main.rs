@@ -28,3 +28,4 @@ mod simulation;
 mod streams;
 mod units;
 mod views;
+mod walks;

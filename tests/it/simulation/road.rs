@@ -33,6 +33,8 @@ pub struct Road {
 struct State {
     dice: StdRng,
     mess: Mess,
+    /// What stands there in every answer that has something there.
+    forged: Option<(&'static str, Value)>,
     /// The longest that one direction takes.
     slow_ms: u64,
 }
@@ -40,12 +42,20 @@ struct State {
 impl Road {
     pub fn new(router: Router, seed: u64) -> Arc<Self> {
         let dice = StdRng::seed_from_u64(seed ^ 0x0a0d);
-        Arc::new(Self { router, state: Mutex::new(State { dice, mess: Mess::default(), slow_ms: 60 }) })
+        Arc::new(Self {
+            router,
+            state: Mutex::new(State { dice, mess: Mess::default(), forged: None, slow_ms: 60 }),
+        })
     }
 
     pub fn set(&self, mess: Mess, slow_ms: u64) {
         let mut state = self.state.lock().expect("nobody panics with it");
         (state.mess, state.slow_ms) = (mess, slow_ms);
+    }
+
+    /// From now on another value stands at this JSON pointer.
+    pub fn forge(&self, forged: Option<(&'static str, Value)>) {
+        self.state.lock().expect("nobody panics with it").forged = forged;
     }
 
     async fn leg(&self) {
@@ -73,12 +83,17 @@ impl Road {
 
     fn messed(&self, bytes: Vec<u8>) -> Vec<u8> {
         let mut state = self.state.lock().expect("nobody panics with it");
-        let State { dice, mess, .. } = &mut *state;
+        let State { dice, mess, forged, .. } = &mut *state;
         let (shuffle, double) = (dice.random_bool(mess.shuffled), dice.random_bool(mess.doubled));
-        if !shuffle && !double {
+        if !shuffle && !double && forged.is_none() {
             return bytes;
         }
         let Ok(mut body) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
+        if let Some((place, value)) = forged
+            && let Some(there) = body.pointer_mut(place)
+        {
+            *there = value.clone();
+        }
         if let Some(list) = records(&mut body).filter(|list| list.len() > 1) {
             if shuffle {
                 list.shuffle(dice);

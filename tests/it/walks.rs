@@ -1,0 +1,275 @@
+//! Walks of every kind at providers that refuse where they stand, or show what cannot be: they begin again and say why, or
+//! stand still and say so, and no row is touched. In the simulation's own time.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use diesel::connection::SimpleConnection as _;
+use fieldmirror::db::requests::RequestOutcome;
+use fieldmirror::db::rows;
+use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
+use serde_json::{Value, json};
+
+use crate::simulation::rig::{Ground, Rig, Setup};
+use crate::simulation::worlds::{Standing, world};
+
+const RECORDS: usize = 40;
+const PATIENCE: Duration = Duration::from_hours(3);
+
+async fn rig(ground: &Ground, provider: &'static str) -> Rig {
+    let page_size = match provider {
+        "hubspot" => "providers.hubspot.page_size",
+        "jobber" => "providers.jobber.page_size",
+        "oncehub" => "providers.oncehub.page_size",
+        _ => "providers.housecallpro.page_size",
+    };
+    let settings = vec![(page_size, "5".to_owned()), ("sync.turn_limit", "1s".to_owned())];
+    let (skew, search_lag) = (TimeDelta::zero(), Duration::ZERO);
+    Rig::new(ground, Setup { provider, seed: 1, records: RECORDS, skew, search_lag, settings }).await
+}
+
+fn faults(rig: &Rig, texts: &[&str]) {
+    rig.sandbox.set_faults(texts.iter().map(|text| text.parse().expect("a fault")).collect());
+}
+
+/// The only row of a query in which `{}` is the connection.
+async fn row(rig: &Rig, sql: &str) -> Value {
+    let sql: &'static str = sql.replace("{}", &rig.connection.to_string()).leak();
+    let rows = rig.db(move |connection| rows::objects(connection, sql)).await;
+    rows.into_iter().next().unwrap_or_default()
+}
+
+async fn execute(rig: &Rig, sql: &str) {
+    let sql = sql.replace("{}", &rig.connection.to_string());
+    rig.db(move |connection| Ok(connection.batch_execute(&sql)?)).await;
+}
+
+/// Takes turns until the query's only value is true.
+async fn until(rig: &Rig, what: &str, sql: &str) {
+    let began = tokio::time::Instant::now();
+    while row(rig, &format!("SELECT ({sql}) AS value")).await["value"] != true {
+        let stands =
+            "SELECT jsonb_agg(s) AS streams FROM fieldmirror.stream_state s WHERE connection_id = {}";
+        assert!(began.elapsed() < PATIENCE, "not in time: {what}\n{}", row(rig, stands).await);
+        rig.next(Duration::from_mins(1)).await;
+    }
+}
+
+const ALL_READ: &str = "SELECT bool_and(backfill_done AND state = 'idle') FROM fieldmirror.stream_state WHERE connection_id = {}";
+
+/// The rows of a table: ids, what they hold, whether they are gone.
+async fn held(rig: &Rig, table: &str) -> Value {
+    let all = format!(
+        "SELECT count(*) AS rows, md5(string_agg(id || content_hash::text || coalesce(deleted_at::text, ''), ',' ORDER BY id)) AS hash
+         FROM mirror.{table} WHERE connection_id = {{}}"
+    );
+    row(rig, &all).await
+}
+
+/// One kind of walk of a stream is due, and no other walk of the account.
+async fn only(rig: &Rig, stream: &str, mode: &str) {
+    let due = format!(
+        "UPDATE fieldmirror.walks SET due_at = now() + interval '10 years' WHERE connection_id = {{}} AND due_at IS NOT NULL;
+         UPDATE fieldmirror.walks SET due_at = now(),
+             covered_to = CASE WHEN mode = 'incremental' THEN '2001-01-01' WHEN mode <> 'archived' THEN covered_to END
+         WHERE connection_id = {{}} AND (stream, mode) = ('{stream}', '{mode}')"
+    );
+    execute(rig, &due).await;
+}
+
+/// Takes turns until a run of the walk has ended, and tells of it.
+async fn run_of(rig: &Rig, stream: &str, mode: &str) -> Value {
+    let last = format!(
+        "SELECT id, outcome, error FROM fieldmirror.sync_runs WHERE connection_id = {{}} AND ended_at IS NOT NULL
+             AND (stream, mode) = ('{stream}', '{mode}') ORDER BY id DESC LIMIT 1"
+    );
+    let before = row(rig, &last).await["id"].clone();
+    let began = tokio::time::Instant::now();
+    loop {
+        rig.next(Duration::from_mins(1)).await;
+        let run = row(rig, &last).await;
+        if run["id"] != before {
+            return run;
+        }
+        assert!(began.elapsed() < PATIENCE, "no run of {stream}, {mode}");
+    }
+}
+
+async fn walk(rig: &Rig, stream: &str, mode: &str) -> Value {
+    let walk =
+        "SELECT position IS NOT NULL AS placed, started_at, restarts, restart_reason, closed_started_at
+        FROM fieldmirror.walks WHERE connection_id = {}";
+    row(rig, &format!("{walk} AND (stream, mode) = ('{stream}', '{mode}')")).await
+}
+
+/// Enough archived tickets for pages of them.
+fn archive_some(rig: &Rig) {
+    let truth = world("hubspot").truth(&rig.sandbox);
+    let alive = truth.iter().filter(|(_, real)| real.standing == Standing::Alive);
+    for ((_, id), _) in alive.take(15) {
+        let change = json!({"do": "archive", "id": id.parse::<u64>().expect("a number")});
+        let change = serde_json::from_value(change).expect("a change");
+        rig.sandbox.hubspot().change(HUB_ID_FIRST, &change).expect("it is archived");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_is_refused_begins_the_walk_again_with_a_reason() {
+    let ground = Ground::new();
+    for (provider, stream, table, list, modes) in [
+        ("hubspot", "tickets", "hubspot_tickets", "list", &["backfill", "archived", "sweep"][..]),
+        ("jobber", "jobs", "jobber_jobs", "jobs", &["incremental", "backfill", "sweep"][..]),
+        ("oncehub", "bookings", "oncehub_bookings", "bookings", &["incremental", "backfill", "sweep"][..]),
+    ] {
+        let rig = rig(&ground, provider).await;
+        if provider == "hubspot" {
+            archive_some(&rig);
+        }
+        until(&rig, "everything has been read once", ALL_READ).await;
+        let before = held(&rig, table).await;
+        for mode in modes {
+            only(&rig, stream, mode).await;
+            faults(&rig, &[&format!("slow=700,on:{list}")]);
+            let run = run_of(&rig, stream, mode).await;
+            let midway = walk(&rig, stream, mode).await;
+            assert_eq!(run["outcome"], "yielded", "{provider} {mode}: {run}");
+            assert!(midway["placed"] == true && run["error"].is_null(), "{provider} {mode}: {run} {midway}");
+
+            faults(&rig, &[&format!("refused_cursor=on:{list}")]);
+            let run = run_of(&rig, stream, mode).await;
+            let again = walk(&rig, stream, mode).await;
+            let said = run["error"].as_str().unwrap_or_default();
+            assert!(
+                run["outcome"] == "yielded"
+                    && said.contains("starts again")
+                    && said.contains("refused the cursor"),
+                "{provider} {mode}: {run}"
+            );
+            assert_eq!(
+                (&again["placed"], &again["restarts"]),
+                (&json!(false), &json!(1)),
+                "{provider} {mode}"
+            );
+            assert!(again["restart_reason"].as_str().is_some_and(|why| said.ends_with(why)), "{again}");
+            assert_eq!(again["started_at"], midway["started_at"], "it began when it began");
+
+            faults(&rig, &[]);
+            let closed = format!(
+                "SELECT closed_started_at = '{}' FROM fieldmirror.walks WHERE connection_id = {{}}
+                AND (stream, mode) = ('{stream}', '{mode}')",
+                again["started_at"].as_str().unwrap()
+            );
+            until(&rig, "it closes", &closed).await;
+            assert_eq!(walk(&rig, stream, mode).await["restart_reason"], Value::Null);
+            assert_eq!(held(&rig, table).await, before, "{provider} {mode}");
+        }
+        // A place that is refused again and again is no passing matter.
+        only(&rig, stream, modes[0]).await;
+        faults(&rig, &[&format!("refused_cursor=on:{list}")]);
+        let stalled = format!("SELECT stalled_reason LIKE 'the walk started again 3 times, and again:%' FROM fieldmirror.stream_state
+            WHERE connection_id = {{}} AND stream = '{stream}'");
+        until(&rig, "it is said", &stalled).await;
+        assert_eq!(held(&rig, table).await, before, "{provider}");
+    }
+}
+
+/// What a provider does, the stream that it does it to, and what is said of that.
+const SUSPICIONS: [(&str, &str, &str, &str, &str); 10] = [
+    // Nothing where there were many.
+    (
+        "hubspot",
+        "empty_list=on:list",
+        "tickets",
+        "hubspot_tickets",
+        "are no longer listed; nothing was marked as gone",
+    ),
+    (
+        "jobber",
+        "empty_list=on:jobs",
+        "jobs",
+        "jobber_jobs",
+        "are no longer listed; nothing was marked as gone",
+    ),
+    (
+        "housecallpro",
+        "empty_list=on:housecallpro.jobs",
+        "jobs",
+        "housecallpro_jobs",
+        "nothing was marked as gone",
+    ),
+    ("oncehub", "empty_list=on:bookings", "bookings", "oncehub_bookings", "nothing was marked as gone"),
+    // A page that repeats, a place that does not move.
+    ("hubspot", "stuck_cursor=on:list", "tickets", "hubspot_tickets", "repeats a page"),
+    ("jobber", "stuck_cursor=on:jobs", "jobs", "jobber_jobs", "names itself as the next one"),
+    (
+        "housecallpro",
+        "stuck_cursor=on:housecallpro.jobs",
+        "jobs",
+        "housecallpro_jobs",
+        "answers page 1 when asked for page 2",
+    ),
+    ("oncehub", "stuck_cursor=on:bookings", "bookings", "oncehub_bookings", "repeats a page"),
+    // A count that disagrees.
+    ("hubspot", "/total", "tickets", "hubspot_tickets", "counts 999 tickets"),
+    ("housecallpro", "/total_items", "jobs", "housecallpro_jobs", "counts 999 records and has shown"),
+];
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_is_said_and_changes_no_row() {
+    let ground = Ground::new();
+    for provider in ["hubspot", "jobber", "housecallpro", "oncehub"] {
+        let rig = rig(&ground, provider).await;
+        until(&rig, "everything has been read once", ALL_READ).await;
+        for (_, cause, stream, table, said) in SUSPICIONS.into_iter().filter(|of| of.0 == provider) {
+            hold(&rig, cause, stream, table, said).await;
+        }
+        // A watermark that has not come yet.
+        let (_, _, stream, table, _) =
+            SUSPICIONS.into_iter().find(|of| of.0 == provider).expect("it has some");
+        let ahead = format!(
+            "UPDATE fieldmirror.walks SET covered_to = now() + interval '9 days', due_at = now()
+             WHERE connection_id = {{}} AND (stream, mode) = ('{stream}', 'incremental')"
+        );
+        let before = held(&rig, table).await;
+        execute(&rig, &ahead).await;
+        until(&rig, "it is said", &says(stream, "lies in the future")).await;
+        assert_eq!(held(&rig, table).await, before, "{provider}");
+    }
+}
+
+fn says(stream: &str, said: &str) -> String {
+    format!(
+        "SELECT coalesce(stalled_reason LIKE '%{said}%', false) FROM fieldmirror.stream_state
+         WHERE connection_id = {{}} AND stream = '{stream}'"
+    )
+}
+
+/// Everything is asked for while the provider does that: the stream stands still and says why, its rows stay and what was
+/// swept does not grow, until the provider does it no more.
+async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &str) {
+    let swept = format!(
+        "SELECT swept_to FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
+    );
+    let before = (held(rig, table).await, row(rig, &swept).await);
+    if cause.starts_with('/') {
+        rig.road.forge(Some((cause, json!(999))));
+    } else {
+        faults(rig, &[cause]);
+    }
+    let asked = rig.ask_for_everything().await;
+    until(rig, cause, &says(stream, said)).await;
+    let ended = format!("SELECT done_at IS NOT NULL FROM fieldmirror.requests WHERE id = '{asked}'");
+    until(rig, "the request has ended", &ended).await;
+    let outcome = rig.outcome(asked).await;
+    let Some((RequestOutcome::Failed, Some(message))) = &outcome else { panic!("{cause}: {outcome:?}") };
+    assert!(message.contains(said), "{cause}: {message}");
+    assert_eq!((held(rig, table).await, row(rig, &swept).await), before, "{cause}");
+
+    rig.road.forge(None);
+    faults(rig, &[]);
+    let asked = rig.ask_for_everything().await;
+    let ended = format!("SELECT outcome = 'done' FROM fieldmirror.requests WHERE id = '{asked}'");
+    until(rig, "it is over", &ended).await;
+    until(rig, "all is well", ALL_READ).await;
+    assert_eq!(held(rig, table).await, before.0, "{cause}");
+}
