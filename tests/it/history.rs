@@ -1,6 +1,7 @@
 //! What rows were before they changed, what came and was not foreseen, and columns that are filled from `raw`: against a
 //! real server, without any provider.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -10,15 +11,20 @@ use diesel::sql_types::{BigInt, Jsonb, Text};
 use fieldmirror::db::streams::{self, StreamKey, StreamWrite};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, changes, drift, rows};
+use fieldmirror::domain::current::Current;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::record::{Deletion, Record, Tombstone};
 use fieldmirror::domain::spec::{Column, ColumnType, Mode, StreamSpec};
 use fieldmirror::domain::step::{Page, Position};
+use fieldmirror::jobs::scheduler::Scheduler;
 use fieldmirror::providers::{REGISTRY, provider};
 use fieldmirror::sync::commit::{self, Ready, Source};
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::fixtures::records;
+use crate::simulation::rig::{Ground, Rig, Setup};
 use crate::support::postgres::TestDb;
 
 fn at(second: i64) -> DateTime<Utc> {
@@ -154,6 +160,60 @@ async fn without_history_rows_change_all_the_same_and_old_changes_go() {
         Ok(())
     });
     done.await.unwrap();
+}
+
+/// Of each kind of row that is kept for a while, one from before and one from after the bound.
+const OLD_AND_NEW: &str = "
+    INSERT INTO mirror.changes (connection_id, stream, record_id, op, observed_at, before)
+        SELECT 1, 'tickets', age, 'update', now() - age::interval, '{}' FROM unnest(ARRAY['32 days', '20 days']) age;
+    INSERT INTO mirror.drift (connection_id, stream, kind, field, count, last_seen_at)
+        SELECT 1, 'tickets', 'misfit', age, 1, now() - age::interval FROM unnest(ARRAY['32 days', '20 days']) age;
+    INSERT INTO fieldmirror.sync_runs (connection_id, stream, mode, started_at, ended_at, outcome)
+        SELECT id, 'jobs', 'sweep', now() - age::interval, now() - age::interval, 'closed'
+        FROM unnest(ARRAY['32 days', '20 days']) age, fieldmirror.connections";
+const KEPT: &str = "SELECT (SELECT string_agg(record_id, ', ' ORDER BY id) FROM mirror.changes) AS changes,
+    (SELECT string_agg(field, ', ' ORDER BY last_seen_at) FROM mirror.drift) AS drift,
+    (SELECT count(*) FROM fieldmirror.sync_runs) AS runs";
+
+/// In time of its own, where an hour takes no longer than what is done in it.
+#[tokio::test(start_paused = true)]
+async fn the_scheduler_deletes_what_is_older_than_the_settings_say() {
+    let ground = Ground::new();
+    let settings = vec![("sync.history_kept", "30days".to_owned())];
+    let (provider, skew, search_lag) = ("oncehub", chrono::TimeDelta::zero(), Duration::ZERO);
+    let rig = Rig::new(&ground, Setup { provider, seed: 1, records: 1, skew, search_lag, settings }).await;
+    rig.db(|connection| Ok(connection.batch_execute(OLD_AND_NEW)?)).await;
+    let (mut kept_for_ever, engine) = (rig.engine.clone(), rig.engine.clone());
+    let mut settings = (*kept_for_ever.settings).clone();
+    settings.sync.history_kept = None;
+    kept_for_ever.settings = settings.into();
+    let engines = Current::new(kept_for_ever);
+    let (stop, (_notices, heard)) = (CancellationToken::new(), watch::channel(0));
+    let scheduler = Scheduler {
+        db: engine.db.clone(),
+        engine: Arc::clone(&engines),
+        clock: Arc::clone(&engine.clock),
+        pulse: Arc::default(),
+    };
+    let kept_is = async |changes: &str, runs: i64| {
+        let expected = json!({"changes": changes, "drift": changes, "runs": runs});
+        let began = tokio::time::Instant::now();
+        loop {
+            let kept = rig.db(|connection| objects(connection, KEPT)).await.remove(0);
+            if kept == expected {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_mins(10), "{kept}, and not {expected}");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    };
+    let looking = async {
+        kept_is("32 days, 20 days", 1).await;
+        engines.set(engine.clone());
+        kept_is("20 days", 1).await;
+        stop.cancel();
+    };
+    tokio::join!(scheduler.run(heard, stop.clone()), looking);
 }
 
 fn bookings(range: std::ops::Range<usize>, second: i64, with: &Value) -> Page {

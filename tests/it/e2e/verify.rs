@@ -1,7 +1,7 @@
 //! All five providers in one mirror: its watermarks, and what comparing it with the providers finds, mends and leaves alone.
 
-use fieldmirror::sandbox::oncehub::OnceHub;
-use fieldmirror::sandbox::servicetitan::{APP_KEY, ServiceTitan, TENANT_FIRST};
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::app::{Ran, TestApp, small};
@@ -18,41 +18,29 @@ const ALL_READ: &str = "SELECT count(*) = 25 AND bool_and(backfill_done AND stat
     AND NOT EXISTS (SELECT FROM fieldmirror.walks WHERE mode = 'incremental' AND closed_at IS NULL) FROM mirror.freshness";
 const FIVE: [&str; 5] = ["hubspot", "jobber", "housecallpro", "servicetitan", "oncehub"];
 
-async fn connect(app: &TestApp) {
-    let secret = |name: &str, value: &str| {
-        let path = app.folder.join(name);
-        std::fs::write(&path, value).unwrap();
-        path.display().to_string()
-    };
-    let account = app.sandbox.control().oncehub().account_ids().remove(0);
-    let key = secret("api_key", &OnceHub::api_key(&account));
-    let client_secret = secret("client_secret", &ServiceTitan::client_secret(TENANT_FIRST));
-    let (app_key, client) = (secret("app_key", APP_KEY), ServiceTitan::client_id(TENANT_FIRST));
-    let by_key = [
-        format!("enqueue --connect oncehub --name oncehub --secret api_key=@{key} --no-wait"),
-        format!(
-            "enqueue --connect servicetitan --name servicetitan --param tenant_id={TENANT_FIRST} \
-             --param client_id={client} --secret client_secret=@{client_secret} --secret app_key=@{app_key} --no-wait"
-        ),
-    ];
-    for line in by_key {
-        app.run(&line).await.done();
-    }
-    for provider in ["hubspot", "jobber", "housecallpro"] {
-        app.consent(&format!("enqueue --connect {provider} --name {provider}")).await;
-    }
-    app.wait_until("everything has been read once", ALL_READ).await;
-}
-
 /// OnceHub's limit for an address would spread this test over minutes.
 const TIME_PASSES: &str = "UPDATE fieldmirror.rate_budget SET taken_until = now()";
+
+/// A comparison that has begun, and a request whose walks are due, are looked at every few seconds.
+const LOOKS_AGAIN: &str = "UPDATE fieldmirror.connections SET pacing_at = pacing_at - interval '5 seconds'";
+
+/// Waits for what is looked at again and again, for longer than this test has time.
+async fn hurried<T>(app: &TestApp, waits: impl Future<Output = T>) -> T {
+    let mut waits = std::pin::pin!(waits);
+    loop {
+        tokio::select! {
+            done = &mut waits => return done,
+            () = tokio::time::sleep(Duration::from_millis(200)) => app.execute(LOOKS_AGAIN).await,
+        }
+    }
+}
 
 /// Compares all five at once.
 async fn verify(app: &TestApp, sample: u32) -> Vec<Ran> {
     app.execute(TIME_PASSES).await;
     let lines = FIVE.map(|name| format!("verify {name} --sample {sample} --json"));
     let ran = lines.iter().map(|line| app.run(line));
-    futures_util::future::join_all(ran).await
+    hurried(app, futures_util::future::join_all(ran)).await
 }
 
 fn differences<'a>(of: &'a Value, stream: &str) -> &'a Vec<Value> {
@@ -149,7 +137,8 @@ const TAMPER: &str = "
 async fn a_mirror_of_all_five_is_compared_and_mended() {
     let app = TestApp::new(small(6), &SETTINGS).await;
     let daemon = app.daemon().await;
-    connect(&app).await;
+    app.connect_all().await;
+    app.wait_until("everything has been read once", ALL_READ).await;
     hold_watermarks(&app).await;
     hold_resyncs(&app).await;
     let unknown = app.run("verify hubspot --stream sprockets").await;
@@ -179,11 +168,11 @@ async fn a_mirror_of_all_five_is_compared_and_mended() {
 
     // What differs was asked for again.
     app.execute(TIME_PASSES).await;
-    app.wait_until(
+    let read = app.wait_until(
         "all is read again",
         "SELECT count(*) = 0 FROM fieldmirror.requests WHERE done_at IS NULL",
-    )
-    .await;
+    );
+    hurried(&app, read).await;
     for ran in verify(&app, 30).await {
         let result = ran.done().last();
         assert_eq!(result["agrees"], true, "{result}");
