@@ -107,7 +107,9 @@ fn facts(conn: &mut PgConnection, role: &str) -> Result<Facts, GrantError> {
                 CASE WHEN rolname ~ '^pg_' THEN 'is one of Postgres'' own'
                      WHEN rolsuper THEN 'is a superuser'
                      WHEN rolreplication THEN 'may replicate the whole server'
-                     WHEN rolcreaterole THEN 'may make roles' END AS might
+                     WHEN rolcreaterole THEN 'may make roles'
+                     WHEN oid = (SELECT datdba FROM pg_database WHERE datname = current_database())
+                         THEN 'owns the database' END AS might
          FROM pg_roles WHERE rolname = $1",
     );
     if let Some(facts) = query.bind::<Text, _>(role).get_result(conn).optional()? {
@@ -234,19 +236,23 @@ fn prove(conn: &mut PgConnection, role: &str) -> Result<i64, GrantError> {
     Ok(rows::value::<BigInt, i64, _>(conn, diesel::sql_query(count))?)
 }
 
+/// Of the role, and of every role that it may turn into with `SET ROLE`, whether it inherits its rights or not.
 const RIGHTS_TOO_MANY: &str = "
-    SELECT format('%s on schema %I', may, nspname) AS what
-    FROM pg_namespace, unnest(ARRAY['CREATE', 'USAGE']) AS may
+    WITH held AS (SELECT oid FROM pg_roles WHERE pg_has_role($1, oid, 'MEMBER'))
+    SELECT DISTINCT format('%s on schema %I', may, nspname) AS what
+    FROM held, pg_namespace schema, unnest(ARRAY['CREATE', 'USAGE']) AS may
     WHERE nspname IN ('fieldmirror', 'mirror') AND (nspname, may) <> ('mirror', 'USAGE')
-      AND has_schema_privilege($1, oid, may)
+      AND has_schema_privilege(held.oid, schema.oid, may)
     UNION ALL
-    SELECT format('%s on %s.%I', may, relnamespace::regnamespace, relname)
-    FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS may
+    SELECT DISTINCT format('%s on %s.%I', may, relnamespace::regnamespace, relname)
+    FROM held, pg_class relation,
+         unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS may
     WHERE relnamespace IN ('fieldmirror'::regnamespace, 'mirror'::regnamespace)
       AND relkind IN ('r', 'p', 'v', 'm', 'f')
       AND (relnamespace = 'fieldmirror'::regnamespace OR may <> 'SELECT')
-      AND (has_table_privilege($1, oid, may)
-           OR may IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') AND has_any_column_privilege($1, oid, may))";
+      AND (has_table_privilege(held.oid, relation.oid, may)
+           OR may IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+              AND has_any_column_privilege(held.oid, relation.oid, may))";
 
 fn us(conn: &mut PgConnection) -> Result<String, DbError> {
     rows::value::<Text, String, _>(conn, diesel::sql_query("SELECT current_user::text AS value"))

@@ -234,6 +234,7 @@ async fn a_role_that_would_do_more_or_less_is_given_nothing() {
         "CREATE ROLE ga_reader LOGIN; CREATE ROLE ga_group; CREATE ROLE ga_super SUPERUSER;
          CREATE ROLE ga_copier REPLICATION; CREATE ROLE ga_maker CREATEROLE;
          CREATE ROLE ga_member LOGIN IN ROLE pg_read_all_data, ga_group; CREATE ROLE ga_stranger LOGIN;
+         CREATE ROLE ga_sleeper LOGIN NOINHERIT IN ROLE ga_super;
          CREATE ROLE ga_owner LOGIN;
          GRANT USAGE ON SCHEMA fieldmirror TO ga_stranger;
          GRANT SELECT ON fieldmirror.__diesel_schema_migrations TO ga_stranger;",
@@ -259,6 +260,17 @@ async fn a_role_that_would_do_more_or_less_is_given_nothing() {
     check(url, "fieldmirror", "bad_request", "owns what is in `mirror`", role);
     let revoke = "`REVOKE \"ga_group\", \"pg_read_all_data\" FROM \"ga_member\"`";
     check(url, "ga_member", "bad_request", "USAGE on schema fieldmirror", revoke);
+    let revoke = "`REVOKE \"ga_super\" FROM \"ga_sleeper\"`";
+    check(url, "ga_sleeper", "bad_request", "on schema fieldmirror", revoke);
+    for owner in ["ga_owner", "fieldmirror"] {
+        let given = format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO {owner}', current_database()); END $$"
+        );
+        database.db.run(move |conn| Ok(conn.batch_execute(&given)?)).await.unwrap();
+        if owner == "ga_owner" {
+            check(url, owner, "bad_request", "owns the database", role);
+        }
+    }
     let stranger = url_as(url, "ga_stranger");
     check(
         &stranger,

@@ -159,6 +159,7 @@ async fn debug_output_holds_no_address() {
 #[tokio::test]
 async fn history_is_deleted_by_age_and_open_requests_stay() {
     use fieldmirror::db::retention::{prune_audit_log, prune_requests};
+    use fieldmirror::db::sync_runs;
     use fieldmirror::domain::time::{Clock as _, SystemClock};
 
     let database = TestDb::new();
@@ -167,7 +168,8 @@ async fn history_is_deleted_by_age_and_open_requests_stay() {
             &database.db,
             "SELECT concat_ws(' ', (SELECT string_agg(message, ',' ORDER BY message) FROM requests),
                 (SELECT string_agg(event, ',' ORDER BY event) FROM audit_log),
-                (SELECT count(*) FROM authorizations), (SELECT count(*) FROM authorization_attempts)) AS value",
+                (SELECT count(*) FROM authorizations), (SELECT count(*) FROM authorization_attempts),
+                (SELECT string_agg(stream, ',' ORDER BY stream) FROM sync_runs)) AS value",
         )
     };
     let filled = database.db.run(|connection| {
@@ -192,17 +194,24 @@ async fn history_is_deleted_by_age_and_open_requests_stay() {
              SELECT gen_random_uuid(), id, 'hubspot', sha256(id::text::bytea), 'x', now() FROM link",
         )
         .execute(connection)?;
+        diesel::sql_query(
+            "INSERT INTO sync_runs (connection_id, stream, mode, started_at, ended_at, outcome)
+             SELECT c.id, word, 'backfill', now() - interval '1 year', now() - age, 'closed'
+             FROM connections c, (VALUES ('old', interval '91 days'), ('new', interval '89 days'), ('open', NULL)) v (word, age)",
+        )
+        .execute(connection)?;
         Ok(())
     });
     filled.await.unwrap();
-    assert_eq!(left().await.unwrap(), "new,old,open new,old 2 2");
+    assert_eq!(left().await.unwrap(), "new,old,open new,old 2 2 new,old,open");
     let prune = |days: i64| {
         database.db.run(move |connection| {
             let before = SystemClock.now() - chrono::TimeDelta::days(days);
-            Ok((prune_requests(connection, before)?, prune_audit_log(connection, before)?))
+            let (asked, told) = (prune_requests(connection, before)?, prune_audit_log(connection, before)?);
+            Ok((asked, told, sync_runs::prune(connection, before)?))
         })
     };
-    assert_eq!(prune(100).await.unwrap(), (0, 0));
-    assert_eq!(prune(90).await.unwrap(), (2, 1));
-    assert_eq!(left().await.unwrap(), "new,open new 1 1");
+    assert_eq!(prune(100).await.unwrap(), (0, 0, 0));
+    assert_eq!(prune(90).await.unwrap(), (2, 1, 1));
+    assert_eq!(left().await.unwrap(), "new,open new 1 1 new,open");
 }
