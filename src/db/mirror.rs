@@ -72,6 +72,30 @@ pub fn held(
     Ok(found.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
+/// The records that the mirror holds of these ids, as JSON text.
+pub fn raws(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    ids: &[String],
+) -> Result<HashMap<String, String>, DbError> {
+    let query = format!(
+        "SELECT id, raw::text AS raw FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2)",
+        stream.table
+    );
+    let found: Vec<Whole> =
+        diesel::sql_query(query).bind::<BigInt, _>(of.0).bind::<Array<Text>, _>(ids).load(connection)?;
+    Ok(found.into_iter().map(|row| (row.id, row.raw)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Whole {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Text)]
+    raw: String,
+}
+
 /// What a row was that made room for a newer version.
 #[derive(Debug, Clone, PartialEq, QueryableByName)]
 pub struct Replaced {

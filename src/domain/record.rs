@@ -15,6 +15,8 @@ pub struct Record {
     pub sent_at: DateTime<Utc>,
     /// Set when the record itself says that it is archived or deleted.
     pub deleted: Option<Deletion>,
+    /// Top-level fields that it was asked for without: what the mirror holds of them stays.
+    pub without: Vec<String>,
 }
 
 /// That a record is gone, and how we know.

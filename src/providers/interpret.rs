@@ -159,7 +159,7 @@ fn take(
         let id = id.map(std::borrow::Cow::into_owned);
         let id =
             id.ok_or_else(|| Failure::changed(format!("{title}'s `{name}` holds a record without an id")))?;
-        records.push(Record { id, raw, sent_at, deleted: None });
+        records.push(Record { id, raw, sent_at, deleted: None, without: Vec::new() });
     }
     let body = reply.json().unwrap_or(&Value::Null);
     if let Some(other) = other_page(list, here, body) {

@@ -260,7 +260,13 @@ impl Provider for OnceHub {
             Some(body) if is_redacted(body) => Presence::Gone { evidence: REDACTED.to_owned() },
             Some(body) => {
                 let (id, sent_at) = (id.clone(), reply.sent_at);
-                Presence::Here(Some(Box::new(Record { id, raw: body.clone(), sent_at, deleted: None })))
+                Presence::Here(Some(Box::new(Record {
+                    id,
+                    raw: body.clone(),
+                    sent_at,
+                    deleted: None,
+                    without: Vec::new(),
+                })))
             }
             None => Presence::Unknown,
         }])

@@ -48,6 +48,8 @@ struct Incoming {
     /// The number of its fields' set among the page's.
     shape: usize,
     drift: Vec<Drift>,
+    /// The record, where it was asked for without some of its fields.
+    partial: Option<Box<Record>>,
 }
 
 impl Ready {
@@ -56,7 +58,9 @@ impl Ready {
         let incoming = |mut record: Record| {
             extract::trim(spec, &mut record.raw);
             let (row, drift) = extract::row(spec, &record);
-            Incoming { row, deletion: record.deleted, shape: shapes.of(&record.raw), drift }
+            let (deletion, shape) = (record.deleted.clone(), shapes.of(&record.raw));
+            let partial = (!record.without.is_empty()).then(|| Box::new(record));
+            Incoming { row, deletion, shape, drift, partial }
         };
         Self {
             rows: page.records.into_iter().map(incoming).collect(),
@@ -162,9 +166,10 @@ pub fn bury(
 fn write(
     connection: &mut PgConnection,
     source: &Source,
-    page: Ready,
+    mut page: Ready,
     counts: &mut Counts,
 ) -> Result<Balance, DbError> {
+    complete(connection, source, &mut page)?;
     let ids: Vec<&str> = page
         .rows
         .iter()
@@ -211,6 +216,32 @@ fn write(
     counts.rows_written += i64::try_from(won.rows.len()).unwrap_or(i64::MAX);
     counts.rows_deleted += balance.newly_deleted;
     Ok(balance)
+}
+
+/// Gives records that were asked for without some of their fields what is known of these: a column that was not asked for
+/// is not emptied.
+fn complete(connection: &mut PgConnection, source: &Source, page: &mut Ready) -> Result<(), DbError> {
+    let partial = page.rows.iter().filter(|incoming| incoming.partial.is_some());
+    let ids: Vec<String> = partial.map(|incoming| incoming.row.id.clone()).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let mut known = mirror::raws(connection, source.spec, source.key.connection, &ids)?;
+    for incoming in &mut page.rows {
+        let Some(mut record) = incoming.partial.take() else {
+            // A page of the same transaction may have shown it whole.
+            if let Some(raw) = known.get_mut(&incoming.row.id) {
+                raw.clone_from(&incoming.row.raw);
+            }
+            continue;
+        };
+        let Some(raw) = known.get(&record.id) else { continue };
+        let raw = serde_json::from_str(raw).map_err(|error| DbError::Row(error.to_string()))?;
+        extract::fill_in(&mut record, &raw);
+        (incoming.row, incoming.drift) = extract::row(source.spec, &record);
+        incoming.shape = page.shapes.of(&record.raw);
+    }
+    Ok(())
 }
 
 /// What won of some pages.

@@ -16,6 +16,16 @@ pub fn trim(stream: &StreamSpec, raw: &mut Value) {
     stream.omit.iter().for_each(|pointer| values::omit(raw, pointer));
 }
 
+/// Puts into a record what is known of the fields that it was asked for without.
+pub fn fill_in(record: &mut Record, known: &Value) {
+    let Some(fields) = record.raw.as_object_mut() else { return };
+    for name in &record.without {
+        if let Some(value) = known.get(name).filter(|_| !fields.contains_key(name)) {
+            fields.insert(name.clone(), value.clone());
+        }
+    }
+}
+
 /// A row, and what of it was not foreseen: values that did not fit their columns, which are null there and stay in `raw`,
 /// and words that a column's list does not have.
 pub fn row(stream: &StreamSpec, record: &Record) -> (Row, Vec<Drift>) {
@@ -159,6 +169,7 @@ mod tests {
             raw: serde_json::from_str(raw).unwrap(),
             sent_at: DateTime::UNIX_EPOCH,
             deleted: None,
+            without: Vec::new(),
         };
         let stream = crate::providers::provider("hubspot").unwrap().spec().stream("tickets").unwrap();
         let (one, _) = row(stream, &record(r#"{"id":"1","properties":{"subject":"s","content":null}}"#));
@@ -175,6 +186,7 @@ mod tests {
             raw: json!({"id": "1", "status": status}),
             sent_at: DateTime::UNIX_EPOCH,
             deleted: None,
+            without: Vec::new(),
         };
         assert_eq!(row(stream, &record("no_show")).1, []);
         let (row, drift) = row(stream, &record("haunted"));
@@ -192,6 +204,7 @@ mod tests {
             raw: json!({"id": "1", "properties": {"closed_date": "soon", "subject": {"no": "text"}}}),
             sent_at: DateTime::UNIX_EPOCH,
             deleted: None,
+            without: Vec::new(),
         };
         let (row, drift) = row(stream, &record);
         assert_eq!(row.cells[0], None);

@@ -60,7 +60,7 @@ fn objects(connection: &mut PgConnection, sql: &str) -> Result<Vec<Value>, DbErr
 fn ticket(subject: &str, second: i64) -> Record {
     let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(),
                      "properties": {"subject": subject, "content": "the same", "other": subject.len()}});
-    Record { id: "7".into(), raw, sent_at: at(second), deleted: None }
+    Record { id: "7".into(), raw, sent_at: at(second), deleted: None, without: Vec::new() }
 }
 
 fn deletion(second: i64) -> Deletion {
@@ -216,12 +216,66 @@ async fn the_scheduler_deletes_what_is_older_than_the_settings_say() {
     tokio::join!(scheduler.run(heard, stop.clone()), looking);
 }
 
+/// A field that could not be asked for is not one that is empty.
+#[tokio::test]
+async fn what_was_not_asked_for_stays_as_it_is() {
+    const ROW: &str = "SELECT title, total, client_name, outstanding, raw FROM mirror.jobber_jobs";
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let source = begun(connection, "jobber", "jobs")?;
+        let raw = |title: &str, second: i64| {
+            json!({"id": "7", "title": title, "jobStatus": "active", "updatedAt": at(second).to_rfc3339()})
+        };
+        let record = |raw: Value, second: i64, without: &[&str]| {
+            let without = without.iter().map(ToString::to_string).collect();
+            Record { id: "7".into(), raw, sent_at: at(second), deleted: None, without }
+        };
+        let mut whole = raw("one", 100);
+        whole["total"] = json!(12.5);
+        whole["client"] = json!({"id": "C", "name": "Ana"});
+        write(connection, &source, page(record(whole, 100, &[])))?;
+
+        let partly = |title, second| record(raw(title, second), second, &["total", "client", "property"]);
+        assert_eq!(write(connection, &source, page(partly("two", 200)))?, 1);
+        let mut expected = raw("two", 200);
+        expected["total"] = json!(12.5);
+        expected["client"] = json!({"id": "C", "name": "Ana"});
+        let row =
+            json!({"title": "two", "total": 12.5, "client_name": "Ana", "outstanding": null, "raw": expected});
+        assert_eq!(objects(connection, ROW)?, [row]);
+        assert_eq!(write(connection, &source, page(partly("two", 200)))?, 0, "nothing has changed");
+        let lost = "SELECT before -> 'total' AS total, before -> 'raw' AS raw FROM mirror.changes";
+        let before = json!({"title": "one", "updatedAt": at(100).to_rfc3339()});
+        assert_eq!(objects(connection, lost)?, [json!({"total": null, "raw": before})]);
+
+        // In one transaction with a page that showed it whole.
+        let mut fresh = raw("three", 300);
+        (fresh["total"], fresh["client"]) = (json!(99), Value::Null);
+        let pages = [record(fresh, 300, &[]), partly("four", 400)].map(|record| {
+            (Ready::of(source.spec, page(record)), Position::start())
+        });
+        let owned = commit::pages(connection, &source, pages.into(), &mut Counts::default())?;
+        assert_eq!(owned, StreamWrite::Done);
+        let mut row = objects(connection, ROW)?.remove(0);
+        row["raw"].take();
+        assert_eq!(
+            row,
+            json!({"title": "four", "total": 99, "client_name": null, "outstanding": null, "raw": null})
+        );
+        // Of a record that is new, nothing is known.
+        let new = Record { id: "8".into(), ..partly("new", 500) };
+        assert_eq!(write(connection, &source, page(new))?, 1);
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
 fn bookings(range: std::ops::Range<usize>, second: i64, with: &Value) -> Page {
     let booking = |number: usize| {
         let mut raw = json!({"id": format!("BKNG-{number}"), "status": "scheduled", "subject": number,
                              "last_updated_time": at(second).to_rfc3339(), "attendees": []});
         raw.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
-        Record { id: format!("BKNG-{number}"), raw, sent_at: at(second), deleted: None }
+        Record { id: format!("BKNG-{number}"), raw, sent_at: at(second), deleted: None, without: Vec::new() }
     };
     Page { records: range.map(booking).collect(), ..Page::default() }
 }
@@ -403,7 +457,7 @@ fn odd_records(spec: &StreamSpec) -> Vec<Record> {
         for column in spec.columns {
             put(&mut raw, column.at.split("/*").next().unwrap(), &value);
         }
-        Record { id: format!("odd{number}"), raw, sent_at: at(1), deleted: None }
+        Record { id: format!("odd{number}"), raw, sent_at: at(1), deleted: None, without: Vec::new() }
     };
     odd_values().into_iter().enumerate().map(record).collect()
 }
@@ -446,6 +500,7 @@ async fn the_words_of_the_unified_views_are_those_of_the_specs() {
     let database = TestDb::new();
     let done = database.db.transaction(|connection| {
         for (of, stream, column, view) in [
+            ("jobber", "jobs", "job_status", "jobs"),
             ("housecallpro", "jobs", "work_status", "jobs"),
             ("servicetitan", "jobs", "status", "jobs"),
             ("servicetitan", "bookings", "status", "bookings"),
@@ -458,7 +513,7 @@ async fn the_words_of_the_unified_views_are_those_of_the_specs() {
             let record = |word: &&str| {
                 let mut raw = json!({});
                 put(&mut raw, column.at, &json!(word));
-                Record { id: (*word).to_owned(), raw, sent_at: at(1), deleted: None }
+                Record { id: (*word).to_owned(), raw, sent_at: at(1), deleted: None, without: Vec::new() }
             };
             write(connection, &source, Page { records: words.map(record).collect(), ..Page::default() })?;
             let other = format!(

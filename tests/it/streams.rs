@@ -178,7 +178,7 @@ async fn a_turn_that_lost_its_streams_owns_nothing() {
 fn write(connection: &mut PgConnection, source: &Source, subject: &str, second: i64) -> Result<i64, DbError> {
     let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(), "properties": {"subject": subject},
                      "associations": {"companies": ["1", subject, "2"]}});
-    let record = Record { id: "7".into(), raw, sent_at: at(second), deleted: None };
+    let record = Record { id: "7".into(), raw, sent_at: at(second), deleted: None, without: Vec::new() };
     let page = Ready::of(source.spec, Page { records: vec![record], ..Page::default() });
     let mut counts = Counts::default();
     let owned = commit::pages(connection, source, vec![(page, Position::start())], &mut counts)?;
@@ -237,7 +237,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
         let before = stands(connection)?;
         let record = |second| {
             let raw = json!({"id": "7", "updatedAt": at(second).to_rfc3339(), "properties": {"subject": "late"}});
-            Record { id: "7".into(), raw, sent_at: at(second), deleted: None }
+            Record { id: "7".into(), raw, sent_at: at(second), deleted: None, without: Vec::new() }
         };
         let facts = [("ticket_properties".to_owned(), json!(["late"]))].into();
         let page = Page { records: vec![record(200)], met: vec!["8".into()], facts, ..Page::default() };

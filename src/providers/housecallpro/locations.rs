@@ -88,7 +88,7 @@ fn page(cx: &StepContext<'_>, reply: Reply) -> Result<Page, Failure> {
     for raw in [company].into_iter().chain(below) {
         let id = raw.get("id").and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
         let id = id.ok_or_else(|| changed("holds a location without an id"))?;
-        records.push(Record { id, raw, sent_at: reply.sent_at, deleted: None });
+        records.push(Record { id, raw, sent_at: reply.sent_at, deleted: None, without: Vec::new() });
     }
     let mut known = Known::of(cx.facts);
     let mut ids = records.iter().map(|record| record.id.clone());

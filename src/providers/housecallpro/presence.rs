@@ -51,7 +51,13 @@ fn here(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Presence {
         Some(raw) if raw.pointer(cx.stream.id).and_then(Value::as_str) == asked => {
             let (id, mut raw) = (asked.unwrap_or_default().to_owned(), raw.clone());
             streams::keep_private(cx.stream.name, &mut raw);
-            Presence::Here(Some(Box::new(Record { id, raw, sent_at: reply.sent_at, deleted: None })))
+            Presence::Here(Some(Box::new(Record {
+                id,
+                raw,
+                sent_at: reply.sent_at,
+                deleted: None,
+                without: Vec::new(),
+            })))
         }
         _ => Presence::Unknown,
     }

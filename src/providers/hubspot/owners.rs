@@ -59,7 +59,13 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<
             .get("id")
             .and_then(id_text)
             .ok_or_else(|| Failure::changed("HubSpot lists an owner without an `id`"))?;
-        page.records.push(Record { id, raw: owner, sent_at: reply.sent_at, deleted: None });
+        page.records.push(Record {
+            id,
+            raw: owner,
+            sent_at: reply.sent_at,
+            deleted: None,
+            without: Vec::new(),
+        });
     }
     let next = next_after(&reply, "owners")?;
     if next.is_some() && next == here.after {

@@ -73,5 +73,5 @@ fn stage_record(pipeline: &Value, stage: &Value, reply: &Reply) -> Result<Record
         fields.insert("pipeline".to_owned(), parent);
         fields.insert("key".to_owned(), Value::String(id.clone()));
     }
-    Ok(Record { id, raw, sent_at: reply.sent_at, deleted: None })
+    Ok(Record { id, raw, sent_at: reply.sent_at, deleted: None, without: Vec::new() })
 }

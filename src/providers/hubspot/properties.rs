@@ -53,7 +53,13 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<
             return Err(Failure::changed("HubSpot lists a ticket property without a `name`"));
         };
         known.push(json!([name, property.get("type").and_then(Value::as_str).unwrap_or("string")]));
-        page.records.push(Record { id: name, raw: property, sent_at: reply.sent_at, deleted: None });
+        page.records.push(Record {
+            id: name,
+            raw: property,
+            sent_at: reply.sent_at,
+            deleted: None,
+            without: Vec::new(),
+        });
     }
     if known.is_empty() {
         return Err(Failure::changed("HubSpot lists no ticket properties at all"));

@@ -581,7 +581,7 @@ fn record(
         at: archived_at(&raw).unwrap_or(sent_at),
         evidence: "the record's own `archived` flag".to_owned(),
     });
-    Some(Record { id, raw, sent_at, deleted })
+    Some(Record { id, raw, sent_at, deleted, without: Vec::new() })
 }
 
 /// A survivor names those merged into it; they are neither live nor archived any more.

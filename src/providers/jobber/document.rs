@@ -1,11 +1,26 @@
 //! The queries, and what of them is asked for.
 //!
 //! A fragment's first line of fields is needed; each line after the comment is one part that a query can do without,
-//! named by its first word.
+//! named by its first word, which is the field of the record that it fills.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::list::id_of;
+use crate::domain::failure::Failure;
+use crate::domain::record::Record;
 
 pub(super) const ACCOUNT: &str = include_str!("account.graphql");
 pub(super) const DISCONNECT: &str = include_str!("disconnect.graphql");
 pub(super) const CHANGED_JOBS: &str = include_str!("changed.graphql");
+
+const RECENT: &str = include_str!("recent.graphql");
+/// The second list of [`Records::recent`].
+pub(super) const CREATED: &str = "created";
+
+/// The list within a visit, and how many of it come along.
+const PEOPLE: &str = "assignedUsers";
+const PEOPLE_FIRST: &str = "first: 10";
 
 /// How the records of a stream are asked for.
 #[derive(Debug)]
@@ -49,6 +64,24 @@ impl Records {
         format!("{}\n{}", self.query.replace("# filter", &filter), self.fields_without(without))
     }
 
+    /// The query for the first pages of changed jobs and of two lists of visits at once: by either filter.
+    pub(super) fn recent(&self, without: &[String], window: &str, created: &str) -> String {
+        let query = RECENT.replace("# window", &format!("filter: {window},"));
+        let query = query.replace("# created", &format!("filter: {created},"));
+        format!("{query}\n{}", self.fields_without(without))
+    }
+
+    /// The query for the further people of some visits, as `r0`, `r1` and so on: ids, and the cursors behind those known.
+    pub(super) fn people(&self, of: &[(&str, &str)]) -> String {
+        let line = self.parts().find(|(name, _)| *name == PEOPLE).map_or("", |(_, line)| line.trim());
+        let one = |(place, (id, after)): (usize, &(&str, &str))| {
+            let people = line.replace(PEOPLE_FIRST, &format!("first: $people, after: {}", quoted(after)));
+            format!("  r{place}: {}(id: {}) {{ id {people} }}\n", self.one, quoted(id))
+        };
+        let ones: String = of.iter().enumerate().map(one).collect();
+        format!("query People($people: Int!) {{\n  account {{ id }}\n{ones}}}\n")
+    }
+
     /// The query for some records by their ids, as `r0`, `r1` and so on.
     pub(super) fn some(&self, ids: &[String], without: &[String]) -> String {
         let one = |(place, id): (usize, &String)| {
@@ -76,8 +109,9 @@ impl Records {
         kept.flat_map(|line| [line, "\n"]).collect()
     }
 
-    /// The parts to do without from now on, when a query without `without` was refused for what `names` says. Empty:
-    /// there is nothing left to leave out.
+    /// The parts to do without from now on, when a query without `without` was refused for what `names` says: the one
+    /// that is named or holds what is named, and all that is left where nothing is named that is asked for. Empty: leaving
+    /// out does not help.
     pub(super) fn also_without(&self, names: &[String], without: &[String]) -> Vec<String> {
         let left: Vec<(&str, &str)> =
             self.parts().filter(|(name, _)| !without.iter().any(|gone| gone == name)).collect();
@@ -85,16 +119,33 @@ impl Records {
             |line: &str, name: &str| line.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
         let by_name = left.iter().find(|(part, _)| names.iter().any(|name| name == part));
         let within = || left.iter().find(|(_, line)| names.first().is_some_and(|name| holds(line, name)));
-        match by_name.or_else(within) {
-            Some((part, _)) => vec![(*part).to_owned()],
-            None => left.into_iter().map(|(part, _)| part.to_owned()).collect(),
+        if let Some((part, _)) = by_name.or_else(within) {
+            return vec![(*part).to_owned()];
         }
+        let needed = self.fields.lines().take_while(|line| !line.contains('#'));
+        let mut asked = needed.chain(self.query.lines()).chain([self.one]);
+        if names.first().is_some_and(|name| asked.any(|line| holds(line, name))) {
+            return Vec::new();
+        }
+        left.into_iter().map(|(part, _)| part.to_owned()).collect()
+    }
+
+    /// A record as it was answered to a query without some parts.
+    pub(super) fn record(
+        &self,
+        node: &Value,
+        sent_at: DateTime<Utc>,
+        without: &[String],
+    ) -> Result<Record, Failure> {
+        let lacks = self.parts().map(|(name, _)| name).filter(|part| without.iter().any(|gone| gone == part));
+        let without = lacks.map(str::to_owned).collect();
+        Ok(Record { id: id_of(node)?, raw: node.clone(), sent_at, deleted: None, without })
     }
 }
 
 /// A text as a literal; GraphQL escapes as JSON does.
 pub(super) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    Value::from(text).to_string()
 }
 
 #[cfg(test)]
@@ -127,6 +178,36 @@ mod tests {
     }
 
     #[test]
+    fn people_are_asked_for_behind_those_that_are_known() {
+        let document = VISITS.people(&[("V\"1", "c1"), ("V2", "c2")]);
+        let fields = graphql::parse(&document).unwrap().fields;
+        assert_eq!(fields.iter().map(graphql::Field::key).collect::<Vec<_>>(), ["account", "r0", "r1"]);
+        let people = fields[2].field(PEOPLE).unwrap();
+        let given = |name: &str| people.argument(name).unwrap().value(&serde_json::json!({"people": 50}));
+        assert_eq!((given("first"), given("after")), (50.into(), "c2".into()), "{document}");
+        assert!(VISITS.fields.contains(PEOPLE_FIRST) && people.field("pageInfo").is_some(), "{document}");
+    }
+
+    #[test]
+    fn two_lists_of_visits_are_told_apart() {
+        let both = VISITS.recent(
+            &["assignedUsers".to_owned()],
+            "{startAt: {after: \"x\"}}",
+            "{createdAt: {after: \"y\"}}",
+        );
+        let fields = graphql::parse(&both).unwrap().fields;
+        assert_eq!(
+            fields.iter().map(graphql::Field::key).collect::<Vec<_>>(),
+            ["account", "jobs", "visits", CREATED]
+        );
+        assert!(
+            fields[2..].iter().all(|list| list.name == "visits" && list.argument("filter").is_some()),
+            "{both}"
+        );
+        assert!(fields[3].field("nodes").unwrap().field("assignedUsers").is_none(), "{both}");
+    }
+
+    #[test]
     fn what_is_refused_is_left_out() {
         let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         for (refused, without, expected) in [
@@ -134,17 +215,20 @@ mod tests {
             (&["name", "jobs", "nodes", "client", "name"], &[], &["client"]),
             (&["outstandingAmount"], &[], &["jobBalanceTotals"]),
             (&["street"], &["client"], &["property"]),
-            // Nothing that can be left out has the name: all of it is, once.
+            // What is needed cannot be left out, and all else stays.
+            (&["startAt"], &[], &[]),
+            (&["jobs"], &[], &[]),
+            // The name is of nothing that is asked for: all is left out, once.
             (
-                &["startAt"],
-                &["client", "property", "total", "jobType", "billingType", "instructions", "jobberWebUri"],
-                &["jobBalanceTotals"],
+                &["mystery"],
+                &["client", "property", "total", "jobType", "billingType", "instructions"],
+                &["jobberWebUri", "jobBalanceTotals"],
             ),
         ] {
             assert_eq!(JOBS.also_without(&names(refused), &names(without)), expected, "{refused:?}");
         }
         let all: Vec<String> = JOBS.parts().map(|(name, _)| name.to_owned()).collect();
         assert_eq!(JOBS.also_without(&[], &[]), all);
-        assert!(JOBS.also_without(&names(&["startAt"]), &all).is_empty());
+        assert!(JOBS.also_without(&names(&["mystery"]), &all).is_empty());
     }
 }

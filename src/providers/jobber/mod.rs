@@ -7,6 +7,8 @@
 mod cost;
 mod document;
 mod learned;
+mod list;
+mod people;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -143,7 +145,8 @@ static SPEC: ProviderSpec = ProviderSpec {
                 col("assigned_names", TextArray, "/assignedUsers/nodes/*/name/full"),
             ],
             merges: false,
-            omit: &[],
+            // Cursors are of one answer alone.
+            omit: &["/assignedUsers/pageInfo"],
             read: Read::Own,
         },
         StreamSpec {
@@ -190,17 +193,20 @@ impl Provider for Jobber {
             },
             Some(Trouble::Unauthenticated) => Verdict::RefreshToken,
             Some(Trouble::Throttled { wait_ms }) => Verdict::Throttled { bucket: POINTS, wait_ms },
+            // A walk can ask for less; the same query sent again would be refused for ever.
+            Some(Trouble::TooDear { .. }) if is_of_walk(request) => Verdict::Accept,
+            Some(Trouble::TooDear { requested, max }) => fails(
+                FailureKind::ProviderChanged,
+                format!("`{}` costs {requested} points, and the budget holds {max}", request.purpose),
+            ),
             _ if reply.status == 429 => Verdict::Throttled { bucket: GUARD, wait_ms: None },
             Some(Trouble::Cursor(said)) if asks_after(request) => {
                 Verdict::RestartPaging { why: format!("{TITLE} refused the cursor: {said}") }
             }
             _ if reply.status >= 300 => by_status(&SPEC, request, reply),
             // A walk can ask for less.
-            Some(Trouble::TooDear { .. } | Trouble::Refused(_)) if is_of_walk(request) => Verdict::Accept,
-            Some(Trouble::TooDear { requested, max }) => fails(
-                FailureKind::ProviderChanged,
-                format!("`{}` costs {requested} points, and the budget holds {max}", request.purpose),
-            ),
+            // A walk can do without.
+            Some(Trouble::Refused(_)) if is_of_walk(request) => Verdict::Accept,
             Some(Trouble::Refused(refused)) if refused.hidden => {
                 fails(FailureKind::Forbidden { scope: None }, format!("{TITLE}: {}", refused.said))
             }
@@ -276,6 +282,7 @@ impl Provider for Jobber {
         if !learned::is_our_account(cx, reply) {
             return Ok(vec![Presence::Unknown; ids.len()]);
         }
+        let without = &learned::of(cx).without;
         let shown = |(place, _): (usize, &String)| match reply
             .json()
             .and_then(|body| body.pointer(&format!("/data/r{place}")))
@@ -284,7 +291,9 @@ impl Provider for Jobber {
                 let evidence = format!("Jobber knows no {} of this id", records.one);
                 Ok(Presence::Gone { evidence })
             }
-            Some(node) => Ok(Presence::Here(Some(Box::new(walk::record(node, reply)?)))),
+            // Not everybody who is assigned is in it.
+            Some(node) if people::open(node).is_some() => Ok(Presence::Here(None)),
+            Some(node) => Ok(Presence::Here(Some(Box::new(records.record(node, reply.sent_at, without)?)))),
             None => Ok(Presence::Unknown),
         };
         ids.iter().enumerate().map(shown).collect()

@@ -60,7 +60,12 @@ fn what_answers_mean() {
         (jobs(), 429, throttled(1_400, 400, 10_000), "throttled points Some(3000)"),
         (jobs(), 200, throttled(1_400, 1_400, 10_000), "throttled points Some(1000)"),
         (jobs(), 200, throttled(20_000, 9_000, 10_000), "accept"),
+        (jobs(), 429, throttled(20_000, 9_000, 10_000), "accept"),
+        (jobs(), 400, throttled(20_000, 9_000, 10_000), "accept"),
+        (jobs(), 503, throttled(20_000, 9_000, 10_000), "accept"),
+        (jobs(), 403, throttled(1_400, 400, 10_000), "throttled points Some(3000)"),
         (account(), 200, throttled(20_000, 9_000, 10_000), "provider_changed"),
+        (account(), 429, throttled(20_000, 9_000, 10_000), "provider_changed"),
         (jobs(), 200, error("Throttled", Value::Null), "throttled points None"),
         (jobs(), 429, json!("Too Many Requests"), "throttled requests None"),
         (jobs(), 200, error("no", json!({"code": "UNAUTHENTICATED"})), "refresh"),
@@ -138,8 +143,8 @@ fn requests_name_the_version_and_what_they_cost() {
     let request = ask(&options, "jobs", page, json!({"n": 50, "after": null}));
     assert_eq!(request.headers, [("x-jobber-graphql-version", "2026-05-12".to_owned())]);
     assert_eq!((request.path.as_str(), request.buckets), ("/graphql", BUCKETS));
-    // The account and its id, the list, 50 times 28 fields, the page's three.
-    assert_eq!(request.points, 2 + 1 + 50 * 28 + 3);
+    // The account and its id, the list, 50 times 28 fields and a cursor, the page's three.
+    assert_eq!(request.points, 2 + 1 + 50 * 29 + 3);
     assert_eq!(asked("account", Value::Null).headers[0].1, VERSION, "where nothing is set");
 }
 

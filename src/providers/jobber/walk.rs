@@ -8,12 +8,13 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::document::{CHANGED_JOBS, CLIENTS, JOBS, Records, VISITS, quoted};
+use super::document::{CHANGED_JOBS, CLIENTS, CREATED, JOBS, Records, VISITS, quoted};
 use super::learned::{self, Learned};
+use super::list::{Listed, Place, Taken, id_of};
+use super::people;
 use super::trouble::{self, Refused, Trouble};
 use super::{TITLE, ask};
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::record::Record;
 use crate::domain::spec::Mode;
 use crate::domain::step::{Page, Position, Reply, Request, Step, StepContext};
 use crate::domain::values;
@@ -36,30 +37,58 @@ enum Stage {
     All,
     /// Newest first, until below the bound.
     Newest,
-    /// Visits of jobs that changed.
-    OfChangedJobs,
     UpdatedSince,
-    CreatedSince,
+    /// The first pages of the next three, in one request: mostly they are the last ones too.
+    Recent,
+    /// Jobs that changed, and the visits of each lot of them.
+    OfChangedJobs,
     /// Visits of the days around now.
     Window,
+    CreatedSince,
 }
 
 /// Where a walk stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Here {
+    /// The number of the stage. It had another name when stages were others: such a walk begins anew.
+    #[serde(rename = "reading")]
     stage: usize,
-    after: Option<String>,
     /// What has been learned about asking.
     learned: Option<Learned>,
     /// The modification of the first record of the page before.
     first: Option<DateTime<Utc>>,
     /// The list is not in the order that it was asked for in: it has to be read to its end.
     disordered: bool,
-    /// Changed jobs whose visits are being read, and the cursor behind them.
+    /// Changed jobs whose visits are being read, and whether they are the last.
     jobs: Vec<String>,
-    jobs_after: Option<String>,
     jobs_end: bool,
+    /// The lists that are read: that of changed jobs, of recent visits by either filter, and any other.
+    changed: Place,
+    window: Place,
+    created: Place,
+    list: Place,
+    /// A page that waits for people who did not come along with it. Such a place is never saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Waiting {
+    sent_at: DateTime<Utc>,
+    nodes: Vec<Value>,
+}
+
+impl Here {
+    /// The list that the stage reads now.
+    fn place(&mut self, stage: Stage) -> &mut Place {
+        match stage {
+            Stage::OfChangedJobs if self.jobs.is_empty() => &mut self.changed,
+            Stage::Window => &mut self.window,
+            Stage::CreatedSince => &mut self.created,
+            _ => &mut self.list,
+        }
+    }
 }
 
 pub(super) fn records_of(stream: &str) -> Result<&'static Records, Failure> {
@@ -75,7 +104,9 @@ fn stages(cx: &StepContext<'_>) -> &'static [Stage] {
     match (cx.walk.mode, cx.walk.from, cx.stream.name) {
         (Mode::Incremental, Some(_), "jobs") => &[Stage::Newest],
         (Mode::Incremental, Some(_), "clients") => &[Stage::UpdatedSince],
-        (Mode::Incremental, Some(_), _) => &[Stage::OfChangedJobs, Stage::CreatedSince, Stage::Window],
+        (Mode::Incremental, Some(_), _) => {
+            &[Stage::Recent, Stage::OfChangedJobs, Stage::Window, Stage::CreatedSince]
+        }
         _ => &[Stage::All],
     }
 }
@@ -87,7 +118,10 @@ pub(super) fn step(cx: &StepContext<'_>, at: &Position, replies: &[Reply]) -> Re
         here.learned = Some(learned::of(cx));
     }
     let walk = Walking { cx, records };
-    match (stages(cx).get(here.stage), replies.first()) {
+    // A page that waits may be the last one.
+    let stages = stages(cx);
+    let stage = stages.get(here.stage).or(stages.last().filter(|_| here.waiting.is_some()));
+    match (stage, replies.first()) {
         (Some(stage), Some(reply)) => walk.take(*stage, here, reply),
         _ => Ok(walk.resume(here)),
     }
@@ -102,7 +136,10 @@ impl Walking<'_> {
     fn send(&self, stage: Stage, mut here: Here) -> Step {
         let mut learned = here.learned.take().unwrap_or_default();
         let request = loop {
-            let request = self.request(stage, &here, &learned);
+            let request = match &here.waiting {
+                Some(waiting) => self.ask_people(&waiting.nodes, &learned),
+                None => self.request(stage, &mut here, &learned),
+            };
             let size = learned.page(self.cx);
             if size == 1 || request.points <= learned.points_max / SHARE {
                 break request;
@@ -113,17 +150,38 @@ impl Walking<'_> {
         Step::Send { requests: vec![request], at: Position::of(&here) }
     }
 
-    fn request(&self, stage: Stage, here: &Here, learned: &Learned) -> Request {
+    fn request(&self, stage: Stage, here: &mut Here, learned: &Learned) -> Request {
         let size = learned.page(self.cx);
-        if stage == Stage::OfChangedJobs && here.jobs.is_empty() {
-            let variables = json!({"n": size.min(CHANGED_MAX), "after": here.jobs_after});
-            return ask(self.cx.options, "changed", CHANGED_JOBS.to_owned(), variables);
+        let options = self.cx.options;
+        let few = size.min(FIRST_LOOK);
+        if stage == Stage::Recent {
+            let [window, created] = [Stage::Window, Stage::CreatedSince]
+                .map(|stage| self.filter(stage, here).expect("both lists are narrowed"));
+            let document = self.records.recent(&learned.without, &window, &created);
+            return ask(options, self.records.list, document, json!({"n": size, "few": few}));
         }
-        let first_look = stage == Stage::Newest && here.after.is_none();
-        let size = if first_look { size.min(FIRST_LOOK) } else { size };
+        if stage == Stage::OfChangedJobs && here.jobs.is_empty() {
+            let variables = json!({"n": size.min(CHANGED_MAX), "after": here.changed.after});
+            return ask(options, "changed", CHANGED_JOBS.to_owned(), variables);
+        }
         let filter = self.filter(stage, here);
+        let after = &here.place(stage).after;
+        let size = if stage == Stage::Newest && after.is_none() { few } else { size };
         let document = self.records.page(&learned.without, filter.as_deref());
-        ask(self.cx.options, self.records.list, document, json!({"n": size, "after": here.after}))
+        ask(options, self.records.list, document, json!({"n": size, "after": after}))
+    }
+
+    /// Asks for the further people of as many visits as the budget lets.
+    fn ask_people(&self, nodes: &[Value], learned: &Learned) -> Request {
+        let mut open: Vec<(&str, &str)> = nodes.iter().filter_map(people::open).collect();
+        loop {
+            let document = self.records.people(&open);
+            let request = ask(self.cx.options, "people", document, json!({"people": learned.page(self.cx)}));
+            if open.len() <= 1 || request.points <= learned.points_max / SHARE {
+                return request;
+            }
+            open.truncate(open.len() / 2);
+        }
     }
 
     /// Both ends of a range are inclusive.
@@ -132,7 +190,7 @@ impl Walking<'_> {
         let time = |at: DateTime<Utc>| quoted(&at.to_rfc3339_opts(SecondsFormat::Secs, true));
         let from = || time(self.cx.walk.from.unwrap_or(started));
         match stage {
-            Stage::All | Stage::Newest => None,
+            Stage::All | Stage::Newest | Stage::Recent => None,
             Stage::UpdatedSince => Some(format!("{{updatedAt: {{after: {}}}}}", from())),
             Stage::CreatedSince => Some(format!("{{createdAt: {{after: {}}}}}", from())),
             Stage::Window => Some(format!(
@@ -155,19 +213,62 @@ impl Walking<'_> {
             Some(other) => return Err(Failure::bug(format!("{TITLE}'s answer was accepted: {other:?}"))),
         }
         let account = learned::account(self.cx, reply)?;
+        if let Some(waiting) = here.waiting.take() {
+            let nodes = people::joined(waiting.nodes, reply)?;
+            return self.emit(stage, here, Waiting { nodes, ..waiting }, reply, account);
+        }
+        if stage == Stage::Recent {
+            return self.recent(here, reply, account);
+        }
         let changed = stage == Stage::OfChangedJobs && here.jobs.is_empty();
-        let list = if changed { JOBS.list } else { self.records.list };
-        let asked_after = if changed { &here.jobs_after } else { &here.after };
-        let list = Listed::read(reply, list, asked_after.as_deref())?;
+        let name = if changed { JOBS.list } else { self.records.list };
+        let list = Listed::read(reply, name)?;
+        if here.place(stage).take(&list, name)? == Taken::Shifted {
+            here.first = None;
+            return Ok(self.send(stage, here));
+        }
         if changed {
-            return self.changed_jobs(here, &list);
+            self.changed_jobs(&mut here, &list)?;
+            return Ok(self.resume(here));
         }
         let below = stage == Stage::Newest && self.is_below(&mut here, &list.nodes);
-        let records = list.nodes.iter().map(|node| record(node, reply)).collect::<Result<_, _>>()?;
-        match list.next.filter(|_| !below) {
-            Some(next) => here.after = Some(next),
-            None => end_of_list(stage, &mut here),
+        if below || here.place(stage).after.is_none() {
+            end_of_list(stage, &mut here);
         }
+        self.emit(stage, here, Waiting { sent_at: reply.sent_at, nodes: list.nodes }, reply, account)
+    }
+
+    /// The first pages of three lists.
+    fn recent(&self, mut here: Here, reply: &Reply, account: Option<String>) -> Result<Step, Failure> {
+        let changed = Listed::read(reply, JOBS.list)?;
+        let mut window = Listed::read(reply, self.records.list)?;
+        let created = Listed::read(reply, CREATED)?;
+        here.changed.take(&changed, JOBS.list)?;
+        here.window.take(&window, self.records.list)?;
+        here.created.take(&created, CREATED)?;
+        here.stage += 1;
+        self.changed_jobs(&mut here, &changed)?;
+        window.nodes.extend(created.nodes);
+        let page = Waiting { sent_at: reply.sent_at, nodes: window.nodes };
+        self.emit(Stage::Recent, here, page, reply, account)
+    }
+
+    /// The page as it is written, once everybody is on it.
+    fn emit(
+        &self,
+        stage: Stage,
+        mut here: Here,
+        page: Waiting,
+        reply: &Reply,
+        account: Option<String>,
+    ) -> Result<Step, Failure> {
+        if page.nodes.iter().any(|node| people::open(node).is_some()) {
+            here.waiting = Some(page);
+            return Ok(self.send(stage, here));
+        }
+        let without = here.learned.as_ref().map(|known| known.without.as_slice()).unwrap_or_default();
+        let record = |node: &Value| self.records.record(node, page.sent_at, without);
+        let records = page.nodes.iter().map(record).collect::<Result<_, _>>()?;
         let facts = learned::facts(self.cx, reply, account, here.learned.as_ref());
         let page = Page { records, facts, ..Page::default() };
         Ok(Step::Emit { page, at: Position::of(&here) })
@@ -187,32 +288,34 @@ impl Walking<'_> {
         !here.disordered && times.iter().all(|time| *time < self.cx.walk.from)
     }
 
-    fn changed_jobs(&self, mut here: Here, list: &Listed) -> Result<Step, Failure> {
-        let below = self.is_below(&mut here, &list.nodes);
+    fn changed_jobs(&self, here: &mut Here, list: &Listed) -> Result<(), Failure> {
+        let below = self.is_below(here, &list.nodes);
         let changed =
             list.nodes.iter().filter(|node| modified(node).is_none_or(|at| Some(at) >= self.cx.walk.from));
         here.jobs = changed.map(id_of).collect::<Result<_, _>>()?;
-        here.jobs_end = below || list.next.is_none();
-        here.jobs_after.clone_from(&list.next);
-        if here.jobs.is_empty() && here.jobs_end {
-            end_of_list(Stage::OfChangedJobs, &mut here);
-        }
-        Ok(self.resume(here))
+        here.jobs_end = below || here.changed.after.is_none();
+        Ok(())
     }
 
     /// Asks for the next page, where there is one.
     fn resume(&self, mut here: Here) -> Step {
-        let stages = stages(self.cx);
-        let learned = here.learned.as_ref();
-        if stages.get(here.stage) == Some(&Stage::OfChangedJobs)
-            && learned.is_some_and(|known| known.does_without(JOB_IDS))
-        {
+        while let Some(stage) = stages(self.cx).get(here.stage) {
+            let is_over = match stage {
+                Stage::OfChangedJobs => {
+                    (here.jobs.is_empty() && here.jobs_end)
+                        || here.learned.as_ref().is_some_and(|known| known.does_without(JOB_IDS))
+                }
+                // Their first pages came with the recent ones.
+                Stage::Window => here.window.after.is_none(),
+                Stage::CreatedSince => here.created.after.is_none(),
+                Stage::All | Stage::Newest | Stage::UpdatedSince | Stage::Recent => false,
+            };
+            if !is_over {
+                return self.send(*stage, here);
+            }
             here.stage += 1;
         }
-        match stages.get(here.stage) {
-            Some(stage) => self.send(*stage, here),
-            None => Step::Done,
-        }
+        Step::Done
     }
 
     fn halve(&self, stage: Stage, mut here: Here, requested: u64, max: u64) -> Result<Step, Failure> {
@@ -234,11 +337,12 @@ impl Walking<'_> {
         let mut learned = here.learned.take().unwrap_or_default();
         if stage == Stage::OfChangedJobs && !here.jobs.is_empty() && refused.said.contains(JOB_IDS) {
             learned.leave_out(vec![JOB_IDS.to_owned()], &refused.said);
-            here = Here { stage: here.stage, learned: Some(learned), ..Here::default() };
+            here.learned = Some(learned);
             return Ok(self.resume(here));
         }
         let also = self.records.also_without(&refused.names, &learned.without);
-        if also.is_empty() || (stage == Stage::OfChangedJobs && here.jobs.is_empty()) {
+        let of_jobs_alone = stage == Stage::OfChangedJobs && here.jobs.is_empty();
+        if also.is_empty() || of_jobs_alone || here.waiting.is_some() {
             return Err(refusal(self.records, &refused));
         }
         learned.leave_out(also, &refused.said);
@@ -259,53 +363,13 @@ pub(super) fn refusal(records: &Records, refused: &Refused) -> Failure {
 }
 
 fn end_of_list(stage: Stage, here: &mut Here) {
-    here.after = None;
+    here.list = Place::default();
     here.jobs = Vec::new();
     if stage != Stage::OfChangedJobs || here.jobs_end {
         here.stage += 1;
         here.first = None;
         here.disordered = false;
     }
-}
-
-/// A page of a connection.
-struct Listed {
-    nodes: Vec<Value>,
-    /// The cursor of the next page.
-    next: Option<String>,
-}
-
-impl Listed {
-    fn read(reply: &Reply, name: &str, asked_after: Option<&str>) -> Result<Self, Failure> {
-        let list = reply.json().and_then(|body| body.pointer("/data")?.get(name));
-        let lacks = |what: &str| Failure::changed(format!("{TITLE}'s answer to `{name}` has no {what}"));
-        let nodes =
-            list.and_then(|list| list.get("nodes")?.as_array()).ok_or_else(|| lacks("`nodes` list"))?;
-        let info = list.and_then(|list| list.get("pageInfo"));
-        let more = info.and_then(|info| info.get("hasNextPage")?.as_bool());
-        if !more.ok_or_else(|| lacks("`pageInfo.hasNextPage`"))? {
-            return Ok(Self { nodes: nodes.clone(), next: None });
-        }
-        let cursor =
-            info.and_then(|info| info.get("endCursor")?.as_str()).filter(|cursor| !cursor.is_empty());
-        let cursor = cursor.ok_or_else(|| lacks("`endCursor`"))?;
-        if asked_after == Some(cursor) {
-            return Err(Failure::changed(format!(
-                "a page of {TITLE}'s `{name}` names itself as the next one"
-            )));
-        }
-        Ok(Self { nodes: nodes.clone(), next: Some(cursor.to_owned()) })
-    }
-}
-
-pub(super) fn record(node: &Value, reply: &Reply) -> Result<Record, Failure> {
-    Ok(Record { id: id_of(node)?, raw: node.clone(), sent_at: reply.sent_at, deleted: None })
-}
-
-/// Ids are kept as they were sent: some are padded, some are not.
-fn id_of(node: &Value) -> Result<String, Failure> {
-    let id = node.get("id").and_then(Value::as_str).filter(|id| !id.is_empty());
-    id.map(str::to_owned).ok_or_else(|| Failure::changed(format!("{TITLE} sent a record without an id")))
 }
 
 fn modified(node: &Value) -> Option<DateTime<Utc>> {

@@ -202,7 +202,7 @@ pub fn records(name: &str, reply: &mut Reply) -> Result<Vec<Record>, Failure> {
                 Failure::changed(format!("ServiceTitan's `{name}` has a record without `id`"))
             })?;
             let deleted = deletion(&raw, sent_at);
-            Ok(Record { id, raw, sent_at, deleted })
+            Ok(Record { id, raw, sent_at, deleted, without: Vec::new() })
         })
         .collect()
 }

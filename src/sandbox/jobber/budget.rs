@@ -2,6 +2,7 @@
 //! it came to.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ pub struct Budget {
     /// What is left in thousandths of a point, and when that was.
     accounts: Mutex<HashMap<String, (i64, i64)>>,
     refusals: Mutex<Refusals>,
+    spent: AtomicI64,
 }
 
 /// What was refused for lack of points, and who did not wait for them.
@@ -43,7 +45,13 @@ impl Left {
 
 impl Budget {
     pub fn new(max: i64, restored_secondly: i64) -> Self {
-        Self { max, restored_secondly, accounts: Mutex::default(), refusals: Mutex::default() }
+        Self {
+            max,
+            restored_secondly,
+            accounts: Mutex::default(),
+            refusals: Mutex::default(),
+            spent: AtomicI64::new(0),
+        }
     }
 
     /// What is left; `max` stands in for the bucket's own size.
@@ -53,6 +61,7 @@ impl Budget {
 
     /// Takes points that were spent, and tells what is left.
     pub fn charge(&self, key: &str, max: Option<i64>, points: i64, now_ms: i64) -> Left {
+        self.spent.fetch_add(points, Ordering::Relaxed);
         let max = max.unwrap_or(self.max);
         let mut all = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = all.entry(key.to_owned()).or_insert((max * 1000, now_ms));
@@ -74,6 +83,11 @@ impl Budget {
         let wait_ms = missing.saturating_mul(1000) / left.restored_secondly.max(1);
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.until_ms.insert((key.to_owned(), purpose), now_ms.saturating_add(wait_ms));
+    }
+
+    /// The points that all have spent.
+    pub fn spent(&self) -> i64 {
+        self.spent.load(Ordering::Relaxed)
     }
 
     /// How many asked again before there could be points enough.

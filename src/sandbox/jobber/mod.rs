@@ -150,6 +150,11 @@ impl Jobber {
         self.budget.came_early()
     }
 
+    /// The points that all accounts have spent.
+    pub fn points_spent(&self) -> i64 {
+        self.budget.spent()
+    }
+
     /// The ids of the accounts.
     pub fn account_ids(&self) -> Vec<String> {
         self.accounts.keys().cloned().collect()
@@ -307,6 +312,7 @@ impl Jobber {
             refused: strikes(FaultName::RefusedCursor),
             empty: strikes(FaultName::EmptyList),
             unsorted: strikes(FaultName::Unsorted),
+            by_record: strikes(FaultName::RecordCursors),
             now_ms,
         }
     }
@@ -380,10 +386,13 @@ impl Asked {
 
     /// What is asked for first, the account aside.
     fn purpose(&self) -> &'static str {
+        if self.operation.name == "People" {
+            return "people";
+        }
         const ROOTS: [(&str, &str); 6] = [
+            ("visits", "visits"),
             ("jobs", "jobs"),
             ("job", "probe"),
-            ("visits", "visits"),
             ("visit", "probe"),
             ("clients", "clients"),
             ("appDisconnect", "disconnect"),

@@ -120,6 +120,8 @@ pub struct Manners {
     pub empty: bool,
     /// Lists come in an order of their own.
     pub unsorted: bool,
+    /// Cursors stand for records, and not for places.
+    pub by_record: bool,
     pub now_ms: i64,
 }
 
@@ -338,25 +340,48 @@ impl Query<'_> {
         }
     }
 
-    /// Cursors are places in the list, so a list that changes meanwhile shifts under them.
+    /// Cursors are places in the list, as a GraphQL library of Rails has them, so a list that changes meanwhile shifts
+    /// under them; or they stand for records, as the Relay specification would have them. The documentation says neither.
     fn page(&self, field: &Field, nodes: &mut dyn Iterator<Item = Value>) -> Result<Listed, Value> {
-        let after = field.argument("after").map(|after| after.value(self.variables)).unwrap_or_default();
-        let offset = match &after {
-            Value::Null => 0,
-            after => place(after.as_str().filter(|_| !self.manners.refused).unwrap_or_default()).ok_or_else(|| {
-                json!({"message": format!("Invalid cursor for argument 'after' on Field '{}'.", field.name),
-                    "path": [field.name], "extensions": {"code": "argumentLiteralsIncompatible"}})
-            })?,
+        let refused = || {
+            json!({"message": format!("Invalid cursor for argument 'after' on Field '{}'.", field.name),
+                "path": [field.name], "extensions": {"code": "argumentLiteralsIncompatible"}})
         };
+        let offset = self.skip_to(field, nodes).ok_or_else(refused)?;
         if self.manners.empty {
             return Ok(Listed { nodes: Vec::new(), offset: 0, more: false });
         }
         let size = usize::try_from(self.first(field)).unwrap_or(usize::MAX);
-        let mut nodes: Vec<Value> = nodes.skip(offset).take(size.saturating_add(1)).collect();
+        let mut nodes: Vec<Value> = nodes.take(size.saturating_add(1)).collect();
         let more = nodes.len() > size || self.manners.stuck;
         nodes.truncate(size);
         let offset = if self.manners.stuck { offset.saturating_sub(nodes.len()) } else { offset };
         Ok(Listed { nodes, offset, more })
+    }
+
+    /// Passes over what comes before the cursor. Returns how many they are.
+    fn skip_to(&self, field: &Field, mut nodes: &mut dyn Iterator<Item = Value>) -> Option<usize> {
+        let after = field.argument("after").map(|after| after.value(self.variables)).unwrap_or_default();
+        if after.is_null() {
+            return Some(0);
+        }
+        let behind = behind(after.as_str().filter(|_| !self.manners.refused)?)?;
+        if self.manners.by_record {
+            let place = Iterator::position(&mut nodes, |node| node["id"] == behind.as_str());
+            return place.map(|place| place + 1);
+        }
+        let place = behind.parse().ok()?;
+        Some(nodes.take(place).count())
+    }
+
+    /// The cursor of the record at a place.
+    fn cursor(&self, place: usize, node: &Value) -> String {
+        let place = if self.manners.by_record {
+            node["id"].as_str().unwrap_or_default().to_owned()
+        } else {
+            place.to_string()
+        };
+        URL_SAFE_NO_PAD.encode(place)
     }
 
     fn ascending(&self, field: &Field) -> bool {
@@ -373,14 +398,15 @@ impl Query<'_> {
                 "edges" => {
                     let of = field.field("node").map(|node| node.fields.as_slice()).unwrap_or_default();
                     let edges = nodes.iter().enumerate().map(|(index, value)| {
-                        json!({"cursor": cursor(offset + index + 1), "node": self.picked(value, node, of, spent)})
+                        json!({"cursor": self.cursor(offset + index + 1, value), "node": self.picked(value, node, of, spent)})
                     });
                     edges.collect()
                 }
                 "pageInfo" => {
-                    let end = (!nodes.is_empty()).then(|| cursor(offset + nodes.len()));
+                    let end = nodes.last().map(|last| self.cursor(offset + nodes.len(), last));
+                    let start = nodes.first().map(|first| self.cursor(offset + 1, first));
                     let info = json!({"hasNextPage": more, "hasPreviousPage": offset > 0, "endCursor": end,
-                        "startCursor": cursor(offset)});
+                        "startCursor": start});
                     *spent += 1;
                     self.picked(&info, "PageInfo", &field.fields, spent)
                 }
@@ -405,10 +431,11 @@ impl Query<'_> {
                 "" => found,
                 connection if connection.starts_with('[') => {
                     let first = usize::try_from(self.first(field)).unwrap_or(usize::MAX);
-                    let mut nodes = found.as_array().cloned().unwrap_or_default();
-                    let more = nodes.len() > first;
-                    nodes.truncate(first);
-                    let listed = Listed { nodes, offset: 0, more };
+                    let all = found.as_array().cloned().unwrap_or_default();
+                    let mut rest = all.into_iter();
+                    let offset = self.skip_to(field, &mut rest).unwrap_or(0);
+                    let nodes: Vec<Value> = rest.by_ref().take(first).collect();
+                    let listed = Listed { nodes, offset, more: rest.next().is_some() };
                     self.connection(listed, connection.trim_matches(['[', ']']), &field.fields, spent)
                 }
                 object => self.picked(&found, object, &field.fields, spent),
@@ -443,10 +470,6 @@ fn within(range: Option<&Value>, at_ms: Option<i64>) -> bool {
     })
 }
 
-fn cursor(place: usize) -> String {
-    URL_SAFE_NO_PAD.encode(place.to_string())
-}
-
-fn place(cursor: &str) -> Option<usize> {
-    String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?.parse().ok()
+fn behind(cursor: &str) -> Option<String> {
+    String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()
 }

@@ -11,7 +11,8 @@ use crate::sandbox::world::{created_ms, modified_ms, person, pick, service_call}
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 const DAY_MS: i64 = 24 * HOUR_MS;
-const USERS: u64 = 9;
+/// More than the people that come along with a visit.
+const USERS: u64 = 14;
 /// Jobs for each client, about.
 const JOBS_PER_CLIENT: usize = 3;
 /// A job's total, in cents.
@@ -132,6 +133,7 @@ pub fn put_visits(account: &mut Account, job: &Job, end: DateTime<Utc>) {
         let mut users = match dice.random_range(0..10) {
             0 => vec![],
             1..4 => vec![first, 1 + first % USERS],
+            4 if dice.random_bool(0.3) => (1..=USERS).collect(),
             _ => vec![first],
         };
         users.dedup();

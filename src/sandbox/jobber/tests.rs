@@ -143,6 +143,51 @@ async fn refresh_tokens_rotate_and_answers_tell_no_life() {
     assert!(!tokens["access_token"].as_str().unwrap().contains('.'), "{tokens}");
 }
 
+/// What is deleted while a list is read moves the rest up under cursors that stand for places.
+#[tokio::test]
+async fn cursors_stand_for_places_or_for_records() {
+    for (faults, hides) in [(&[][..], true), (&["record_cursors"], false)] {
+        let world = World::new(faults).await;
+        let page = async |after: Value| {
+            let (_, answer) = world.ask(JOBS, json!({"n": 5, "after": after})).await;
+            let list = &answer["data"]["jobs"];
+            let ids =
+                list["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap().to_owned());
+            (ids.collect::<Vec<_>>(), list["pageInfo"]["endCursor"].clone())
+        };
+        let (first, end) = page(Value::Null).await;
+        let (second, _) = page(end.clone()).await;
+        world.jobber.change(&world.account, &Change::Delete { id: first[0].clone() }).unwrap();
+        let (now, _) = page(end).await;
+        assert_eq!(now.contains(&second[0]), !hides, "{faults:?}");
+    }
+}
+
+/// A list within a record goes on behind its own cursor.
+#[tokio::test]
+async fn people_of_a_visit_come_in_pages() {
+    let world = World::new(&[]).await;
+    let truth = world.jobber.truth(&world.account).unwrap();
+    let visits = truth.iter().flat_map(|job| job["visits"].as_array().into_iter().flatten());
+    let visit = visits.max_by_key(|visit| visit["assignedUsers"].as_array().unwrap().len()).unwrap();
+    let people = visit["assignedUsers"].as_array().unwrap();
+    assert!(people.len() > 10, "{people:?}");
+    let query = |after: &Value| {
+        format!(
+            "{{ visit(id: {}) {{ assignedUsers(first: 10, after: {after}) {{ nodes {{ id }} pageInfo {{ hasNextPage \
+             endCursor }} }} }} }}",
+            visit["id"]
+        )
+    };
+    let (_, first) = world.ask(&query(&Value::Null), json!({})).await;
+    let info = &first["data"]["visit"]["assignedUsers"]["pageInfo"];
+    assert_eq!(info["hasNextPage"], true, "{first}");
+    let (_, rest) = world.ask(&query(&info["endCursor"]), json!({})).await;
+    let rest = &rest["data"]["visit"]["assignedUsers"];
+    assert_eq!(rest["nodes"].as_array().unwrap().len(), people.len() - 10, "{rest}");
+    assert_eq!(rest["pageInfo"]["hasNextPage"], false);
+}
+
 #[tokio::test]
 async fn lists_come_in_pages_newest_first() {
     let world = World::new(&[]).await;

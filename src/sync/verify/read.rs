@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 
 use super::compare::{self, Finding, Held, Shown};
 use super::{CHUNK, Subject, Verifying, walk_of};
@@ -26,6 +27,8 @@ pub struct Seen {
     shown: Shown,
     /// As it would be written.
     row: Option<Row>,
+    /// Fields that were not asked for: nothing is said of them.
+    without: Vec<String>,
 }
 
 impl Seen {
@@ -77,7 +80,8 @@ impl Verifying<'_> {
                 Next::Partial(why) => return Err(Halt::Failed(Failure::transient(why))),
             }
         }
-        let nothing = |id: &String| Seen { id: id.clone(), shown: Shown::Nothing, row: None };
+        let nothing =
+            |id: &String| Seen { id: id.clone(), shown: Shown::Nothing, row: None, without: Vec::new() };
         Ok(ids.iter().map(|id| found.remove(id).unwrap_or_else(|| nothing(id))).collect())
     }
 
@@ -136,23 +140,37 @@ fn held_of(spec: &StreamSpec, seen: &Seen, compared: Compared) -> Held {
     match compared {
         Compared { held: false, .. } => Held::Absent,
         Compared { deleted_at: Some(at), .. } => Held::Gone(at),
-        Compared { columns, raw, .. } => {
+        Compared { mut columns, mut raw, .. } => {
             let theirs = seen.row.as_ref().and_then(|row| serde_json::from_str(&row.raw).ok());
-            let raws = raw.as_ref().zip(theirs.as_ref());
             let pointer = |column: &str| match column {
                 "source_created_at" => Some(spec.created_at),
                 "source_updated_at" => Some(spec.updated_at),
                 _ => spec.columns.iter().find(|of| of.name == column).map(|of| of.at),
             };
+            columns.retain(|(column, ..)| !pointer(column).is_some_and(|at| is_within(at, &seen.without)));
+            if let Some(Value::Object(fields)) = &mut raw {
+                fields.retain(|name, _| !seen.without.contains(name));
+            }
+            let raws = raw.as_ref().zip(theirs.as_ref());
             Held::Living(compare::differences(&seen.id, columns, raws, pointer))
         }
     }
 }
 
+/// Whether a pointer leads into one of these top-level fields.
+fn is_within(pointer: &str, fields: &[String]) -> bool {
+    fields.iter().any(|field| pointer.split('/').nth(1) == Some(field))
+}
+
 fn of_page(spec: &StreamSpec, page: Page) -> Vec<Seen> {
     let tombstone = |tombstone: Tombstone| {
         let Tombstone { id, deletion, sent_at, .. } = tombstone;
-        Seen { id, shown: Shown::Gone((deletion.at != sent_at).then_some(deletion.at)), row: None }
+        Seen {
+            id,
+            shown: Shown::Gone((deletion.at != sent_at).then_some(deletion.at)),
+            row: None,
+            without: Vec::new(),
+        }
     };
     let records = page.records.into_iter().map(|record| of_record(spec, record));
     records.chain(page.tombstones.into_iter().map(tombstone)).collect()
@@ -166,14 +184,50 @@ fn of_record(spec: &StreamSpec, mut record: Record) -> Seen {
         Some(deletion) => Shown::Gone((deletion.at != record.sent_at).then_some(deletion.at)),
         None => Shown::Record(row.source_updated_at),
     };
-    Seen { id: record.id, shown, row: Some(row) }
+    Seen { id: record.id, shown, row: Some(row), without: record.without }
 }
 
 fn of_presence(spec: &StreamSpec, id: String, presence: Presence) -> Seen {
     match presence {
         Presence::Here(Some(record)) => Seen { id, ..of_record(spec, *record) },
-        Presence::Here(None) => Seen { id, shown: Shown::Present, row: None },
-        Presence::Gone { .. } => Seen { id, shown: Shown::Gone(None), row: None },
-        Presence::Unknown => Seen { id, shown: Shown::Nothing, row: None },
+        Presence::Here(None) => Seen { id, shown: Shown::Present, row: None, without: Vec::new() },
+        Presence::Gone { .. } => Seen { id, shown: Shown::Gone(None), row: None, without: Vec::new() },
+        Presence::Unknown => Seen { id, shown: Shown::Nothing, row: None, without: Vec::new() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_what_was_not_asked_for_nothing_differs() {
+        let spec = crate::providers::provider("jobber").unwrap().spec().stream("jobs").unwrap();
+        let record = Record {
+            id: "7".to_owned(),
+            raw: json!({"id": "7", "title": "new"}),
+            sent_at: DateTime::UNIX_EPOCH,
+            deleted: None,
+            without: vec!["total".to_owned(), "client".to_owned()],
+        };
+        let column = |name: &str, ours: &str| (name.to_owned(), Some(ours.to_owned()), None);
+        let compared = Compared {
+            held: true,
+            deleted_at: None,
+            columns: vec![
+                column("title", "old"),
+                column("total", "12.5"),
+                column("client_name", "Ana"),
+                column("city", "Oslo"),
+            ],
+            raw: Some(json!({"id": "7", "title": "old", "total": 12.5, "client": {"name": "Ana"}})),
+        };
+        let Held::Living(differences) = held_of(spec, &of_record(spec, record), compared) else {
+            panic!("it lives")
+        };
+        let columns: Vec<&str> = differences.iter().map(|one| one.column.as_str()).collect();
+        assert_eq!(columns, ["title", "city"]);
     }
 }

@@ -134,6 +134,7 @@ fn expected(job: &Value) -> Value {
     let status = match () {
         () if !record["completedAt"].is_null() => "completed",
         () if record["jobStatus"] == "archived" => "archived",
+        () if record["jobStatus"] == "awaiting_parts" => "other",
         () if visits.iter().any(|visit| visit["visitStatus"] == "COMPLETED") => "in_progress",
         () if starts.is_some() => "scheduled",
         () => "unscheduled",
@@ -362,6 +363,35 @@ async fn a_storm_loses_nothing() {
         "each was counted"
     );
     assert_eq!(rig.jobber().came_early(), 0, "what was refused waits until its points are back");
+}
+
+/// While everything is read for the first time, what the reserve leaves of the points is used, and none is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_points_are_used_and_none_is_refused() {
+    // Of 10,000 points, and 500 more in each second, a tenth is left to others.
+    const AT_ONCE: f64 = 9_000.0;
+    const EACH_S: f64 = 450.0;
+    const LEAST: Duration = Duration::from_secs(5);
+    let rig = Rig::new(small(2_000), &[]).await;
+    let daemon = rig.app.daemon().await;
+    let spent = || f64::from(i32::try_from(rig.jobber().points_spent()).unwrap());
+    rig.app.consent("enqueue --connect jobber --name acme").await;
+    let before = Instant::now();
+    while rig.app.asked("jobs") == 0 {
+        assert!(before.elapsed() < SETTLES_IN, "nothing is asked");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let began = Instant::now();
+    let left = || AT_ONCE + EACH_S * began.elapsed().as_secs_f64();
+    while began.elapsed() < LEAST || spent() < 0.9 * left() {
+        assert!(began.elapsed() < SETTLES_IN, "{} points of {}", spent(), left());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let pending = "SELECT count(*) FROM mirror.freshness WHERE NOT backfill_done";
+    assert!(rig.app.number(pending).await > 0, "there was more to read all the time");
+    daemon.stop().await;
+    let refused = "SELECT coalesce(sum(throttled), 0)::bigint FROM mirror.sync_runs";
+    assert_eq!(rig.app.number(refused).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

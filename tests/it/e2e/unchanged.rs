@@ -34,8 +34,6 @@ fn price(stream: &str, locations: u64) -> u64 {
         "hubspot.owners" => 2,
         // A header names the location that a list is of.
         "housecallpro.jobs" | "housecallpro.customers" | "housecallpro.employees" => locations,
-        // They tell no modification: those of jobs that changed, new ones and those of these days are three lists.
-        "jobber.visits" => 3,
         _ => 1,
     }
 }
