@@ -86,7 +86,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     token_bucket: BucketSpec::requests("token", 10, Duration::from_secs(10)),
     in_flight_max: 2,
     page_size: PAGE_SIZE_MAX,
-    streams: &[BOOKINGS, USERS, BOOKING_CALENDARS, EVENT_TYPES],
+    streams: &[BOOKINGS, USERS, BOOKING_CALENDARS, BOOKING_PAGES, MASTER_PAGES, EVENT_TYPES],
 };
 
 /// More is refused.
@@ -191,6 +191,45 @@ const BOOKING_CALENDARS: StreamSpec = StreamSpec {
     merges: false,
     omit: &[],
     read: reference_list("/booking-calendars"),
+};
+
+const BOOKING_PAGES: StreamSpec = StreamSpec {
+    name: "booking_pages",
+    table: "oncehub_booking_pages",
+    modes: &[Mode::Snapshot],
+    needs_facts: &[],
+    id: "/id",
+    created_at: "",
+    updated_at: "",
+    columns: &[
+        col("name", Text, "/name"),
+        col("label", Text, "/label"),
+        col("url", Text, "/url"),
+        col("active", Boolean, "/active"),
+        col("timezone", Text, "/timezone"),
+    ],
+    merges: false,
+    omit: &[],
+    read: reference_list("/booking-pages"),
+};
+
+const MASTER_PAGES: StreamSpec = StreamSpec {
+    name: "master_pages",
+    table: "oncehub_master_pages",
+    modes: &[Mode::Snapshot],
+    needs_facts: &[],
+    id: "/id",
+    created_at: "",
+    updated_at: "",
+    columns: &[
+        col("name", Text, "/name"),
+        col("label", Text, "/label"),
+        col("url", Text, "/url"),
+        col("active", Boolean, "/active"),
+    ],
+    merges: false,
+    omit: &[],
+    read: reference_list("/master-pages"),
 };
 
 const EVENT_TYPES: StreamSpec = StreamSpec {

@@ -367,7 +367,7 @@ const TIME_PASSES: &str = "UPDATE fieldmirror.jobs SET lease_until = now() WHERE
     UPDATE fieldmirror.refresh_attempts SET blocked_until = now()";
 
 const PASSED: &str =
-    "SELECT count(*) = 25 AND bool_and(coalesce(complete_to > moment AND swept_to > moment, false))
+    "SELECT count(*) = 27 AND bool_and(coalesce(complete_to > moment AND swept_to > moment, false))
     FROM mirror.freshness, public.last_change";
 const ALL_ENDED: &str = "SELECT count(*) = 0 FROM fieldmirror.requests WHERE done_at IS NULL";
 const FAILED: &str = "SELECT connection_id, outcome, message FROM fieldmirror.requests, public.last_change

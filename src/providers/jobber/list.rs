@@ -133,7 +133,7 @@ mod tests {
         };
         let nodes: Vec<Value> = ids.iter().map(|id| json!({"id": id})).collect();
         let edges: Vec<Value> = ids.iter().enumerate().map(|one| json!({"cursor": cursor(one)})).collect();
-        let end = ids.iter().enumerate().last().map(cursor);
+        let end = ids.iter().enumerate().next_back().map(cursor);
         let info = json!({"hasNextPage": more, "endCursor": end});
         let body = json!({"data": {"jobs": {"nodes": nodes, "edges": edges, "pageInfo": info}}});
         let reply =

@@ -386,9 +386,6 @@ impl Asked {
 
     /// What is asked for first, the account aside.
     fn purpose(&self) -> &'static str {
-        if self.operation.name == "People" {
-            return "people";
-        }
         const ROOTS: [(&str, &str); 6] = [
             ("visits", "visits"),
             ("jobs", "jobs"),
@@ -397,6 +394,9 @@ impl Asked {
             ("clients", "clients"),
             ("appDisconnect", "disconnect"),
         ];
+        if self.operation.name == "People" {
+            return "people";
+        }
         let asked = |root: &str| self.operation.fields.iter().any(|field| field.name == root);
         ROOTS.iter().find(|(root, _)| asked(root)).map_or("account", |(_, purpose)| purpose)
     }

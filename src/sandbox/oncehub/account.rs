@@ -1,4 +1,4 @@
-//! One OnceHub account: its users, booking calendars, event types and bookings, and what happens to them.
+//! One OnceHub account: its users, booking calendars, pages, event types and bookings, and what happens to them.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::rngs::StdRng;
@@ -11,6 +11,8 @@ use crate::sandbox::world::{created_ms, iso, modified_ms, person, pick, service_
 const USERS: usize = 6;
 const CALENDARS: &[&str] = &["Boiler service", "Roof inspection", "Emergency"];
 const EVENT_TYPES: &[&str] = &["Consultation", "Follow-up"];
+const BOOKING_PAGES: &[&str] = &["Home visits"];
+const MASTER_PAGES: &[&str] = &["All services"];
 const ZONES: &[&str] = &["Europe/Oslo", "America/New_York", "Asia/Kolkata", "Pacific/Auckland"];
 /// How often each status is met.
 const STATUSES: &[&str] = &[
@@ -27,17 +29,29 @@ const STATUSES: &[&str] = &[
     "waitlisted",
 ];
 
+/// How many kinds of list there are.
+const KINDS: usize = 6;
+
 /// What a list shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Booking,
     User,
     BookingCalendar,
+    BookingPage,
+    MasterPage,
     EventType,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Booking, Self::User, Self::BookingCalendar, Self::EventType];
+    const ALL: [Self; KINDS] = [
+        Self::Booking,
+        Self::User,
+        Self::BookingCalendar,
+        Self::BookingPage,
+        Self::MasterPage,
+        Self::EventType,
+    ];
 
     /// The word in paths.
     pub fn path(self) -> &'static str {
@@ -45,6 +59,8 @@ impl Kind {
             Self::Booking => "bookings",
             Self::User => "users",
             Self::BookingCalendar => "booking-calendars",
+            Self::BookingPage => "booking-pages",
+            Self::MasterPage => "master-pages",
             Self::EventType => "event-types",
         }
     }
@@ -59,6 +75,8 @@ impl Kind {
             Self::Booking => "bookings",
             Self::User => "users",
             Self::BookingCalendar => "booking_calendars",
+            Self::BookingPage => "booking_pages",
+            Self::MasterPage => "master_pages",
             Self::EventType => "event_types",
         }
     }
@@ -86,7 +104,7 @@ pub struct Account {
     /// The API key was deleted.
     pub key_dead: bool,
     /// By [`Kind`], newest first.
-    tables: [Vec<Object>; 4],
+    tables: [Vec<Object>; KINDS],
     dice: StdRng,
 }
 
@@ -118,7 +136,7 @@ pub enum Change {
 impl Account {
     pub fn new(number: u64, count: usize, seed: u64, end: DateTime<Utc>) -> Self {
         let dice = StdRng::seed_from_u64(seed ^ (number << 32) ^ 0x0ce4_0b00);
-        let mut account = Self { number, key_dead: false, tables: [const { Vec::new() }; 4], dice };
+        let mut account = Self { number, key_dead: false, tables: [const { Vec::new() }; KINDS], dice };
         account.settle(end.timestamp_millis());
         for index in 0..count {
             let created = created_ms(&mut account.dice, index, count, end);
@@ -142,7 +160,7 @@ impl Account {
         &self.tables[kind as usize]
     }
 
-    /// Users, calendars and event types.
+    /// Users, calendars, event types and pages.
     fn settle(&mut self, at_ms: i64) {
         for index in 0..USERS {
             let [first, last] = person(&mut self.dice);
@@ -175,6 +193,28 @@ impl Account {
             let event_type =
                 json!({"object": "event_type", "id": id, "name": name, "description": null, "label": name});
             self.push(Kind::EventType, id, event_type, at_ms);
+        }
+        self.settle_pages(at_ms);
+    }
+
+    /// Pages of the classic product.
+    fn settle_pages(&mut self, at_ms: i64) {
+        let kinds = [
+            (Kind::BookingPage, "BP", "booking_page", BOOKING_PAGES),
+            (Kind::MasterPage, "MP", "master_page", MASTER_PAGES),
+        ];
+        for (kind, prefix, object, names) in kinds {
+            for (index, name) in names.iter().enumerate() {
+                let id = format!("{prefix}-SB{:02}{:04}", self.number, index + 1);
+                let mut page = json!({
+                    "object": object, "id": id, "name": name, "label": format!("Book: {name}"), "active": true,
+                    "url": format!("https://go.oncehub.example/{object}{index}"),
+                });
+                if kind == Kind::BookingPage {
+                    page["timezone"] = pick(&mut self.dice, ZONES).into();
+                }
+                self.push(kind, id, page, at_ms);
+            }
         }
     }
 
@@ -231,8 +271,16 @@ impl Account {
             "external_calendar": {"type": "none"}, "payment_information": null, "utm_params": null, "custom_fields": [],
         });
         if classic {
-            booking["booking_page"] = "BP-SB0001".into();
-            booking["event_type"] = format!("ET-SB{:02}{:04}", self.number, event_type + 1).into();
+            booking["booking_page"] = format!("BP-SB{:02}0001", self.number).into();
+            booking["master_page"] = if number.is_multiple_of(2) {
+                Value::Null
+            } else {
+                format!("MP-SB{:02}0001", self.number).into()
+            };
+            // A page that offers but one kind of visit names none.
+            if !number.is_multiple_of(3) {
+                booking["event_type"] = format!("ET-SB{:02}{:04}", self.number, event_type + 1).into();
+            }
         } else {
             booking["booking_calendar"] = format!("BKC-SB{:02}{:04}", self.number, calendar + 1).into();
         }

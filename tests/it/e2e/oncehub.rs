@@ -14,7 +14,7 @@ use crate::support::app::{PATIENCE, TestApp, small};
 const SETTINGS: &[(&str, &str)] = &[("providers.oncehub.poll_interval", "1h")];
 
 const ALL_READ: &str =
-    "SELECT count(*) = 4 AND bool_and(backfill_done AND state = 'idle') AND NOT EXISTS (
+    "SELECT count(*) = 6 AND bool_and(backfill_done AND state = 'idle') AND NOT EXISTS (
          SELECT FROM fieldmirror.walks WHERE mode = 'incremental' AND closed_at IS NULL) FROM mirror.freshness";
 
 const BOOKINGS: &str = "SELECT id, subject, status, provider_status, customer_name, customer_email, customer_phone,
@@ -89,12 +89,13 @@ fn expected(line: &Value, users: &BTreeMap<String, Value>) -> Value {
     });
     let event_type =
         text(&booking["event_type"]).map(|id| if id.ends_with('1') { "Consultation" } else { "Follow-up" });
+    let page = text(&booking["booking_page"]).map(|_| "Book: Home visits");
     let subject = text(&booking["subject"]);
     let status = booking["status"].as_str().unwrap();
     let starts = ms("starting_time");
     json!({
         "id": booking["id"], "provider": "oncehub", "connection_name": "acme",
-        "subject": subject.as_deref().or(calendar).or(event_type),
+        "subject": subject.as_deref().or(calendar).or(event_type).or(page),
         "status": match status { "canceled" => "cancelled", "waitlisted" => "other", known => known },
         "provider_status": status,
         "customer_name": form["name"], "customer_email": form["email"],
@@ -221,7 +222,7 @@ async fn a_storm_is_waited_out_and_a_broken_list_stands_alone() {
     app.wait_until(
         "the others stand as they should",
         "SELECT string_agg(stream || ' ' || state, ', ' ORDER BY stream)
-        = 'booking_calendars idle, bookings idle, event_types stalled, users idle' FROM mirror.freshness",
+        = 'booking_calendars idle, booking_pages idle, bookings idle, event_types stalled, master_pages idle, users idle' FROM mirror.freshness",
     )
     .await;
 
@@ -261,7 +262,15 @@ async fn two_daemons_share_the_limit_of_their_address() {
     other.insert("FIELDMIRROR_CALLBACK__LISTEN".to_owned(), "127.0.0.1:0".to_owned());
     let second = app.daemon_with(&other).await;
     let asked = || -> f64 {
-        let purposes = ["bookings", "users", "booking_calendars", "event_types", "test"];
+        let purposes = [
+            "bookings",
+            "users",
+            "booking_calendars",
+            "booking_pages",
+            "master_pages",
+            "event_types",
+            "test",
+        ];
         purposes.iter().map(|of| f64::from(u32::try_from(app.asked(of)).unwrap())).sum()
     };
     let began = Instant::now();

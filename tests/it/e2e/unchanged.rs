@@ -75,7 +75,7 @@ async fn a_poll_of_any_provider_costs_a_request_and_no_write() {
         json!({"stream": stream, "requests": price(stream, locations)})
     });
     assert_eq!(prices, expected.collect::<Vec<_>>());
-    assert_eq!(prices.len(), 25);
+    assert_eq!(prices.len(), 27);
     assert_eq!(app.rows(MIRROR_RECORDS).await, Vec::<Value>::new(), "nothing was written to the mirror");
     assert!(app.number("SELECT count(*) FROM public.records").await > 0, "the log is read");
     app.execute(BEGIN).await;

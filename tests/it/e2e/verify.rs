@@ -14,7 +14,7 @@ const SETTINGS: [(&str, &str); 5] = [
     ("providers.housecallpro.requests_per_minute", "6000"),
     ("providers.servicetitan.include_recent_changes", "true"),
 ];
-const ALL_READ: &str = "SELECT count(*) = 25 AND bool_and(backfill_done AND state = 'idle' AND complete_to IS NOT NULL)
+const ALL_READ: &str = "SELECT count(*) = 27 AND bool_and(backfill_done AND state = 'idle' AND complete_to IS NOT NULL)
     AND NOT EXISTS (SELECT FROM fieldmirror.walks WHERE mode = 'incremental' AND closed_at IS NULL) FROM mirror.freshness";
 const FIVE: [&str; 5] = ["hubspot", "jobber", "housecallpro", "servicetitan", "oncehub"];
 
@@ -56,7 +56,7 @@ async fn hold_watermarks(app: &TestApp) {
         .rows("SELECT connection_name, stream, state, complete_to, swept_to, backfill_done, rows, deleted_rows, stalled_reason,
                    last_success_at, next_due_at FROM mirror.freshness")
         .await;
-    assert_eq!(told.len(), 25);
+    assert_eq!(told.len(), 27);
     for mut row in told {
         let connections = status["connections"].as_array().unwrap();
         let of = connections.iter().find(|of| of["name"] == row["connection_name"]).unwrap();
@@ -164,7 +164,7 @@ async fn a_mirror_of_all_five_is_compared_and_mended() {
         assert!(found.iter().any(|one| one["column"] == column && one["mirror"] == mirror), "{found:?}");
     }
     assert!(jobs.iter().any(|one| one["column"] == "deleted_at" && one["provider"].is_null()), "{jobs:?}");
-    assert_eq!(found.iter().map(|one| one["streams"].as_array().unwrap().len()).sum::<usize>(), 25);
+    assert_eq!(found.iter().map(|one| one["streams"].as_array().unwrap().len()).sum::<usize>(), 27);
 
     // What differs was asked for again.
     app.execute(TIME_PASSES).await;
