@@ -583,6 +583,31 @@ async fn the_sandbox_says_where_it_is() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+/// Accounts of all providers are connected, read whole and shown, and how to ask further is told.
+#[cfg(feature = "sandbox")]
+#[test]
+fn the_demo_mirrors_every_provider() {
+    let folder = short_folder("cli-demo");
+    let ran = Ran::of(program(&folder, "demo --once --records 12 --json").output().unwrap()).done();
+    let shown = ran.last();
+    assert!(shown["psql"].as_str().unwrap().starts_with("psql -h "), "{shown}");
+    let providers = |view: &str| -> Vec<String> {
+        let of_view = |table: &&Value| table["title"].as_str().unwrap().contains(view);
+        let table = shown["tables"].as_array().unwrap().iter().find(of_view).unwrap();
+        let rows = table["rows"].as_array().unwrap().iter();
+        let mut providers: Vec<String> =
+            rows.map(|row| row["provider"].as_str().unwrap_or("hubspot").to_owned()).collect();
+        providers.dedup();
+        providers
+    };
+    assert_eq!(providers("mirror.tickets"), ["hubspot"]);
+    assert_eq!(providers("mirror.jobs"), ["housecallpro", "jobber", "servicetitan"]);
+    assert_eq!(providers("mirror.bookings"), ["oncehub", "servicetitan"]);
+    let all = ["housecallpro", "hubspot", "jobber", "oncehub", "servicetitan"];
+    assert_eq!(providers("mirror.freshness"), all);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 /// What a shell is offered after `line`, by the real one: bash, fish or zsh. None where it is not installed.
 fn offered_by(shell: &str, site: &Site, line: &[&str]) -> Option<Vec<String>> {
     let program = Path::new(env!("CARGO_BIN_EXE_fieldmirror"));

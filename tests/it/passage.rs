@@ -17,14 +17,16 @@ use crate::fixtures::records;
 /// Beyond 2^53: the next float is another number.
 const BIG: &str = "9007199254740993";
 
-/// What follows would pass over a stream without records in silence.
+/// What follows would pass over a stream without records, or a provider without streams, in silence.
 #[test]
 fn every_stream_of_every_provider_has_records() {
     for provider in REGISTRY {
         let with: BTreeSet<&str> = records(*provider, |_| {}).iter().map(|(stream, _)| stream.name).collect();
         let all: BTreeSet<&str> = provider.spec().streams.iter().map(|stream| stream.name).collect();
         assert_eq!(with, all, "{}", provider.spec().name);
+        assert!(!all.is_empty(), "{}", provider.spec().name);
     }
+    assert_eq!(REGISTRY.len(), 5);
 }
 
 /// Of the people who work for a company their names are kept, and nothing else that is told of them.
@@ -85,10 +87,40 @@ fn every_column_takes_what_may_come() {
                 ColumnType::Timestamptz | ColumnType::Boolean | ColumnType::Cents => {
                     assert_eq!(with(json!(word)), (None, true), "{name}");
                 }
-                ColumnType::TextArray => {}
+                ColumnType::TextArray => {
+                    let within = column.at.split_once("/*").map(|(_, within)| within);
+                    let listed = |elements: &[Value]| {
+                        let mut changed = record.clone();
+                        let element = |value: &Value| element(within.unwrap_or_default(), value.clone());
+                        put(&mut changed.raw, whole, elements.iter().map(element).collect());
+                        read(stream, &changed, place)
+                    };
+                    let both = Some(format!(r#"{{"{word}","{BIG}"}}"#));
+                    assert_eq!(listed(&[json!(word), beyond()]), (both.clone(), false), "{name}");
+                    assert_eq!(listed(&[json!(word), json!({})]), (None, true), "{name}: no list of texts");
+                    let mut no_list = record.clone();
+                    put(&mut no_list.raw, whole, json!(word));
+                    assert_eq!(read(stream, &no_list, place).0, None, "{name}");
+                    if within.is_some() {
+                        // One of the list lacks what is gathered from the others.
+                        let some = [json!(word), Value::Null, json!(""), beyond()];
+                        assert_eq!(listed(&some), (both, false), "{name}");
+                        assert_eq!(listed(&[Value::Null]), (None, false), "{name}");
+                    }
+                }
             }
         }
     });
+}
+
+/// An element of a list, with `value` where the rest of a pointer leads.
+fn element(within: &str, value: Value) -> Value {
+    if within.is_empty() {
+        return value;
+    }
+    let mut element = json!({});
+    put(&mut element, within, value);
+    element
 }
 
 fn beyond() -> Value {
