@@ -237,7 +237,7 @@ impl Scene {
     fn change(&mut self) {
         let place = self.dice.random_range(0..PROVIDERS.len());
         let Account { world, oracle, .. } = &mut self.accounts[place];
-        world.change(self.app.sandbox.control(), oracle.truth(), oracle.read_once, &mut self.dice);
+        world.change(self.app.sandbox.control(), oracle.truth(), &mut self.dice);
         self.tally.changes += 1;
         self.note(place);
     }

@@ -209,7 +209,7 @@ impl Game {
     fn change(&self) -> String {
         let mut state = self.state.borrow_mut();
         let State { world, oracle, dice, .. } = &mut *state;
-        world.change(&self.rig.sandbox, oracle.truth(), oracle.read_once, dice)
+        world.change(&self.rig.sandbox, oracle.truth(), dice)
     }
 
     /// Fine weather, a full resync, and then nothing more: now all has to be the same.

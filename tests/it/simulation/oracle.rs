@@ -65,8 +65,6 @@ pub struct Stands {
     pub rows: i64,
     #[diesel(sql_type = BigInt)]
     pub deleted_rows: i64,
-    #[diesel(sql_type = Bool)]
-    backfill_done: bool,
     #[diesel(sql_type = Nullable<Text>)]
     pub last_error: Option<String>,
 }
@@ -97,8 +95,6 @@ pub struct Oracle {
     run: i64,
     /// The highest each watermark has been.
     highest: BTreeMap<(String, &'static str), DateTime<Utc>>,
-    /// Everything has been read once.
-    pub read_once: bool,
     pub checks: usize,
     pub rows_seen: usize,
     found: Vec<String>,
@@ -114,7 +110,6 @@ impl Oracle {
             held: BTreeMap::new(),
             run: 0,
             highest: BTreeMap::new(),
-            read_once: false,
             checks: 0,
             rows_seen: 0,
             found: Vec::new(),
@@ -183,14 +178,16 @@ impl Oracle {
                 let mut look = Look { rows: Vec::new(), counts: BTreeMap::new(), stands: Vec::new(), run: 0 };
                 for stream in spec.streams {
                     look.rows.push((stream.name, rows(connection, stream, of, run)?));
-                    let count =
-                        format!("SELECT count(*) AS value FROM mirror.{} WHERE connection_id = $1", stream.table);
+                    let count = format!(
+                        "SELECT count(*) AS value FROM mirror.{} WHERE connection_id = $1",
+                        stream.table
+                    );
                     let count = diesel::sql_query(count).bind::<BigInt, _>(of.0);
                     let count: Count = count.get_result(connection)?;
                     look.counts.insert(stream.name, count.value);
                 }
                 look.stands = diesel::sql_query(
-                    "SELECT stream, state, complete_to, swept_to, rows, deleted_rows, backfill_done, last_error
+                    "SELECT stream, state, complete_to, swept_to, rows, deleted_rows, last_error
                      FROM fieldmirror.stream_state WHERE connection_id = $1 ORDER BY stream",
                 )
                 .bind::<BigInt, _>(of.0)
@@ -217,7 +214,6 @@ impl Oracle {
             }
         }
         self.run = look.run;
-        self.read_once = !look.stands.is_empty() && look.stands.iter().all(|stands| stands.backfill_done);
         for stands in &look.stands {
             let Some((stream, count)) = look.counts.iter().find(|(stream, _)| **stream == stands.stream)
             else {

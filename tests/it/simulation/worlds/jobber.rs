@@ -42,8 +42,8 @@ impl super::World for World {
         truth
     }
 
-    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, read_once: bool, dice: &mut StdRng) -> String {
-        let change = self.draw(truth, read_once, dice);
+    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, dice: &mut StdRng) -> String {
+        let change = self.draw(truth, dice);
         let change: Change = serde_json::from_value(change).expect("a change");
         let done = sandbox.jobber().change(&account(sandbox), &change);
         format!("{change:?}: {done:?}")
@@ -86,6 +86,7 @@ impl super::World for World {
             "stuck_cursor=#,on:visits",
             "refused_cursor=#,on:jobs",
             "refused_cursor=#,on:clients",
+            "record_cursors",
             "points_max=900",
             "old_version",
             "malformed=/data/jobs/nodes/*/id,#,on:jobs",
@@ -97,9 +98,7 @@ impl super::World for World {
 }
 
 impl World {
-    /// Cursors are places in a list here, so what is deleted while everything is read for the first time lets a record slip
-    /// through, until the next sweep finds it: nothing is deleted then.
-    fn draw(&mut self, truth: &Truth, read_once: bool, dice: &mut StdRng) -> Value {
+    fn draw(&mut self, truth: &Truth, dice: &mut StdRng) -> Value {
         let title = fresh(dice);
         let at = 1_800_000_000_000 + dice.random_range(0..10_000_000_i64) * 1_000;
         let alive = Standing::Alive;
@@ -114,7 +113,7 @@ impl World {
             (55..62, ..) => json!({"do": "schedule", "id": id, "start_ms": at, "end_ms": at + 3_600_000}),
             (62..66, ..) => json!({"do": "complete", "id": id}),
             (66..69, ..) => json!({"do": "archive", "id": id}),
-            (69..74, ..) if read_once && self.purse.pays() => json!({"do": "delete", "id": id}),
+            (69..74, ..) if self.purse.pays() => json!({"do": "delete", "id": id}),
             (74..80, _, Some(client)) => json!({"do": "rename_client", "id": client, "name": title}),
             (80..85, ..) => json!({"do": "add_visit", "job": id, "start_ms": at}),
             (85..89, Some(visit), _) => json!({"do": "move_visit", "id": visit, "start_ms": at}),
@@ -122,7 +121,7 @@ impl World {
                 json!({"do": "assign_visit", "id": visit, "user": dice.random_range(1..6)})
             }
             (92..96, Some(visit), _) => json!({"do": "complete_visit", "id": visit}),
-            (96..98, Some(visit), _) if read_once && self.purse.pays() => {
+            (96..98, Some(visit), _) if self.purse.pays() => {
                 json!({"do": "delete_visit", "id": visit})
             }
             _ => json!({"do": "change", "id": id, "title": title}),

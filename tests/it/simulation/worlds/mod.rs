@@ -44,8 +44,8 @@ pub trait World {
     /// Every record there is or was. What is missing here and was there before is gone.
     fn truth(&self, sandbox: &Sandbox) -> Truth;
 
-    /// Makes something happen to one or more records, and says what. `read_once`: everything has been read once.
-    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, read_once: bool, dice: &mut StdRng) -> String;
+    /// Makes something happen to one or more records, and says what.
+    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, dice: &mut StdRng) -> String;
 
     /// The part of a row's `raw` that has to agree with [`Real::content`].
     fn kept(&self, stream: &str, raw: Value) -> Value;

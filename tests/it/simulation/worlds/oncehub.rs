@@ -35,7 +35,7 @@ impl super::World for World {
             .collect()
     }
 
-    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, _: bool, dice: &mut StdRng) -> String {
+    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, dice: &mut StdRng) -> String {
         let change = self.draw(truth, dice);
         let change: Change = serde_json::from_value(change).expect("a change");
         let done = sandbox.oncehub().change(&account(sandbox), &change);

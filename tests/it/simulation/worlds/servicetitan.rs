@@ -57,7 +57,7 @@ impl super::World for World {
             .collect()
     }
 
-    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, _: bool, dice: &mut StdRng) -> String {
+    fn change(&mut self, sandbox: &Sandbox, truth: &Truth, dice: &mut StdRng) -> String {
         if dice.random_bool(0.02) {
             return format!("{} tokens expired", sandbox.servicetitan().expire_tokens());
         }
