@@ -7,7 +7,7 @@
 //! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
 //! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,8 +41,31 @@ struct At {
     /// program has begun does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
     shown: Option<u64>,
+    /// What a pass over a whole list has to come to, where it can be told whether it moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tally: Option<Tally>,
     ended: bool,
 }
+
+/// Whether a list has moved while it was read, where new records come last: every one that was taken out behind the place
+/// that was read pulls one that was not to a page that was. Not all of that shows from one page to the next, since others
+/// are added meanwhile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Tally {
+    /// When the pass began, by the provider's clock.
+    began: DateTime<Utc>,
+    /// How many records there will be at the end, if none is taken out.
+    expected: u64,
+    /// Passes before this one.
+    passes: u32,
+}
+
+/// Passes over a list that goes on moving: what one of them misses lies at the end of a page, and is elsewhere in the next.
+const PASSES_MAX: u32 = 3;
+/// How much older than an answer's own time a record may be that has come after it: its seconds are whole, and take a while.
+const STAMPED_WITHIN: TimeDelta = TimeDelta::seconds(2);
+/// The same where the answer tells no time, and our own clock may be wrong.
+const CLOCK_WRONG_MAX: TimeDelta = TimeDelta::minutes(2);
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
 fn is_zero(number: &u32) -> bool {
@@ -184,6 +207,9 @@ fn take(
         _ => next.ended = true,
     }
     step_back(list, here, body, records.len(), &mut next);
+    let stamp = reply.header("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+    let now = stamp.map_or(sent_at - CLOCK_WRONG_MAX, |stamp| stamp.to_utc() - STAMPED_WITHIN);
+    settle(cx, list, here, now, &records, &mut next);
     let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
     next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
     if let Some((shown, total)) = next.shown.zip(next.total)
@@ -278,6 +304,40 @@ fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut A
         next.page = here.page.saturating_sub(pages).max(1);
         next.ended = false;
     }
+}
+
+/// Goes through the list once more if it has moved under a pass in a way that nothing has made good.
+fn settle(
+    cx: &StepContext<'_>,
+    list: &ListSpec,
+    here: &At,
+    now: DateTime<Utc>,
+    records: &[Record],
+    next: &mut At,
+) {
+    let is_whole = matches!(list.changes, Changes::NewestFirst { .. }) && cx.walk.mode != Mode::Incremental;
+    let Some(total) = next.total.filter(|_| is_whole && !cx.stream.created_at.is_empty()) else { return };
+    let passes = here.tally.as_ref().map_or(0, |tally| tally.passes);
+    let mut tally = match &here.tally {
+        Some(tally) if here.page > 1 => tally.clone(),
+        _ if here.page <= 1 => Tally { began: now, expected: total, passes },
+        // The pass was begun by a program that did not count.
+        _ => return,
+    };
+    if here.page > 1 {
+        let created =
+            |record: &Record| values::at(&record.raw, cx.stream.created_at).and_then(values::timestamp);
+        let new = records.iter().filter_map(created).filter(|created| *created >= tally.began).count();
+        let gone = here.total.map_or(0, |before| before.saturating_sub(total));
+        tally.expected = tally.expected.saturating_sub(gone) + u64::try_from(new).unwrap_or(u64::MAX);
+    }
+    let moved = next.ended && tally.expected != total && passes + 1 < PASSES_MAX;
+    *next = if moved {
+        let tally = Tally { passes: passes + 1, ..tally };
+        At { size: next.size, tally: Some(tally), ..At::default() }
+    } else {
+        At { tally: Some(tally), ..std::mem::take(next) }
+    };
 }
 
 /// How many records there are, where the list tells.

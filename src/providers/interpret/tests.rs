@@ -59,6 +59,7 @@ const NUMBERED: Paging = Paging::Numbered { param: "page", more: "/pages", total
 const NEWEST: Changes = Changes::NewestFirst { newest: &[("sort", "-at")], full: &[("sort", "id")] };
 
 static PAGES: StreamSpec = stream(NUMBERED, NEWEST);
+static BORN: StreamSpec = StreamSpec { created_at: "/at", ..stream(NUMBERED, NEWEST) };
 static IDS: StreamSpec = stream(
     Paging::LastId { param: "after", more: "/has_more" },
     Changes::Window { from: "at.gt", to: Some("at.lt") },
@@ -190,6 +191,59 @@ fn a_list_that_has_become_shorter_has_moved_up() {
     );
     assert!(went.end.is_ok());
     assert_eq!(went.ids, ["a", "b", "d", "b", "c", "d"]);
+}
+
+/// A pass over `a` to `e`, in which `a` is deleted after page 1 and `new` is created: `c` moves to page 1, and the count
+/// stays as it is.
+fn a_pass_that_misses(new: &str) -> Vec<Value> {
+    vec![
+        page(&[("a", 1), ("b", 2)], json!({"pages": 3, "total": 5})),
+        page(&[("d", 4), ("e", 5)], json!({"pages": 3, "total": 5})),
+        page(&[(new, 1_000)], json!({"pages": 3, "total": 5})),
+    ]
+}
+
+#[test]
+fn a_list_that_has_moved_unseen_is_read_again() {
+    let calm = [
+        page(&[("b", 2), ("c", 3)], json!({"pages": 3, "total": 5})),
+        page(&[("d", 4), ("e", 5)], json!({"pages": 3, "total": 5})),
+        page(&[("f", 800)], json!({"pages": 3, "total": 5})),
+    ];
+    for mode in [Mode::Backfill, Mode::Sweep] {
+        let answers = a_pass_that_misses("f").into_iter().chain(calm.clone()).collect();
+        let went = go(&BORN, &walk(mode, None), answers);
+        assert!(went.end.is_ok());
+        assert_eq!(went.ids.join(""), "abdefbcdef");
+    }
+    let restless = ["f", "g", "h"].into_iter().flat_map(a_pass_that_misses).collect();
+    let went = go(&BORN, &walk(Mode::Backfill, None), restless);
+    assert!(went.end.is_ok(), "it ends, however restless the list is");
+}
+
+#[test]
+fn a_list_that_only_grows_or_gets_visibly_shorter_is_read_once() {
+    let went = go(
+        &BORN,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": 3})),
+            page(&[("c", 3), ("d", 1_000)], json!({"pages": 2, "total": 4})),
+        ],
+    );
+    assert_eq!(went.ids.join(""), "abcd");
+    let went = go(
+        &BORN,
+        &walk(Mode::Backfill, None),
+        vec![
+            page(&[("a", 1), ("b", 2)], json!({"pages": 3, "total": 6})),
+            page(&[("c", 3), ("d", 4)], json!({"pages": 3, "total": 6})),
+            page(&[("f", 6)], json!({"pages": 3, "total": 5})),
+            page(&[("d", 4), ("e", 5)], json!({"pages": 3, "total": 5})),
+            page(&[("f", 6)], json!({"pages": 3, "total": 5})),
+        ],
+    );
+    assert_eq!(went.ids.join(""), "abcdfdef");
 }
 
 #[test]
