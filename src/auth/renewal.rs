@@ -19,6 +19,7 @@ use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::refresh_attempts::{RefreshAttempt, Standing};
 use crate::db::tokens::{self, Renewal, Token};
 use crate::db::{DbError, PgConnection, audit, rate_budget};
+use crate::domain::chance;
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
@@ -557,7 +558,7 @@ pub(super) fn terms(provider: &'static dyn Provider, tokens: &TokenSet, sent_at:
     let assumed = sent_at + delta(provider.spec().token_life_default);
     Terms {
         expires_at,
-        refresh_due_at: policy::refresh_due_at(sent_at, expires_at.unwrap_or(assumed), rand::random()),
+        refresh_due_at: policy::refresh_due_at(sent_at, expires_at.unwrap_or(assumed), chance::share()),
     }
 }
 

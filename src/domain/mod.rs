@@ -1,5 +1,6 @@
 //! Plain types that every layer shares. No I/O, no async, no clock of its own, nothing of ours imported.
 
+pub mod chance;
 pub mod current;
 pub mod drift;
 pub mod failure;

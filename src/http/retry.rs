@@ -6,6 +6,7 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use chrono::{DateTime, NaiveDateTime, Utc};
 
+use crate::domain::chance;
 use crate::domain::time::until;
 
 /// The longest wait that is taken from a provider. HubSpot parks accounts for hours while it moves them.
@@ -13,24 +14,27 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
 /// Doublings after which a pause grows no further, whatever its cap.
 const ATTEMPTS_COUNTED: u32 = 32;
 
-/// The pause before the next attempt after `attempt` failures in a row (0 counts as 1): evenly random between zero
-/// and `base`, doubled with each further failure, never more than `cap`. Full jitter keeps many connections that
-/// failed together from coming back together.
+/// The pause before the next attempt after `attempt` failures in a row: evenly random between zero and [`longest`]. Full
+/// jitter keeps many connections that failed together from coming back together.
 pub fn pause(attempt: u32, base: Duration, cap: Duration) -> Duration {
-    // The crate draws from the interval plus or minus a factor of it: with factor 1, from zero to twice the interval.
-    let half = |whole: Duration| whole / 2;
+    longest(attempt, base, cap).mul_f64(chance::share())
+}
+
+/// The longest pause after `attempt` failures in a row (0 counts as 1): `base`, doubled with each further failure, never
+/// more than `cap`.
+pub fn longest(attempt: u32, base: Duration, cap: Duration) -> Duration {
     let mut schedule: backoff::ExponentialBackoff = ExponentialBackoffBuilder::new()
-        .with_initial_interval(half(base.min(cap)))
-        .with_max_interval(half(cap))
+        .with_initial_interval(base.min(cap))
+        .with_max_interval(cap)
         .with_multiplier(2.0)
-        .with_randomization_factor(1.0)
+        .with_randomization_factor(0.0)
         .with_max_elapsed_time(None)
         .build();
-    let mut drawn = Duration::ZERO;
+    let mut longest = Duration::ZERO;
     for _ in 0..attempt.clamp(1, ATTEMPTS_COUNTED) {
-        drawn = schedule.next_backoff().unwrap_or(cap);
+        longest = schedule.next_backoff().unwrap_or(cap);
     }
-    drawn.min(cap)
+    longest.min(cap)
 }
 
 /// What a `Retry-After` header asks for: seconds, with a fraction or without, an HTTP date, or an ISO time stamp;

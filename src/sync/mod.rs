@@ -34,6 +34,7 @@ use crate::db::streams::{StreamKey, StreamRow, WalkRow};
 use crate::db::{
     Db, DbError, PgConnection, connections, rate_budget, streams, sync_runs, tokens, turns, views,
 };
+use crate::domain::chance;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{BucketSpec, Mode, Scope};
@@ -250,11 +251,11 @@ impl Engine {
             Some(walk) => walk.failures,
             None => turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures),
         };
-        let now = self.clock.now();
-        let recorded = self
-            .db
-            .transaction(move |connection| setback::record(connection, key, mode, &result, failures, now))
-            .await;
+        let (now, chance) = (self.clock.now(), chance::share());
+        let record = move |connection: &mut PgConnection| {
+            setback::record(connection, key, mode, &result, failures, now, chance)
+        };
+        let recorded = self.db.transaction(record).await;
         if let Err(error) = recorded {
             warn!(connection.id = key.connection.0, stream, error = %Failure::from(&error), "Could not record how `{stream}` stands");
         }

@@ -10,7 +10,7 @@ use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::Mode;
 use crate::domain::time::delta;
-use crate::http::retry::pause;
+use crate::http::retry;
 
 /// Pauses between turns after passing trouble grow from here up to the cap.
 const TRANSIENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(10));
@@ -26,7 +26,7 @@ const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
 const THROTTLED: Duration = Duration::from_secs(10);
 
 /// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun, and
-/// `failures` how many turns in a row it had failed before.
+/// `failures` how many turns in a row it had failed before; `chance`, from 0 to 1, says where in its span a pause ends.
 pub fn record(
     connection: &mut PgConnection,
     key: StreamKey,
@@ -34,6 +34,7 @@ pub fn record(
     result: &Result<(), Halt>,
     failures: i32,
     now: DateTime<Utc>,
+    chance: f64,
 ) -> Result<(), DbError> {
     let _owned = match result {
         Ok(()) => streams::settle(connection, key)?,
@@ -48,7 +49,7 @@ pub fn record(
         }
         Err(Halt::Failed(failure)) => {
             let failures = u32::try_from(failures).unwrap_or(0);
-            streams::set_back(connection, key, mode, &setback(failure, mode, failures, now))?
+            streams::set_back(connection, key, mode, &setback(failure, mode, failures, now, chance))?
         }
     };
     Ok(())
@@ -67,7 +68,7 @@ fn partial(why: &str, due_at: DateTime<Utc>) -> Setback {
 }
 
 /// What a failure means for its stream.
-fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<Utc>) -> Setback {
+fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<Utc>, chance: f64) -> Setback {
     // Changes are what keeps a mirror fresh: they go on while a walk of another mode fails.
     let whole_stream = !matches!(mode, Some(Mode::Backfill | Mode::Archived | Mode::Sweep))
         || matches!(failure.kind, FailureKind::Forbidden { .. } | FailureKind::NeedsReauth);
@@ -75,7 +76,7 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
     // Half of the pause at the least: full jitter alone could mean at once, again and again.
     let growing = |(base, cap): (Duration, Duration)| {
         let longest = base.saturating_mul(1 << attempt.min(12)).min(cap);
-        now + delta(longest / 2 + pause(attempt, base, cap).min(longest / 2))
+        now + delta(longest / 2 + retry::longest(attempt, base, cap).mul_f64(chance).min(longest / 2))
     };
     let (state, stalled, not_before) = match &failure.kind {
         // The token's own schedule decides when a dead grant is tried again; the stream waits with it.
@@ -108,7 +109,7 @@ mod tests {
     fn kinds_decide() {
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let check = |kind: FailureKind, failures: u32, state: &str, least: u64, most: u64| {
-            let setback = setback(&Failure::new(kind, "m"), None, failures, now);
+            let setback = setback(&Failure::new(kind, "m"), None, failures, now, 0.5);
             let wait = u64::try_from((setback.not_before.unwrap() - now).num_seconds()).unwrap();
             assert_eq!(setback.state, state);
             assert!((least..=most).contains(&wait), "{state}: {wait}");

@@ -65,11 +65,10 @@ fn tell(sum: &mut Sum, outcome: &Outcome, tells: bool) {
     sum.rows += outcome.rows;
     sum.requests += outcome.requests;
     say(&outcome.to_string());
-    if outcome.wrong.is_empty() {
-        return;
+    if !outcome.wrong.is_empty() {
+        sum.failed.push(outcome.seed);
+        say(&outcome.wrong.join("\n"));
     }
-    sum.failed.push(outcome.seed);
-    say(&outcome.wrong.join("\n"));
     if tells {
         say(&outcome.story);
     }

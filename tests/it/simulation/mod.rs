@@ -48,6 +48,7 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use fieldmirror::db::requests::RequestOutcome;
+use fieldmirror::domain::chance;
 use fieldmirror::domain::time::Clock as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -89,6 +90,7 @@ impl fmt::Display for Outcome {
 /// Plays a seed from beginning to end.
 pub fn play(ground: &Ground, seed: u64) -> Outcome {
     let began = Instant::now();
+    chance::foresee(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let outcome = runtime.expect("a runtime").block_on(async {
         let script = Script::of(seed, world);
@@ -112,13 +114,10 @@ struct State {
 }
 
 impl State {
-    /// What happened, if it is to be told.
-    fn told(&self, runs: &[Run]) -> String {
-        if self.oracle.found().is_empty() {
-            return String::new();
-        }
+    /// What happened.
+    fn told(&self, runs: &[Run], requests: &str) -> String {
         let runs: Vec<&str> = runs.iter().map(|run| run.told.as_str()).collect();
-        format!("{}{}", self.story, runs.join("\n"))
+        format!("{}{}\n{requests}\n", self.story, runs.join("\n"))
     }
 }
 
@@ -166,7 +165,7 @@ impl Game {
             seed: script.seed,
             provider: script.provider,
             wrong: state.oracle.found().to_vec(),
-            story: state.told(&runs),
+            story: state.told(&runs, &self.rig.road.log()),
             turns,
             checks: state.oracle.checks,
             rows: state.oracle.rows_seen,

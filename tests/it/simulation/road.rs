@@ -1,6 +1,8 @@
 //! The road between the engine and the sandbox: requests are handed over in this process, take a while that is drawn
 //! from the seed, and meet what only a road can do to an answer.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tower::ServiceExt as _;
 
 /// As the client's own limit for a whole exchange.
@@ -31,21 +35,47 @@ pub struct Road {
 }
 
 struct State {
-    dice: StdRng,
+    seed: u64,
+    /// How often each request was made.
+    asked: HashMap<u64, u64>,
     mess: Mess,
     /// What stands there in every answer that has something there.
     forged: Option<(&'static str, Value)>,
     /// The longest that one direction takes.
     slow_ms: u64,
+    began: Instant,
+    /// What was asked, and what the answer was.
+    log: Vec<String>,
+}
+
+/// What a journey meets, drawn from the seed and from what is asked for the how many-th time: requests that are under way
+/// at once do not change each other's luck.
+fn luck(state: &mut State, request: &http::Request<Vec<u8>>) -> StdRng {
+    let mut hasher = DefaultHasher::new();
+    (request.method().as_str(), request.uri().path_and_query().map(http::uri::PathAndQuery::as_str))
+        .hash(&mut hasher);
+    // What is asked of a token endpoint holds codes and tokens, which are other ones each time.
+    if !request.uri().path().ends_with("/token") {
+        request.body().hash(&mut hasher);
+    }
+    let asked = state.asked.entry(hasher.finish()).or_default();
+    *asked += 1;
+    (*asked, state.seed).hash(&mut hasher);
+    StdRng::seed_from_u64(hasher.finish())
 }
 
 impl Road {
     pub fn new(router: Router, seed: u64) -> Arc<Self> {
-        let dice = StdRng::seed_from_u64(seed ^ 0x0a0d);
-        Arc::new(Self {
-            router,
-            state: Mutex::new(State { dice, mess: Mess::default(), forged: None, slow_ms: 60 }),
-        })
+        let state = State {
+            seed,
+            asked: HashMap::new(),
+            mess: Mess::default(),
+            forged: None,
+            slow_ms: 60,
+            began: Instant::now(),
+            log: Vec::new(),
+        };
+        Arc::new(Self { router, state: Mutex::new(state) })
     }
 
     pub fn set(&self, mess: Mess, slow_ms: u64) {
@@ -58,13 +88,25 @@ impl Road {
         self.state.lock().expect("nobody panics with it").forged = forged;
     }
 
-    async fn leg(&self) {
-        let pause = {
-            let mut state = self.state.lock().expect("nobody panics with it");
-            let most = state.slow_ms.max(2);
-            state.dice.random_range(1..most)
+    /// All requests in the order of their answers.
+    pub fn log(&self) -> String {
+        self.state.lock().expect("nobody panics with it").log.join("\n")
+    }
+
+    async fn leg(&self, luck: &mut StdRng) {
+        let most = self.state.lock().expect("nobody panics with it").slow_ms.max(2);
+        tokio::time::sleep(Duration::from_millis(luck.random_range(1..most))).await;
+    }
+
+    fn note<T>(&self, asked: &str, answer: &Result<Result<http::Response<T>, SendError>, Elapsed>) {
+        let mut state = self.state.lock().expect("nobody panics with it");
+        let said = match answer {
+            Ok(Ok(answer)) => answer.status().to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
         };
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let at = state.began.elapsed().as_millis();
+        state.log.push(format!("{at} ms: {asked}: {said}"));
     }
 
     /// One request into the sandbox, for those who ask it beside the engine.
@@ -81,9 +123,9 @@ impl Road {
         Ok(http::Response::from_parts(parts, bytes.to_vec()))
     }
 
-    fn messed(&self, bytes: Vec<u8>) -> Vec<u8> {
-        let mut state = self.state.lock().expect("nobody panics with it");
-        let State { dice, mess, forged, .. } = &mut *state;
+    fn messed(&self, bytes: Vec<u8>, dice: &mut StdRng) -> Vec<u8> {
+        let state = self.state.lock().expect("nobody panics with it");
+        let State { mess, forged, .. } = &*state;
         let (shuffle, double) = (dice.random_bool(mess.shuffled), dice.random_bool(mess.doubled));
         if !shuffle && !double && forged.is_none() {
             return bytes;
@@ -127,15 +169,18 @@ fn records(body: &mut Value) -> Option<&mut Vec<Value>> {
 impl Carrier for Road {
     fn carry(&self, request: http::Request<Vec<u8>>) -> Carried<'_> {
         Box::pin(async move {
+            let asked = format!("{} {}", request.method(), request.uri());
+            let mut luck = luck(&mut self.state.lock().expect("nobody panics with it"), &request);
             let exchange = async {
-                self.leg().await;
+                self.leg(&mut luck).await;
                 let answer = self.ask(request).await;
-                self.leg().await;
+                self.leg(&mut luck).await;
                 answer
             };
             let answer = tokio::time::timeout(TOTAL_MAX, exchange).await;
+            self.note(&asked, &answer);
             let answer = answer.map_err(|_| SendError::transient(true, "no answer in time"))??;
-            Ok(answer.map(|bytes| self.messed(bytes)))
+            Ok(answer.map(|bytes| self.messed(bytes, &mut luck)))
         })
     }
 }
