@@ -130,7 +130,7 @@ async fn dropped(run: Run) -> Result<Result<Outcome, BoxDynError>, JoinError> {
 fn ending(lease: &Lease, outcome: Result<Outcome, BoxDynError>) -> Ending {
     match outcome {
         Ok(Outcome::Done) => Ending::Done,
-        Ok(Outcome::RunAgainAt(at)) => Ending::RunAgainAt(at),
+        Ok(Outcome::RunAgainIn(pause)) => Ending::RunAgainIn(pause),
         Ok(Outcome::Failed(reason)) => {
             warn!(error = reason, "`{}` job {} failed: {reason}", lease.kind, lease.job);
             Ending::Failed(reason)

@@ -12,7 +12,7 @@ use super::{Hub, Job, Lease, Outcome, connect, disconnect, refresh_token, regist
 use crate::domain::current::Current;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
-use crate::domain::time::delta;
+use crate::domain::time::until;
 use crate::sync::Engine;
 
 /// Refreshes and consents at a time: they wait for providers, not for the processor.
@@ -89,10 +89,11 @@ pub(super) fn ended(
             "Could not finish `{kind}` for connection {connection}"
         );
     }
-    let soon = engine.clock.now() + delta(AGAIN);
     match failure.kind {
         // What cannot go well before a known moment is left alone until then.
-        FailureKind::Throttled { until: Some(until) } => Outcome::RunAgainAt(until.max(soon)),
-        _ => Outcome::RunAgainAt(soon),
+        FailureKind::Throttled { until: Some(then) } => {
+            Outcome::RunAgainIn(until(then, engine.clock.now()).max(AGAIN))
+        }
+        _ => Outcome::RunAgainIn(AGAIN),
     }
 }

@@ -34,7 +34,6 @@ use apalis_core::monitor::Monitor;
 use apalis_core::task::data::Data;
 use apalis_core::task::into_response::IntoResponse;
 use apalis_core::worker::builder::WorkerBuilder;
-use chrono::{DateTime, Utc};
 
 pub use hub::{Hub, HubError, Vitals};
 pub use kinds::workers;
@@ -48,8 +47,9 @@ use crate::domain::ids::ConnectionId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Done,
-    /// The same job, pending again until then.
-    RunAgainAt(DateTime<Utc>),
+    /// The same job, pending again for that long. Not a moment: when jobs are due is told by the database's clock, which
+    /// need not be ours.
+    RunAgainIn(Duration),
     /// The reason, for people; never a secret or customer data. The row ends as `failed` and is not tried again.
     Failed(String),
 }

@@ -8,7 +8,6 @@ use tracing::warn;
 use super::{Job, Lease, Outcome};
 use crate::db::rotations;
 use crate::domain::current::Current;
-use crate::domain::time::delta;
 use crate::sync::Engine;
 
 /// When a rotation that could not be finished is tried again: daemons show themselves every few seconds.
@@ -31,7 +30,7 @@ impl Job for RotateKey {
             Err(failure) => {
                 warn!(job.kind = Self::KIND, failure.kind = failure.kind.label(), error = %failure,
                     "The vault key is not rotated yet: {failure}");
-                Outcome::RunAgainAt(engine.clock.now() + delta(AGAIN))
+                Outcome::RunAgainIn(AGAIN)
             }
         }
     }

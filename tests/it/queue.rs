@@ -342,9 +342,9 @@ async fn jobs_run_when_they_are_due() {
     assert!(late < TimeDelta::milliseconds(600), "{late} late");
 
     let again = Script::new(move |connection, lease| {
-        let soon = now() + TimeDelta::milliseconds(50);
+        let soon = Duration::from_millis(50);
         let again = connection == ConnectionId(2) && lease.attempt < 4;
-        async move { if again { Outcome::RunAgainAt(soon) } else { Outcome::Done } }.boxed()
+        async move { if again { Outcome::RunAgainIn(soon) } else { Outcome::Done } }.boxed()
     });
     daemon.stop().await;
     let daemon = base.daemon(quick(), 2, &again).await;
@@ -358,7 +358,7 @@ async fn workers_schedulers_and_waiters_are_told() {
     let base = Base::new(2).await;
     let app = Script::new(|_, lease| {
         let again = lease.attempt < 3;
-        async move { if again { Outcome::RunAgainAt(now()) } else { Outcome::Done } }.boxed()
+        async move { if again { Outcome::RunAgainIn(Duration::ZERO) } else { Outcome::Done } }.boxed()
     });
     // So that only a notification can start a job in time.
     let limits = QueueLimits { poll: LONG * 10, ..quick() };
@@ -604,7 +604,7 @@ async fn a_drain_loses_nothing() {
     let app = Script::new(|connection, lease| {
         async move {
             assert_eq!(lease.stopped().await, Stop::Draining);
-            if connection == ConnectionId(1) { Outcome::RunAgainAt(now()) } else { pending().await }
+            if connection == ConnectionId(1) { Outcome::RunAgainIn(Duration::ZERO) } else { pending().await }
         }
         .boxed()
     });

@@ -4,10 +4,9 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::{CHANNEL_DONE, CHANNEL_JOBS, CHANNEL_TICK, JobId, JobState};
@@ -149,7 +148,7 @@ fn next_due(conn: &mut PgConnection, kind: &str, held: &[i64]) -> Result<Option<
 pub enum Ending {
     Done,
     /// The same row, pending again.
-    RunAgainAt(DateTime<Utc>),
+    RunAgainIn(Duration),
     /// The reason, for people; never a secret or customer data.
     Failed(String),
     /// Ended without an outcome. Runs again after `pause`, or is parked at `crashes_max` crashes in a row.
@@ -165,7 +164,7 @@ impl Ending {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Done => "done",
-            Self::RunAgainAt(_) => "again",
+            Self::RunAgainIn(_) => "again",
             Self::Failed(_) => "failed",
             Self::Crashed { .. } => "crashed",
         }
@@ -184,12 +183,12 @@ pub fn finish(
     holding: Holding,
     ending: &Ending,
 ) -> Result<Option<JobState>, DbError> {
-    let (state, run_at, error, pause, crashes_max) = match ending {
-        Ending::Done => ("done", None, None, None, None),
-        Ending::RunAgainAt(at) => ("pending", Some(*at), None, None, None),
-        Ending::Failed(reason) => ("failed", None, Some(cut(reason)), None, None),
+    let (state, error, pause, crashes_max) = match ending {
+        Ending::Done => ("done", None, None, None),
+        Ending::RunAgainIn(pause) => ("pending", None, Some(pause.as_secs_f64()), None),
+        Ending::Failed(reason) => ("failed", Some(cut(reason)), None, None),
         Ending::Crashed { reason, pause, crashes_max } => {
-            ("pending", None, Some(cut(reason)), Some(pause.as_secs_f64()), Some(i64::from(*crashes_max)))
+            ("pending", Some(cut(reason)), Some(pause.as_secs_f64()), Some(i64::from(*crashes_max)))
         }
     };
     let row: Option<StateRow> = sql_query(FINISH)
@@ -197,7 +196,6 @@ pub fn finish(
         .bind::<SqlUuid, _>(holding.owner)
         .bind::<Integer, _>(holding.attempt)
         .bind::<Text, _>(state)
-        .bind::<Nullable<Timestamptz>, _>(run_at)
         .bind::<Nullable<Text>, _>(error)
         .bind::<Nullable<Double>, _>(pause)
         .bind::<Nullable<BigInt>, _>(crashes_max)
@@ -209,23 +207,23 @@ pub fn finish(
     Ok(row.map(|row| super::state_of(&row.state)).transpose()?)
 }
 
-// $8 is null unless the run crashed: any outcome, good or bad, ends the series of crashes. One statement, because every run
+// $7 is null unless the run crashed: any outcome, good or bad, ends the series of crashes. One statement, because every run
 // pays for it: a transaction with its notifications would take five times the round trips. It does not wait for the disk:
 // commits that notify queue up behind each other, and an end that a crash of the server takes back is only run again.
 const FINISH: &str = "
     WITH ended AS (
         UPDATE fieldmirror.jobs SET
-            state = CASE WHEN crashes + 1 >= $8 THEN 'parked' ELSE $4 END,
-            run_at = coalesce($5, now() + make_interval(secs => $7), run_at),
+            state = CASE WHEN crashes + 1 >= $7 THEN 'parked' ELSE $4 END,
+            run_at = coalesce(now() + make_interval(secs => $6), run_at),
             owner = NULL, lease_until = NULL,
             ended_at = CASE WHEN $4 IN ('done', 'failed') THEN now() END,
-            crashes = CASE WHEN $8 IS NULL THEN 0 ELSE crashes + 1 END,
-            last_error = $6
+            crashes = CASE WHEN $7 IS NULL THEN 0 ELSE crashes + 1 END,
+            last_error = $5
         WHERE id = $1 AND owner = $2 AND attempt = $3 AND state = 'running'
         RETURNING id, kind, state, state = 'pending' AND run_at <= now() AS due
     )
-    SELECT state, pg_notify($9, id::text)::text AS told_waiters, pg_notify($10, '')::text AS told_schedulers,
-        CASE WHEN due THEN pg_notify($11, kind)::text END AS told_workers,
+    SELECT state, pg_notify($8, id::text)::text AS told_waiters, pg_notify($9, '')::text AS told_schedulers,
+        CASE WHEN due THEN pg_notify($10, kind)::text END AS told_workers,
         set_config('synchronous_commit', 'off', true) AS unhurried
     FROM ended";
 
