@@ -30,6 +30,11 @@ pub enum Ending {
         by: String,
         title: &'static str,
     },
+    /// The consent was given and its tokens are kept: the connection is made once what is in the way has passed.
+    Postponed {
+        title: &'static str,
+        failure: Failure,
+    },
     /// The provider, or we, failed.
     Failed(Failure),
 }
@@ -46,7 +51,7 @@ impl Ending {
             Self::Failed(failure) if failure.kind == FailureKind::NeedsReauth => RequestOutcome::Denied,
             Self::Failed(failure) if failure.kind == FailureKind::Misconfigured => RequestOutcome::Refused,
             Self::Refused(_) | Self::Restart(_) => RequestOutcome::Refused,
-            Self::Failed(_) => RequestOutcome::Failed,
+            Self::Postponed { .. } | Self::Failed(_) => RequestOutcome::Failed,
             Self::WrongAccount { .. } | Self::AccountTaken { .. } => RequestOutcome::WrongAccount,
         }
     }
@@ -78,6 +83,10 @@ impl Ending {
             Self::AccountTaken { by, title } => {
                 format!("this account at {title} is connected already, as `{by}`")
             }
+            Self::Postponed { title, failure } => format!(
+                "the consent at {title} was given and is kept; the connection is made once this has passed: {}",
+                failure.message
+            ),
             Self::Failed(failure) => failure.message.clone(),
         }
     }

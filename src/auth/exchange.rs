@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::Ending;
@@ -85,7 +85,9 @@ impl Auth {
                 match self.connect_with(provider, &redeemed, &code, &mut in_hand).await {
                     Ok(ending) => ending,
                     // What is kept is tried again without anybody's help, so the consent has not failed.
-                    Err(Unfinished::Postponed(failure)) => return Err(failure),
+                    Err(Unfinished::Postponed(failure)) => {
+                        return Ok(self.postponed(&redeemed, Ending::Postponed { title, failure }).await);
+                    }
                     Err(Unfinished::Failed(failure)) => Ending::Failed(failure),
                 }
             }
@@ -307,6 +309,27 @@ impl Auth {
             );
         }
         Ok(ending)
+    }
+
+    /// Says that a consent waits. It may be the database that is waited for: then there is only the log.
+    async fn postponed(&self, redeemed: &Redeemed, ending: Ending) -> Ending {
+        let (id, daemon, message) = (redeemed.connection.id, self.daemon, ending.message());
+        let (name, text) = (&redeemed.connection.name, message.clone());
+        warn!(
+            connection.id = id.0,
+            connection.name = name,
+            error = text,
+            "`{name}` is not connected yet: {text}"
+        );
+        let noted = self.transaction(move |conn| {
+            connections::lock(conn, id)?;
+            connections::note_pending(conn, id, &message)?;
+            record(conn, id, "postponed", Some(&message), daemon)
+        });
+        if let Err(failure) = noted.await {
+            debug!(connection.id = id.0, error = %failure, "Nor could that be written down: {failure}");
+        }
+        ending
     }
 
     /// Writes down that a consent did not lead to a connection. The start link stays good for another try; a connection

@@ -86,6 +86,13 @@ pub fn ending(ending: &Ending) -> Page {
             &format!("This account at {title} is connected already, as {}.", shown(by)),
             "An account can be connected once. Ask the person who sent you the link.",
         ),
+        Ending::Postponed { .. } => page(
+            502,
+            Tone::Plain,
+            "Not connected yet",
+            "Your consent has arrived, but the connection could not be made for now.",
+            "You need not do anything more: it is made as soon as possible.",
+        ),
         Ending::Failed(failure) => {
             let (text, hint) = match failure.kind {
                 FailureKind::Transient | FailureKind::Throttled { .. } => (
@@ -239,6 +246,7 @@ mod tests {
             (Ending::Refused(Refusal::OtherConsent), 400),
             (Ending::WrongAccount { name: "a".into(), title: "HubSpot" }, 400),
             (Ending::AccountTaken { by: "a".into(), title: "HubSpot" }, 400),
+            (Ending::Postponed { title: "HubSpot", failure: Failure::transient("x") }, 502),
             (Ending::Failed(Failure::transient("x")), 502),
             (Ending::Failed(Failure::bug("x")), 502),
         ] {

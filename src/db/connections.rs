@@ -245,6 +245,18 @@ pub fn fail_pending(conn: &mut PgConnection, id: ConnectionId, reason: &str) -> 
     Ok(())
 }
 
+/// Says what a connection is waiting for that has never had an account, or has none now.
+pub fn note_pending(conn: &mut PgConnection, id: ConnectionId, reason: &str) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.connections SET reason = $2 \
+         WHERE id = $1 AND state IN ('awaiting_consent', 'verifying', 'failed', 'disconnected')",
+    )
+    .bind::<BigInt, _>(id.0)
+    .bind::<Text, _>(reason)
+    .execute(conn)?;
+    Ok(())
+}
+
 /// Another connection holds the account already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountTaken {

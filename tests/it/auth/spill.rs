@@ -179,7 +179,7 @@ async fn a_consent_waits_for_the_database() {
         back.back();
         ending
     };
-    assert!(matches!(dying, Ending::Failed(_)), "{dying:?}");
+    assert!(matches!(dying, Ending::Postponed { .. }), "{dying:?}");
     start_again(&rig, rig.state.path()).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
 }
@@ -397,8 +397,13 @@ async fn a_consent_waits_for_the_provider_to_tell_whose_it_is() {
     let asked = rig.ask("acme").await;
     let shown = rig.come_back(&asked.authorize_url(), "code=C").await;
     assert_eq!(shown.status, 502, "{}", shown.body);
+    assert!(shown.body.contains("Your consent has arrived"), "{}", shown.body);
     assert_eq!(rig.request_row(asked.request).await.done_at, None);
-    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+    let connection = rig.connection(asked.connection).await;
+    assert_eq!(connection.state, ConnectionState::AwaitingConsent);
+    assert!(connection.reason.expect("status says why").contains("is kept"));
+    let told = "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE outcome = 'postponed'";
+    assert_eq!(rig.count(told).await, 1);
     rig.fake.refuse_details(None);
     start_again(&rig, rig.state.path()).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
@@ -423,7 +428,7 @@ async fn a_consent_is_concluded_after_a_stop_in_the_middle_of_it() {
     let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
     stopped.set(auth.clone()).ok().expect("it is set once");
     let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
-    assert!(matches!(ending, Ending::Failed(_)), "{ending:?}");
+    assert!(matches!(ending, Ending::Postponed { .. }), "{ending:?}");
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
     start_again(&rig, rig.state.path()).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
@@ -471,7 +476,8 @@ async fn a_database_that_is_away_for_a_moment_costs_no_consent() {
         });
         let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
         let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
-        assert!(matches!(ending, Ending::Failed(_)), "{step:?}: {ending:?}");
+        let kept = matches!(ending, Ending::Postponed { .. });
+        assert_eq!(kept, step == Step::Replied, "{step:?}: {ending:?}");
         rig.test.lever().back();
         assert_eq!(rig.request_row(asked.request).await.done_at, None, "{step:?}");
         if step == Step::Open {
