@@ -2,8 +2,8 @@
 //!
 //! [`Auth::access_token`] is what everything above asks for: a token that will still be good when the request arrives,
 //! or a typed reason why there is none. The rest of this folder keeps that promise: [`authorize`] and [`exchange`] turn
-//! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`spill`] and [`replay`] keep what the
-//! database may lose, [`disconnect`] forgets, [`rotation`] changes the vault key.
+//! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`doubt`] finds out what a refusal
+//! is about, [`spill`] and [`replay`] keep what the database may lose, [`disconnect`] forgets, [`rotation`] changes the vault key.
 //!
 //! It does not decide when jobs run, and knows no provider: what differs between providers is asked of their
 //! descriptions.
@@ -14,6 +14,7 @@ pub mod between;
 mod client;
 mod closing;
 pub mod disconnect;
+pub mod doubt;
 mod ending;
 pub mod exchange;
 pub mod keys;
@@ -105,8 +106,9 @@ impl Deref for Auth {
 pub struct Access {
     /// The secrets that it carries, and where.
     pub credentials: Vec<(Placement, Secret)>,
-    /// Which token it is: for [`Auth::replace`].
+    /// Which token it is: for [`Auth::replace`] and [`Auth::doubt`].
     pub generation: i64,
+    grant: Uuid,
     /// `None`: unknown, or it does not expire.
     pub expires_at: Option<DateTime<Utc>>,
     issued_at: DateTime<Utc>,
@@ -187,8 +189,8 @@ impl Auth {
                 return access;
             }
             // Others that need it see at once that it is due; the exchange itself is excluded against theirs.
-            let now = self.clock.now();
-            self.db(move |conn| tokens::make_due(conn, id, now)).await?;
+            let (generation, now) = (token.generation, self.clock.now());
+            self.db(move |conn| tokens::make_due(conn, id, generation, now)).await?;
             let pause = match self.refresh(id, Why::Needed { refused }).await? {
                 Refreshed::Renewed => {
                     if is_key(connection.grant) {
@@ -260,6 +262,7 @@ impl Auth {
         Ok(Access {
             credentials: credentials(spec, credential, &secrets)?,
             generation: token.generation,
+            grant: token.grant_id,
             expires_at: token.expires_at,
             issued_at: token.issued_at,
         })

@@ -63,7 +63,8 @@ pub fn retry_at(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
 ///
 /// Three or more that were first reported within [`MASS_WINDOW`] of each other are a fault of configuration: a client
 /// secret that was replaced, a registration that is gone, requests that are malformed. It stays one until another
-/// account of the client has been refreshed after that window, which proves that the client is in order.
+/// account of the client has been refreshed after that window, which proves that the client is in order. The same goes for
+/// the refusals of an API, which may be out of order for all, where a walk of another account is the proof.
 pub fn blamed_on_client(fates: &[Fate]) -> BTreeSet<ConnectionId> {
     let proven_at =
         fates.iter().filter(|fate| fate.rejected_at.is_none()).filter_map(|fate| fate.last_refresh_at).max();

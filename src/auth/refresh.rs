@@ -265,14 +265,15 @@ fn in_the_way(open: &refresh_attempts::Standing, connection: &Connection) -> Opt
 }
 
 /// What the last refresh of the token said.
-fn last_failure(token: &Token, connection: &Connection) -> Failure {
+pub(super) fn last_failure(token: &Token, connection: &Connection) -> Failure {
     let said = token.last_error.as_deref().unwrap_or("the last refresh failed");
     let kind = if connection.state == ConnectionState::NeedsReauth {
         FailureKind::NeedsReauth
     } else {
         FailureKind::Transient
     };
-    Failure::new(kind, format!("the token of `{}` has run out: {said}", connection.name))
+    let what = if token.refused_at.is_some() { "is refused" } else { "has run out" };
+    Failure::new(kind, format!("the token of `{}` {what}: {said}", connection.name))
 }
 
 /// The client id that a connection's token requests count against.

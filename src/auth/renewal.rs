@@ -12,12 +12,13 @@ use super::between::Step;
 use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
 use super::refresh::{Refreshed, client_of};
+use super::setback::Witness;
 use super::spill::{InHand, Name};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::refresh_attempts::{RefreshAttempt, Standing};
-use crate::db::tokens::{self, Renewal, Token};
+use crate::db::tokens::{self, Renewal, Renewed, Token};
 use crate::db::{DbError, PgConnection, audit, rate_budget};
 use crate::domain::chance;
 use crate::domain::failure::{Failure, FailureKind, chain};
@@ -60,8 +61,8 @@ pub(super) struct Work<'a> {
 /// What a refusal or a lost exchange means.
 pub(super) struct Fault {
     pub failure: Failure,
-    /// The grant is dead, says the provider.
-    pub dead: bool,
+    /// The grant is dead, says the provider: this part of it.
+    pub dead: Option<Witness>,
     /// When to try again; `None`: by the number of failures.
     pub wait: Option<Duration>,
 }
@@ -69,7 +70,7 @@ pub(super) struct Fault {
 impl Fault {
     /// What came before a death, and may be its cause.
     fn after(mut self, what: &str) -> Self {
-        if self.dead {
+        if self.dead.is_some() {
             self.failure.message = format!("{}; {what}", self.failure.message);
         }
         self
@@ -115,7 +116,7 @@ impl Work<'_> {
         let written = self.commit(self.renewal(&granted, newest + 1), in_hand, spill).await?;
         self.auth.between.at(self.connection.id, Step::Committed).await;
         self.tell_of(written, newest + 1);
-        Ok(Refreshed::Renewed)
+        if written == Swap::Doubtful { self.look_again().await } else { Ok(Refreshed::Renewed) }
     }
 
     /// The account that a reply names, where it names one and that is not ours: rows of two accounts under one connection
@@ -136,7 +137,7 @@ impl Work<'_> {
 
     fn tell_of(&self, written: Swap, generation: i64) {
         match written {
-            Swap::Done | Swap::Before => info!(
+            Swap::Done | Swap::Before | Swap::Doubtful => info!(
                 connection.id = self.connection.id.0,
                 connection.name = self.connection.name,
                 provider = self.provider.spec().name,
@@ -166,7 +167,7 @@ impl Work<'_> {
             self.connection.name
         );
         self.tell_of(written, generation);
-        Ok(Refreshed::Renewed)
+        if written == Swap::Doubtful { self.look_again().await } else { Ok(Refreshed::Renewed) }
     }
 
     /// The replies that are kept and are newer than the database, the newest first.
@@ -195,10 +196,10 @@ impl Work<'_> {
                 Err(fault) => fault,
             };
             tried.extend(offer.refresh_token);
-            if fault.dead && offers.is_empty() {
+            if fault.dead.is_some() && offers.is_empty() {
                 offers = self.last_offers(&tried).await;
             }
-            if !fault.dead || offers.is_empty() || tried.len() >= OFFERS_MAX {
+            if fault.dead.is_none() || offers.is_empty() || tried.len() >= OFFERS_MAX {
                 return Err(self.explained(fault));
             }
             warn!(
@@ -329,7 +330,7 @@ impl Work<'_> {
         let title = self.provider.spec().title;
         match failure {
             TokenFailure::Throttled { wait } => {
-                Fault { failure: throttled(self.provider, self.auth.clock.now(), wait), dead: false, wait }
+                Fault { failure: throttled(self.provider, self.auth.clock.now(), wait), dead: None, wait }
             }
             TokenFailure::Unavailable { message, .. } => {
                 passing(Failure::transient(format!("{title}: {message}")))
@@ -354,10 +355,12 @@ impl Work<'_> {
         let own_client = self.connection.grant == GrantKind::ClientCredentials;
         match verdict {
             TokenVerdict::Dead(said) => {
-                dead(format!("{title} says that the grant is dead: {}", self.masked(&said)))
+                let text = format!("{title} says that the grant is dead: {}", self.masked(&said));
+                dead(text, Witness::TokenEndpoint)
             }
             TokenVerdict::Misconfigured(said) if own_client => {
-                dead(format!("{title} refuses these client credentials: {}", self.masked(&said)))
+                let text = format!("{title} refuses these client credentials: {}", self.masked(&said));
+                dead(text, Witness::TokenEndpoint)
             }
             TokenVerdict::Misconfigured(said) => passing(Failure::new(
                 FailureKind::Misconfigured,
@@ -450,13 +453,13 @@ impl Work<'_> {
         let account = match proven {
             Ok(shown) => shown.account,
             Err(failure) if failure.kind == FailureKind::NeedsReauth => {
-                return self.set_back(dead(failure.message), "probe").await;
+                return self.set_back(dead(failure.message, Witness::Api), "probe").await;
             }
             Err(failure) => return self.set_back(passing(failure), "probe").await,
         };
         if self.connection.account_id.as_deref().is_some_and(|known| known != account.id) {
             let text = "the key now belongs to another account";
-            return self.set_back(dead(text.to_owned()), "probe").await;
+            return self.set_back(dead(text.to_owned(), Witness::TokenEndpoint), "probe").await;
         }
         let (attempt, daemon) = (self.attempt.clone(), self.auth.daemon);
         let due = self.auth.clock.now() + delta(PROBE_EVERY);
@@ -503,6 +506,8 @@ pub(super) enum Swap {
     /// By an earlier try, whose commit was not answered, or by a daemon that found the spill. That has left its line in the
     /// audit log.
     Before,
+    /// The API has refused the tokens before these, and the connection stays as it is until it takes them.
+    Doubtful,
     /// The token had moved on.
     Overtaken,
 }
@@ -511,7 +516,7 @@ impl Swap {
     /// The word in the audit log.
     pub(super) fn word(self) -> &'static str {
         match self {
-            Self::Done | Self::Before => "done",
+            Self::Done | Self::Before | Self::Doubtful => "done",
             Self::Overtaken => "overtaken",
         }
     }
@@ -524,12 +529,12 @@ pub(super) fn swap(
     attempt: &RefreshAttempt,
     renewal: &Renewal,
 ) -> Result<Swap, DbError> {
-    if tokens::renew(conn, attempt, renewal)? {
-        revive(conn, connection)?;
-        return Ok(Swap::Done);
+    match tokens::renew(conn, attempt, renewal)? {
+        Renewed::Done => revive(conn, connection).map(|()| Swap::Done),
+        Renewed::Doubtful => Ok(Swap::Doubtful),
+        Renewed::Overtaken if tokens::is_renewed(conn, attempt, renewal)? => Ok(Swap::Before),
+        Renewed::Overtaken => Ok(Swap::Overtaken),
     }
-    let was_done = tokens::is_renewed(conn, attempt, renewal)?;
-    Ok(if was_done { Swap::Before } else { Swap::Overtaken })
 }
 
 /// The refresh tokens of spills, without those that were tried.
@@ -554,7 +559,14 @@ pub(super) struct Terms {
 
 /// A life that the provider does not tell is assumed for the schedule, but never taken for an expiry.
 pub(super) fn terms(provider: &'static dyn Provider, tokens: &TokenSet, sent_at: DateTime<Utc>) -> Terms {
-    let expires_at = tokens.expires_in.map(|life| sent_at + delta(life));
+    terms_of(provider, sent_at, tokens.expires_in.map(|life| sent_at + delta(life)))
+}
+
+pub(super) fn terms_of(
+    provider: &'static dyn Provider,
+    sent_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+) -> Terms {
     let assumed = sent_at + delta(provider.spec().token_life_default);
     Terms {
         expires_at,
@@ -563,7 +575,7 @@ pub(super) fn terms(provider: &'static dyn Provider, tokens: &TokenSet, sent_at:
 }
 
 /// A grant that works again, or works after all.
-fn revive(conn: &mut PgConnection, connection: &Connection) -> Result<(), DbError> {
+pub(super) fn revive(conn: &mut PgConnection, connection: &Connection) -> Result<(), DbError> {
     let ill = connection.state == ConnectionState::NeedsReauth
         || (connection.state == ConnectionState::Connected && connection.reason.is_some());
     if ill {
@@ -586,12 +598,12 @@ pub(super) fn note(
 
 fn passing(failure: Failure) -> Fault {
     // A grant that never had a refresh token cannot be renewed by trying.
-    let dead = failure.kind == FailureKind::NeedsReauth;
+    let dead = (failure.kind == FailureKind::NeedsReauth).then_some(Witness::TokenEndpoint);
     Fault { failure, dead, wait: None }
 }
 
-fn dead(message: String) -> Fault {
-    Fault { failure: Failure::new(FailureKind::NeedsReauth, message), dead: true, wait: None }
+fn dead(message: String, witness: Witness) -> Fault {
+    Fault { failure: Failure::new(FailureKind::NeedsReauth, message), dead: Some(witness), wait: None }
 }
 
 /// A provider's words, without what looks like a secret or is one of `secrets`, cut short.

@@ -226,14 +226,14 @@ impl Auth {
                     started_at: renewal.issued_at,
                 };
                 let swapped = swap(conn, &connection, &from, &renewal)?;
-                if swapped == Swap::Done {
+                if matches!(swapped, Swap::Done | Swap::Doubtful) {
                     refresh_attempts::settle(conn, id, grant, generation - 1)?;
                     note(conn, &from, "replay", swapped.word(), None, daemon)?;
                 }
                 Ok(swapped)
             })
             .await?;
-        if swapped == Swap::Done {
+        if matches!(swapped, Swap::Done | Swap::Doubtful) {
             info!(
                 connection.id = id.0,
                 connection.name = connection.name,

@@ -10,9 +10,10 @@ use super::policy::{self, CLIENT_STOP, DEAD_RETRY, RETRY_FIRST, RETRY_MAX};
 use super::refresh::{Refreshed, client_of};
 use super::renewal::{Fault, Work, note};
 use super::{Auth, Standing, permit_scope};
-use crate::db::connections::{self, ConnectionState};
+use crate::config::ProviderSettings;
+use crate::db::connections::{self, Connection, ConnectionState};
 use crate::db::refresh_attempts::RefreshAttempt;
-use crate::db::tokens::{self, Setback, Token};
+use crate::db::tokens::{self, Fate, Setback};
 use crate::db::{DbError, PgConnection, audit, rate_budget};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
@@ -35,6 +36,57 @@ enum Aftermath {
     Spared,
 }
 
+/// Which part of a provider says that a grant is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// Accounts share our client there.
+    TokenEndpoint,
+    /// Accounts share nothing there but the provider itself and what it knows our app by.
+    Api,
+}
+
+/// What may be to blame when many grants die at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Common {
+    provider: &'static str,
+    witness: Witness,
+}
+
+impl Common {
+    /// `None`: the client is the account's own, and so is its death.
+    fn of(witness: Witness, provider: &'static dyn Provider, grant: GrantKind) -> Option<Self> {
+        let shared = witness == Witness::Api || grant == GrantKind::AuthorizationCode;
+        shared.then_some(Self { provider: provider.spec().name, witness })
+    }
+
+    fn fates(self, conn: &mut PgConnection) -> Result<Vec<Fate>, DbError> {
+        match self.witness {
+            Witness::TokenEndpoint => tokens::fates(conn, self.provider),
+            Witness::Api => tokens::fates_at_api(conn, self.provider),
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self.witness {
+            Witness::TokenEndpoint => MASS_REASON,
+            Witness::Api => MASS_REFUSAL,
+        }
+    }
+}
+
+/// A grant that the API has ended.
+pub(super) struct Condemned<'a> {
+    pub connection: &'a Connection,
+    pub provider: &'static dyn Provider,
+    pub settings: &'a ProviderSettings,
+    pub event: &'static str,
+    pub why: &'a str,
+}
+
+/// The event of an API's answer that ends a grant.
+const REQUEST: &str = "request";
+const MASS_REFUSAL: &str = "the API refuses several accounts within a short time, which is taken for an outage of the \
+     provider or for a fault of our registration there (such as an app key that is no longer good); no account is marked dead";
 const MASS_REASON: &str = "several accounts died within a short time, which is taken for a fault of our client at the \
      provider: check its id, secret and registration; no account is marked dead";
 
@@ -49,8 +101,10 @@ struct Acquitted {
 struct Report {
     event: &'static str,
     setback: Setback,
-    /// The provider whose client may be to blame; `None`: the client is the account's own.
-    client_of: Option<&'static str>,
+    /// What may be to blame instead of the account.
+    common: Option<Common>,
+    /// Of a token of which this is known, nothing new is written.
+    once: bool,
     spared_until: DateTime<Utc>,
     daemon: Uuid,
 }
@@ -62,37 +116,30 @@ impl Work<'_> {
         if aftermath == Aftermath::Overtaken {
             return Ok(Refreshed::Renewed);
         }
-        if let Some(client) = self.shared_client() {
-            self.look_at_client(&fault, aftermath, client).await?;
+        let common = fault.dead.and_then(|witness| self.common(witness));
+        let silent = match common {
+            Some(common) => self.auth.look_at_others(common, aftermath).await?,
+            None => false,
+        };
+        // A client that is refused, or that too many accounts die of, is not asked again at once for another account.
+        if silent || fault.failure.kind == FailureKind::Misconfigured {
+            self.auth.stop_client(self.provider, &self.connection, self.settings).await?;
         }
         if let (FailureKind::Throttled { .. }, Some(wait)) = (&fault.failure.kind, fault.wait) {
             self.hold_back(wait).await?;
         }
         let failure = match aftermath {
-            Aftermath::Spared => Failure::new(FailureKind::Misconfigured, MASS_REASON),
+            Aftermath::Spared => {
+                Failure::new(FailureKind::Misconfigured, common.map_or(MASS_REASON, Common::reason))
+            }
             _ => fault.failure,
         };
         self.tell(&failure);
         Err(failure)
     }
 
-    /// A client that is refused, or that too many accounts die of, is not asked again at once for another account.
-    async fn look_at_client(
-        &self,
-        fault: &Fault,
-        aftermath: Aftermath,
-        client: String,
-    ) -> Result<(), Failure> {
-        let mut stop = fault.failure.kind == FailureKind::Misconfigured;
-        if fault.dead
-            && let Some(silent) = self.auth.are_too_many(self.provider, aftermath).await?
-        {
-            stop = silent;
-        }
-        if stop {
-            self.auth.stop_client(client).await?;
-        }
-        Ok(())
+    fn common(&self, witness: Witness) -> Option<Common> {
+        Common::of(witness, self.provider, self.connection.grant)
     }
 
     async fn record(&self, fault: &Fault, event: &'static str) -> Result<Aftermath, Failure> {
@@ -103,10 +150,11 @@ impl Work<'_> {
                 last_error: fault.failure.message.clone(),
                 kind: fault.failure.kind.label(),
                 refresh_due_at: self.retry_at(fault, now),
-                is_dead: fault.dead,
+                is_dead: fault.dead.is_some(),
+                by_api: fault.dead == Some(Witness::Api),
             },
-            client_of: (self.connection.grant == GrantKind::AuthorizationCode)
-                .then_some(self.provider.spec().name),
+            common: fault.dead.and_then(|witness| self.common(witness)),
+            once: false,
             spared_until: now + delta(RETRY_MAX),
             daemon: self.auth.daemon,
         };
@@ -127,7 +175,7 @@ impl Work<'_> {
     }
 
     fn retry_at(&self, fault: &Fault, now: DateTime<Utc>) -> DateTime<Utc> {
-        if fault.dead {
+        if fault.dead.is_some() {
             return now + delta(DEAD_RETRY);
         }
         let failures = u32::try_from(self.token.failures).unwrap_or(0).saturating_add(1);
@@ -147,82 +195,103 @@ impl Work<'_> {
 
 impl Auth {
     /// The provider's API says that a grant has ended, such as by the account's owner: the connection needs a new
-    /// consent. The token is kept and tried again as after any such verdict; one that has moved on since `generation` is
-    /// not touched.
-    ///
-    /// # Errors
-    /// When the database does not go along.
-    pub async fn ended(&self, id: ConnectionId, generation: i64, why: &str) -> Result<(), Failure> {
-        let Standing { connection, token } = self.standing(id).await?;
-        let lives = |token: &Token| token.generation == generation && token.rejected_at.is_none();
-        let Some(token) = token.filter(lives) else { return Ok(()) };
-        let (provider, settings) = self.provider(&connection.provider)?;
-        let now = self.clock.now();
-        let setback = Setback {
-            last_error: why.to_owned(),
-            kind: FailureKind::NeedsReauth.label(),
-            refresh_due_at: now + delta(DEAD_RETRY),
-            is_dead: true,
+    /// consent. The token is kept and tried again as after any such verdict; one that has moved on since `generation`, or
+    /// of which this is known, is not touched. Returns what that means for whoever has asked.
+    pub async fn ended(&self, id: ConnectionId, generation: i64, why: &str) -> Failure {
+        let standing = match self.standing(id).await {
+            Ok(standing) => standing,
+            Err(failure) => return failure,
         };
-        let shares_client = connection.grant == GrantKind::AuthorizationCode;
+        let Standing { connection, token } = standing;
+        let Some(token) = token.filter(|token| token.generation == generation) else {
+            return Failure::transient(replaced(&connection));
+        };
+        let (provider, settings) = match self.provider(&connection.provider) {
+            Ok(provider) => provider,
+            Err(failure) => return failure,
+        };
+        // Which token it is about. No refresh was begun, so there is none to close.
+        let (grant_id, daemon, started_at) = (token.grant_id, self.daemon, self.clock.now());
+        let of = RefreshAttempt { connection: id, grant_id, generation, daemon, started_at };
+        self.condemn(Condemned { connection: &connection, provider, settings, event: REQUEST, why }, of).await
+    }
+
+    /// Writes down that the API has ended a grant, unless it is too many at once that it ends.
+    pub(super) async fn condemn(&self, condemned: Condemned<'_>, of: RefreshAttempt) -> Failure {
+        let Condemned { connection, provider, settings, event, why } = condemned;
+        let now = self.clock.now();
+        let common = Common { provider: provider.spec().name, witness: Witness::Api };
         let report = Report {
-            event: "request",
-            setback,
-            client_of: shares_client.then_some(provider.spec().name),
+            event,
+            setback: Setback {
+                last_error: why.to_owned(),
+                kind: FailureKind::NeedsReauth.label(),
+                refresh_due_at: now + delta(DEAD_RETRY),
+                is_dead: true,
+                by_api: true,
+            },
+            common: Some(common),
+            once: event == REQUEST,
             spared_until: now + delta(RETRY_MAX),
             daemon: self.daemon,
         };
-        // Which token it is about. No refresh was begun, so there is none to close.
-        let (grant_id, daemon) = (token.grant_id, self.daemon);
-        let about = RefreshAttempt { connection: id, grant_id, generation, daemon, started_at: now };
-        let aftermath = self.transaction(move |conn| write_down(conn, &about, &report)).await?;
-        if shares_client
-            && aftermath != Aftermath::Overtaken
-            && self.are_too_many(provider, aftermath).await? == Some(true)
-        {
-            self.stop_client(permit_scope(provider, client_of(&connection, &settings.client_id))).await?;
+        let written = async {
+            let aftermath = self.transaction(move |conn| write_down(conn, &of, &report)).await?;
+            if self.look_at_others(common, aftermath).await? {
+                self.stop_client(provider, connection, settings).await?;
+            }
+            Ok(aftermath)
+        };
+        let aftermath = match written.await {
+            Ok(aftermath) => aftermath,
+            Err(failure) => return failure,
+        };
+        warn!(connection.id = %connection.id, outcome = aftermath.word(), "The grant of `{}` has ended: {why}", connection.name);
+        match aftermath {
+            Aftermath::Dead => Failure::new(FailureKind::NeedsReauth, why),
+            Aftermath::Spared => Failure::transient(format!("{why}; {MASS_REFUSAL}")),
+            Aftermath::Overtaken | Aftermath::Counted => Failure::transient(replaced(connection)),
         }
-        warn!(connection.id = %id, outcome = aftermath.word(), "The grant of `{}` has ended: {why}", connection.name);
-        Ok(())
     }
 
-    /// Whether there were too many deaths to be believed, and if so, whether no account of the client has fared well
-    /// since. Takes those back that were marked before that was clear.
-    async fn are_too_many(
+    /// After a death: those that were marked before it was clear that there are too many are acquitted. Returns whether
+    /// there are, and nobody fares well.
+    async fn look_at_others(&self, common: Common, aftermath: Aftermath) -> Result<bool, Failure> {
+        let Acquitted { count, silent } = self.acquit(common).await?;
+        let many = count > 0 || aftermath == Aftermath::Spared;
+        if many {
+            let (provider, reason) = (common.provider, common.reason());
+            error!(provider, error = reason, "Many grants at {provider} failed: {reason}");
+        }
+        Ok(many && silent)
+    }
+
+    /// Asks nothing for a while in the name of the client that the connection shares with others, if it does.
+    async fn stop_client(
         &self,
         provider: &'static dyn Provider,
-        aftermath: Aftermath,
-    ) -> Result<Option<bool>, Failure> {
-        let Acquitted { count, silent } = self.acquit(provider).await?;
-        if count == 0 && aftermath != Aftermath::Spared {
-            return Ok(None);
+        connection: &Connection,
+        settings: &ProviderSettings,
+    ) -> Result<(), Failure> {
+        if connection.grant != GrantKind::AuthorizationCode {
+            return Ok(());
         }
-        error!(
-            provider = provider.spec().name,
-            error = MASS_REASON,
-            "Many grants at {} were called dead: {MASS_REASON}",
-            provider.spec().title
-        );
-        Ok(Some(silent))
-    }
-
-    async fn stop_client(&self, client: String) -> Result<(), Failure> {
+        let client = permit_scope(provider, client_of(connection, &settings.client_id));
         self.db(move |conn| rate_budget::stop(conn, &client, CLIENT_STOP)).await
     }
 
-    /// Takes deaths back that turn out to be the client's fault, not the accounts'.
-    async fn acquit(&self, provider: &'static dyn Provider) -> Result<Acquitted, Failure> {
-        let name = provider.spec().name;
+    /// Takes deaths back that turn out not to be the accounts' own.
+    async fn acquit(&self, common: Common) -> Result<Acquitted, Failure> {
         let due = self.clock.now() + delta(RETRY_MAX);
         let daemon = self.daemon;
         self.transaction(move |conn| {
-            let fates = tokens::fates(conn, name)?;
+            let fates = common.fates(conn)?;
             let blamed = policy::blamed_on_client(&fates);
             let silent = policy::is_silent(&fates, &blamed);
             let ids: Vec<ConnectionId> = blamed.into_iter().collect();
-            let acquitted = tokens::acquit(conn, &ids, MASS_REASON, due)?;
+            let acquitted = tokens::acquit(conn, &ids, common.reason(), due)?;
             for id in &acquitted {
-                let (event, outcome, detail) = ("refresh", "acquitted", Some(MASS_REASON));
+                let (event, outcome, detail) = ("refresh", "acquitted", Some(common.reason()));
                 let entry = audit::Entry { connection: Some(*id), event, outcome, detail, daemon };
                 audit::write(conn, &entry)?;
             }
@@ -239,13 +308,17 @@ fn write_down(
 ) -> Result<Aftermath, DbError> {
     let id = attempt.connection;
     let connection = connections::lock(conn, id)?;
+    if report.once && tokens::load(conn, id)?.is_some_and(|token| token.rejected_at.is_some()) {
+        let dead = connection.state == ConnectionState::NeedsReauth;
+        return Ok(if dead { Aftermath::Dead } else { Aftermath::Spared });
+    }
     let message = report.setback.last_error.as_str();
     // The one re-read: what was refused may have been renewed by somebody else.
     let aftermath = if !tokens::set_back(conn, attempt, &report.setback)? {
         Aftermath::Overtaken
     } else if !report.setback.is_dead {
         Aftermath::Counted
-    } else if is_clients_fault(conn, id, report.client_of)? {
+    } else if is_common_fault(conn, id, report.common)? {
         tokens::blame_client(conn, id, report.spared_until)?;
         Aftermath::Spared
     } else {
@@ -259,13 +332,17 @@ fn write_down(
     Ok(aftermath)
 }
 
-fn is_clients_fault(
+fn replaced(connection: &Connection) -> String {
+    format!("the token of `{}` was replaced meanwhile", connection.name)
+}
+
+fn is_common_fault(
     conn: &mut PgConnection,
     id: ConnectionId,
-    provider: Option<&str>,
+    common: Option<Common>,
 ) -> Result<bool, DbError> {
-    match provider {
-        Some(provider) => Ok(policy::blamed_on_client(&tokens::fates(conn, provider)?).contains(&id)),
+    match common {
+        Some(common) => Ok(policy::blamed_on_client(&common.fates(conn)?).contains(&id)),
         None => Ok(false),
     }
 }

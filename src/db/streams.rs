@@ -711,7 +711,7 @@ const BETWEEN_TURNS: Duration = Duration::from_millis(200);
 
 /// Connected accounts of these providers with a walk that is due (one whose watermark lies in the future is, so that this is
 /// said: see `sync::plan`), and those that no turn has looked at yet. An account
-/// that needs a new consent is read for as long as its access token lives.
+/// that needs a new consent is read for as long as its access token lives, unless the API has refused that.
 pub fn due(
     connection: &mut PgConnection,
     providers: &[String],
@@ -722,7 +722,8 @@ pub fn due(
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
          LEFT JOIN tokens t ON t.connection_id = c.id
-         WHERE (c.state = 'connected' OR c.state = 'needs_reauth' AND t.expires_at > $1 + interval '1 minute')
+         WHERE (c.state = 'connected'
+                OR c.state = 'needs_reauth' AND t.refused_at IS NULL AND t.expires_at > $1 + interval '1 minute')
            AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
            AND (w.due_at <= $1 OR w.mode = 'incremental' AND w.covered_to > $1 + interval '1 hour')
            AND coalesce(s.not_before, $1) <= $1

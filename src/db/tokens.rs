@@ -18,6 +18,7 @@ use super::refresh_attempts::{self, RefreshAttempt};
 use super::{requests, rows, session};
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::GrantKind;
+use crate::domain::time::delta;
 
 /// Refreshes of one provider that have jobs which could run: more than its endpoint is asked in a second.
 const READY_MAX: i64 = 40;
@@ -65,10 +66,13 @@ pub struct Token {
     /// When the provider first said that the grant is dead; cleared by a success.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub rejected_at: Option<DateTime<Utc>>,
+    /// When it was the API that first said so; cleared when the API takes a token again.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub refused_at: Option<DateTime<Utc>>,
 }
 
 const COLUMNS: &str = "SELECT grant_id, generation, access_sealed, refresh_sealed, scopes, issued_at, expires_at, \
-     refresh_due_at, last_refresh_at, failures, last_error, rejected_at FROM fieldmirror.tokens";
+     refresh_due_at, last_refresh_at, failures, last_error, rejected_at, refused_at FROM fieldmirror.tokens";
 
 /// The live token of a connection.
 pub fn load(conn: &mut PgConnection, id: ConnectionId) -> Result<Option<Token>, DbError> {
@@ -100,7 +104,7 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
              access_sealed = excluded.access_sealed, refresh_sealed = excluded.refresh_sealed, \
              scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at, \
              refresh_due_at = excluded.refresh_due_at, last_refresh_at = excluded.last_refresh_at, failures = 0, \
-             last_error = NULL, failure_kind = NULL, rejected_at = NULL",
+             last_error = NULL, failure_kind = NULL, rejected_at = NULL, refused_at = NULL",
     )
     .bind::<BigInt, _>(new.connection.0)
     .bind::<SqlUuid, _>(new.grant_id)
@@ -133,18 +137,34 @@ pub struct Renewal {
     pub refresh_due_at: DateTime<Utc>,
 }
 
-/// Commits a refresh by compare-and-swap on grant and generation, and closes its attempt. False: the token has moved
-/// on meanwhile, and nothing was written to it. The transaction's commit waits for the disk whatever the server's
-/// default.
-pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<bool, DbError> {
+/// What became of a refresh that was to be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewed {
+    Done,
+    /// It is written, but the API has refused the token before: whether it takes the new one is not known yet.
+    Doubtful,
+    /// The token has moved on meanwhile, and nothing was written to it.
+    Overtaken,
+}
+
+/// How long after a refresh the next one is tried at the latest when the API has refused the token before, in case that it
+/// is not found out at once whether it takes the new one.
+const DOUBTFUL_MAX: Duration = Duration::from_mins(15);
+
+/// Commits a refresh by compare-and-swap on grant and generation, and closes its attempt. The transaction's commit waits
+/// for the disk whatever the server's default.
+pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<Renewed, DbError> {
     session::commit_durably(conn)?;
-    let swapped = sql_query(
+    let query = sql_query(
         "UPDATE fieldmirror.tokens SET generation = $10, access_sealed = $4, \
              refresh_sealed = coalesce($5, refresh_sealed), \
              scopes = CASE WHEN cardinality($6) = 0 THEN scopes ELSE $6 END, \
-             issued_at = $7, expires_at = $8, refresh_due_at = $9, last_refresh_at = now(), failures = 0, \
-             last_error = NULL, failure_kind = NULL, rejected_at = NULL \
-         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
+             issued_at = $7, expires_at = $8, last_refresh_at = now(), \
+             refresh_due_at = CASE WHEN refused_at IS NULL THEN $9 ELSE least($9, $11) END, \
+             failures = CASE WHEN refused_at IS NULL THEN 0 ELSE failures END, \
+             last_error = CASE WHEN refused_at IS NULL THEN NULL ELSE last_error END, \
+             failure_kind = CASE WHEN refused_at IS NULL THEN NULL ELSE failure_kind END, rejected_at = refused_at \
+         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 RETURNING refused_at IS NOT NULL AS value",
     )
     .bind::<BigInt, _>(attempt.connection.0)
     .bind::<SqlUuid, _>(attempt.grant_id)
@@ -156,9 +176,33 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
     .bind::<Nullable<Timestamptz>, _>(new.expires_at)
     .bind::<Timestamptz, _>(new.refresh_due_at)
     .bind::<BigInt, _>(new.generation)
-    .execute(conn)?;
+    .bind::<Timestamptz, _>(new.issued_at + delta(DOUBTFUL_MAX));
+    let refused = rows::optional::<Bool, bool, _>(conn, query)?;
     refresh_attempts::close(conn, attempt)?;
-    Ok(swapped == 1)
+    Ok(match refused {
+        Some(false) => Renewed::Done,
+        Some(true) => Renewed::Doubtful,
+        None => Renewed::Overtaken,
+    })
+}
+
+/// The API takes the token: what it said before is over. False: the token has moved on meanwhile.
+pub fn taken(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    (grant_id, generation): (Uuid, i64),
+    due: DateTime<Utc>,
+) -> Result<bool, DbError> {
+    let cleared = sql_query(
+        "UPDATE fieldmirror.tokens SET failures = 0, last_error = NULL, failure_kind = NULL, rejected_at = NULL, \
+             refused_at = NULL, refresh_due_at = $4 WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
+    )
+    .bind::<BigInt, _>(id.0)
+    .bind::<SqlUuid, _>(grant_id)
+    .bind::<BigInt, _>(generation)
+    .bind::<Timestamptz, _>(due)
+    .execute(conn)?;
+    Ok(cleared == 1)
 }
 
 /// Whether the reply that `new` came from is written down already: the answer to its commit was lost, or another daemon
@@ -186,6 +230,8 @@ pub struct Setback {
     /// The provider said that the grant is dead. The first such moment is kept, by the database's clock: it is compared
     /// with those of others.
     pub is_dead: bool,
+    /// It was its API that said so. The first such moment is kept as well.
+    pub by_api: bool,
 }
 
 /// Counts a failed refresh and closes its attempt. False: the token has moved on meanwhile, and the failure says
@@ -200,7 +246,8 @@ pub fn set_back(
         "UPDATE fieldmirror.tokens SET failures = failures + 1, refresh_due_at = $5, \
              last_error = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN last_error ELSE $4 END, \
              failure_kind = CASE WHEN failure_kind = 'misconfigured' AND $7 IN ('transient', 'throttled') THEN failure_kind ELSE $7 END, \
-             rejected_at = CASE WHEN $6 THEN coalesce(rejected_at, now()) ELSE rejected_at END \
+             rejected_at = CASE WHEN $6 THEN coalesce(rejected_at, now()) ELSE rejected_at END, \
+             refused_at = CASE WHEN $8 THEN coalesce(refused_at, now()) ELSE refused_at END \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
     .bind::<BigInt, _>(attempt.connection.0)
@@ -210,6 +257,7 @@ pub fn set_back(
     .bind::<Timestamptz, _>(setback.refresh_due_at)
     .bind::<Bool, _>(setback.is_dead)
     .bind::<Text, _>(setback.kind)
+    .bind::<Bool, _>(setback.by_api)
     .execute(conn)?;
     refresh_attempts::close(conn, attempt)?;
     Ok(counted == 1)
@@ -255,7 +303,8 @@ pub fn probed(
 ) -> Result<bool, DbError> {
     let counted = sql_query(
         "UPDATE fieldmirror.tokens SET refresh_due_at = $4, last_refresh_at = now(), failures = 0, last_error = NULL, \
-             failure_kind = NULL, rejected_at = NULL WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
+             failure_kind = NULL, rejected_at = NULL, refused_at = NULL \
+         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3",
     )
     .bind::<BigInt, _>(attempt.connection.0)
     .bind::<SqlUuid, _>(attempt.grant_id)
@@ -266,14 +315,21 @@ pub fn probed(
     Ok(counted == 1)
 }
 
-/// Makes a refresh due at once and wakes the schedulers. A token whose last refresh failed keeps its pause.
-pub fn make_due(conn: &mut PgConnection, id: ConnectionId, now: DateTime<Utc>) -> Result<(), DbError> {
+/// Makes a refresh of this generation due at once and wakes the schedulers. A token whose last refresh failed keeps its
+/// pause.
+pub fn make_due(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    generation: i64,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
     let moved = sql_query(
-        "UPDATE fieldmirror.tokens SET refresh_due_at = $2 WHERE connection_id = $1 AND failures = 0 \
-             AND (refresh_due_at IS NULL OR refresh_due_at > $2)",
+        "UPDATE fieldmirror.tokens SET refresh_due_at = $2 WHERE connection_id = $1 AND generation = $3 \
+             AND failures = 0 AND (refresh_due_at IS NULL OR refresh_due_at > $2)",
     )
     .bind::<BigInt, _>(id.0)
     .bind::<Timestamptz, _>(now)
+    .bind::<BigInt, _>(generation)
     .execute(conn)?;
     if moved > 0 {
         requests::wake(conn)?;
@@ -370,12 +426,24 @@ impl Fate {
     }
 }
 
-/// The fates of all OAuth tokens at one provider: they share our client id.
+/// The fates of all OAuth tokens at one provider's token endpoint: they share our client id.
 pub fn fates(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbError> {
     Ok(sql_query(
-        "SELECT t.connection_id, t.rejected_at, t.last_refresh_at FROM fieldmirror.tokens t \
-         JOIN fieldmirror.connections c ON c.id = t.connection_id \
+        "SELECT t.connection_id, CASE WHEN t.refused_at IS NULL THEN t.rejected_at END AS rejected_at, t.last_refresh_at \
+         FROM fieldmirror.tokens t JOIN fieldmirror.connections c ON c.id = t.connection_id \
          WHERE c.provider = $1 AND t.kind = 'oauth' AND c.state IN ('connected', 'needs_reauth')",
+    )
+    .bind::<Text, _>(provider)
+    .load(conn)?)
+}
+
+/// The fates of all tokens and keys at one provider's API: a walk that has closed is a success there.
+pub fn fates_at_api(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbError> {
+    Ok(sql_query(
+        "SELECT t.connection_id, t.refused_at AS rejected_at, (SELECT max(s.last_success_at) \
+             FROM fieldmirror.stream_state s WHERE s.connection_id = t.connection_id) AS last_refresh_at \
+         FROM fieldmirror.tokens t JOIN fieldmirror.connections c ON c.id = t.connection_id \
+         WHERE c.provider = $1 AND c.state IN ('connected', 'needs_reauth')",
     )
     .bind::<Text, _>(provider)
     .load(conn)?)

@@ -54,6 +54,7 @@ pub(super) async fn read(
 ) -> Result<Answer, SendError> {
     let status = response.status().as_u16();
     let too_large = || SendError {
+        timed_out: false,
         sent: true,
         kind: FailureKind::ProviderChanged,
         message: format!("the answer (status {status}) is larger than {body_max} bytes"),
@@ -64,8 +65,10 @@ pub(super) async fn read(
     let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
     let mut bytes = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(chunk) = response.chunk().await.map_err(|error| {
+        let timed_out = error.is_timeout();
         let cause = super::describe(error);
-        SendError::transient(true, format!("the answer (status {status}) broke off: {cause}"))
+        let text = format!("the answer (status {status}) broke off: {cause}");
+        SendError { timed_out, ..SendError::transient(true, text) }
     })? {
         if bytes.len() + chunk.len() > body_max {
             return Err(too_large());

@@ -73,6 +73,8 @@ pub struct HttpError(#[source] reqwest::Error);
 pub struct SendError {
     /// False only when the request surely never left: it was not well formed, or no connection came about.
     pub sent: bool,
+    /// It may have been answered had we waited longer.
+    pub timed_out: bool,
     /// Transient, but for a request that is wrong in itself and an answer that is too large.
     pub kind: FailureKind,
     /// Without address, header or secret.
@@ -82,11 +84,11 @@ pub struct SendError {
 impl SendError {
     /// Passing trouble. `sent`: whether the request may have left.
     pub fn transient(sent: bool, message: impl Into<String>) -> Self {
-        Self { sent, kind: FailureKind::Transient, message: message.into() }
+        Self { sent, timed_out: false, kind: FailureKind::Transient, message: message.into() }
     }
 
     fn bug(message: impl Into<String>) -> Self {
-        Self { sent: false, kind: FailureKind::OurBug, message: message.into() }
+        Self { sent: false, timed_out: false, kind: FailureKind::OurBug, message: message.into() }
     }
 }
 
@@ -173,7 +175,7 @@ impl Client {
         }
         let response = network.execute(request).await.map_err(|error| {
             let sent = !(error.is_connect() || error.is_builder());
-            SendError::transient(sent, describe(error))
+            SendError { timed_out: sent && error.is_timeout(), ..SendError::transient(sent, describe(error)) }
         })?;
         answer::read(response, body_max, sent_at).await
     }

@@ -79,11 +79,29 @@ pub trait Provider: Send + Sync + 'static {
         Duration::ZERO
     }
 
-    /// After a sweep that has not met `ids`: a request that asks for as many of them as one can, and how many these
-    /// are. `None`: absence from a closed sweep is proof enough.
+    /// After a walk over everything that has not met `ids`: a request that asks for as many of them as one can, and how many these
+    /// are. `None`: it has no such request for the stream, and absence from closed walks is the proof.
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
         let _ = (cx, ids);
         None
+    }
+
+    /// The column that tells where records of the stream are, where a probe has to say that, such as a location.
+    fn place_column(&self, cx: &StepContext<'_>) -> Option<&'static str> {
+        let _ = cx;
+        None
+    }
+
+    /// As [`Provider::probe`], for ids whose rows have `place` in that column. `None`: they cannot be asked for, and
+    /// nothing is proven of them.
+    fn probe_at(
+        &self,
+        cx: &StepContext<'_>,
+        place: Option<&str>,
+        ids: &[String],
+    ) -> Option<(Request, usize)> {
+        let _ = place;
+        self.probe(cx, ids)
     }
 
     /// What the reply to a [`Provider::probe`] for `ids` shows of each of them, in their order. Replies that
@@ -116,6 +134,11 @@ pub trait Provider: Send + Sync + 'static {
     /// nothing.
     fn shows_unchanged(&self, stream: &StreamSpec) -> bool {
         matches!(&stream.read, Read::List(ListSpec { changes: Changes::NewestFirst { .. }, .. }))
+    }
+
+    /// Whether a grant lives as long as it can be refreshed, whatever the API says of a token that is fresh.
+    fn trusts_refresh(&self) -> bool {
+        false
     }
 
     /// Fields that the token endpoint wants besides those of RFC 6749.

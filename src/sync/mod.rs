@@ -101,6 +101,7 @@ impl Engine {
             client: &self.client,
             auth: &self.auth,
             access: Mutex::new(None),
+            doubts: tokio::sync::Mutex::default(),
             clock: &*self.clock,
             provider: turn.provider,
             connection: of,
@@ -307,12 +308,14 @@ impl Engine {
     }
 }
 
-/// Whether requests can be sent for it: an account that needs a new consent is read for as long as its token lives.
+/// Whether requests can be sent for it: an account that needs a new consent is read for as long as its token lives, unless
+/// it is the API that refuses that.
 fn is_readable(session: &mut PgConnection, row: &Connection, now: DateTime<Utc>) -> Result<bool, DbError> {
     match row.state {
         ConnectionState::Connected => Ok(true),
         ConnectionState::NeedsReauth => {
             let token = tokens::load(session, row.id)?;
+            let token = token.filter(|token| token.refused_at.is_none());
             Ok(token.and_then(|token| token.expires_at).is_some_and(|expires_at| expires_at > now))
         }
         _ => Ok(false),

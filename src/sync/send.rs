@@ -1,5 +1,6 @@
 //! Sending a walk's requests: paced, with a token that lives, retried where that helps.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use crate::auth::doubt::Doubt;
 use crate::auth::{Access, Auth};
 use crate::db::Db;
 use crate::db::rate_budget::{self, Lease};
@@ -17,7 +19,7 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
 use crate::domain::spec::BucketSpec;
-use crate::domain::step::{Reply, Request, Verdict};
+use crate::domain::step::{Body, Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
 use crate::http::pace::{Observed, Pacer};
 use crate::http::retry::{http_date, parse_retry_after, pause};
@@ -71,6 +73,15 @@ pub struct Egress<'a> {
     pub buckets: Vec<BucketSpec>,
 }
 
+/// What a turn knows of tokens that were refused.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    /// The one that took the place of a refused one.
+    fresh: Option<i64>,
+    /// The one that the provider takes all the same.
+    good: Option<i64>,
+}
+
 /// Sends for one connection.
 pub struct Sender<'a> {
     pub client: &'a Client,
@@ -87,6 +98,8 @@ pub struct Sender<'a> {
     /// The token in use. It is asked for again before it runs out, and now and then in any case.
     pub access: Mutex<Option<(Access, Instant)>>,
     pub stop: CancellationToken,
+    /// What this turn knows of tokens that were refused.
+    pub doubts: tokio::sync::Mutex<Doubts>,
     /// When the turn began, on both clocks.
     pub began: (DateTime<Utc>, Instant),
 }
@@ -94,7 +107,7 @@ pub struct Sender<'a> {
 impl Sender<'_> {
     /// Sends `request` until the provider's answer is one for the state machine, or it is clear that none will come.
     pub async fn send(&self, request: &Request, deadline: Instant, tally: &Tally) -> Result<Reply, Halt> {
-        let mut refreshed = false;
+        let mut refusals = 0;
         let mut tries = 0;
         loop {
             // Permits come last: a request that leaves later than its permits say meets those of the next span. The
@@ -111,20 +124,20 @@ impl Sender<'_> {
             measure::response(self.provider.spec().name, status, leaves.elapsed());
             tries += 1;
             let (why, wait) = match sent {
-                Err(error) => (trouble(request, &error)?, None),
+                Err(error) => match self.too_slow(request, &error) {
+                    Some(reply) => return Ok(reply),
+                    None => (trouble(request, &error)?, None),
+                },
                 Ok(reply) => {
                     self.observe(request, &reply, tally);
                     match self.provider.judge(request, &reply) {
                         Verdict::Accept => return Ok(reply),
                         Verdict::RestartPaging { why } => return Err(Halt::Restart(why)),
-                        Verdict::Fail(failure) => {
-                            if failure.kind == FailureKind::NeedsReauth {
-                                let ended =
-                                    self.auth.ended(self.connection, access.generation, &failure.message);
-                                ended.await.map_err(Halt::Failed)?;
-                            }
-                            return Err(Halt::Failed(failure));
+                        Verdict::Fail(failure) if failure.kind == FailureKind::NeedsReauth => {
+                            let ended = self.auth.ended(self.connection, access.generation, &failure.message);
+                            return Err(Halt::Failed(ended.await));
                         }
+                        Verdict::Fail(failure) => return Err(Halt::Failed(failure)),
                         Verdict::Throttled { bucket, wait_ms } => {
                             tally.throttled.fetch_add(1, Ordering::Relaxed);
                             measure::refusal(self.provider.spec().name, bucket);
@@ -134,12 +147,13 @@ impl Sender<'_> {
                             }
                             continue;
                         }
-                        Verdict::RefreshToken if !refreshed => {
-                            refreshed = true;
-                            self.replace(&access).await?;
+                        Verdict::RefreshToken => {
+                            refusals = self.refused_with_401(request, &access, refusals).await?;
+                            if tries >= TRIES_MAX {
+                                return Err(Halt::Failed(self.unauthorised(request, FailureKind::Transient)));
+                            }
                             continue;
                         }
-                        Verdict::RefreshToken => return Err(Halt::Failed(self.fresh_token_refused(request))),
                         Verdict::Retry { wait_ms, why } => {
                             (why, self.asked_wait(&reply).or(wait_ms.map(Duration::from_millis)))
                         }
@@ -168,11 +182,45 @@ impl Sender<'_> {
         Ok(access)
     }
 
-    /// Another token in place of one that was refused.
-    async fn replace(&self, refused: &Access) -> Result<(), Halt> {
+    /// Another token in place of one that was refused. Returns its generation.
+    async fn replace(&self, refused: &Access) -> Result<i64, Halt> {
         let access = self.auth.replace(self.connection, refused).await.map_err(Halt::Failed)?;
+        let generation = access.generation;
         *lock(&self.access) = Some((access, Instant::now()));
-        Ok(())
+        Ok(generation)
+    }
+
+    /// An answer that did not come in time, as one that says so, where the provider can ask for less.
+    fn too_slow(&self, request: &Request, error: &SendError) -> Option<Reply> {
+        let body = Body::Text(String::new());
+        let reply = Reply { status: 408, headers: BTreeMap::new(), body, sent_at: self.clock.now() };
+        let asks_for_less = || self.provider.judge(request, &reply) == Verdict::Accept;
+        (error.timed_out && asks_for_less()).then_some(reply)
+    }
+
+    /// What follows from a 401 after so many others: another token; if the provider refuses that as well, the question
+    /// whether it takes it at all; and if it does, one more try, after which it is the request that is not allowed.
+    /// Returns how many refusals there are now.
+    async fn refused_with_401(&self, request: &Request, access: &Access, before: u32) -> Result<u32, Halt> {
+        if before > 1 {
+            return Err(Halt::Failed(self.unauthorised(request, FailureKind::Forbidden { scope: None })));
+        }
+        // Requests that are refused side by side lead to one new token and one question.
+        let mut doubts = self.doubts.lock().await;
+        if before == 0 && doubts.fresh != Some(access.generation) {
+            doubts.fresh = Some(self.replace(access).await?);
+            return Ok(1);
+        }
+        if doubts.good != Some(access.generation) {
+            match self.auth.doubt(self.connection, access).await.map_err(Halt::Failed)? {
+                Doubt::Unfounded => doubts.good = Some(access.generation),
+                Doubt::Replaced => {
+                    *lock(&self.access) = None;
+                    return Ok(1);
+                }
+            }
+        }
+        Ok(2)
     }
 
     async fn wait_for_permits(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
@@ -282,12 +330,14 @@ impl Sender<'_> {
     }
 
     /// Refreshing once more would not help, and a token endpoint that is asked again and again only makes it worse.
-    fn fresh_token_refused(&self, request: &Request) -> Failure {
+    fn unauthorised(&self, request: &Request, kind: FailureKind) -> Failure {
         let title = self.provider.spec().title;
-        Failure::transient(format!(
-            "{title} refuses `{}` with 401 although the token is fresh",
+        let text = format!(
+            "{title} answers `{}` with 401 although the credential is fresh and good for other requests: it may not be \
+             allowed to read this",
             request.purpose
-        ))
+        );
+        Failure::new(kind, text)
     }
 
     /// The wall clock as it was when the turn began, and what has passed since: a clock that is set meanwhile neither

@@ -101,6 +101,7 @@ pub(super) async fn get(client: &Client, base: &str, path: &str) -> Result<Reply
         Ok(base) => client.send(&base, &request, &[], &SystemClock).await,
         Err(error) => Err(SendError {
             sent: false,
+            timed_out: false,
             kind: crate::domain::failure::FailureKind::Misconfigured,
             message: error.to_string(),
         }),

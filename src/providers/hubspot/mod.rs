@@ -184,6 +184,11 @@ impl Provider for HubSpot {
         properties::view(facts)
     }
 
+    /// A 401 is by itself no valid sign of anything, says HubSpot: only the token endpoint ends a grant.
+    fn trusts_refresh(&self) -> bool {
+        true
+    }
+
     fn identity_requests(&self, of: &AccountContext<'_>) -> Vec<Request> {
         let path = match of.api_version {
             "v3" => "/account-info/v3/details".to_owned(),

@@ -5,6 +5,7 @@ use diesel::sql_types::Text;
 use fieldmirror::auth::refresh::Why;
 use fieldmirror::db::requests::RequestKind;
 use fieldmirror::db::rows;
+use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::Clock as _;
 use fieldmirror::jobs;
@@ -39,7 +40,8 @@ async fn each_event_leaves_one_line() {
     rig.auth.refresh(id, Why::Asked).await.expect("it lives after all");
     assert_eq!(lines(&rig).await, ["a refresh done"]);
     let generation = rig.token(id).await.generation;
-    rig.auth.ended(id, generation, "the owner removed the app").await.expect("it is written down");
+    let failure = rig.auth.ended(id, generation, "the owner removed the app").await;
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
     assert_eq!(lines(&rig).await, ["a request dead"]);
 
     let asked = rig.ask("b").await;

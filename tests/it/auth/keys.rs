@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use fieldmirror::auth::between::Step;
+use fieldmirror::auth::doubt::Doubt;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
 use fieldmirror::db::tokens;
-use fieldmirror::domain::failure::FailureKind;
+use fieldmirror::domain::failure::{Failure, FailureKind};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::Clock as _;
@@ -77,6 +78,107 @@ async fn a_key_is_probed_and_may_come_back() {
     // A refusal that is about the request: the key itself is fine.
     assert_eq!(rig.auth.replace(id, &access).await.expect("the same").generation, 1);
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
+/// An API that refuses everybody is out of order, or refuses our app; what it says of one account among others is believed.
+#[tokio::test]
+async fn keys_that_are_refused_together_are_not_condemned() {
+    let rig = Rig::new().await;
+    let mut ids = Vec::new();
+    for (account, name) in (1..).zip(["a", "b", "c", "d"]) {
+        rig.fake.be_account(account);
+        let id = rig.pending(name, GrantKind::BearerToken).await;
+        let secret = format!(r#"{{"bearer_token":"SECRET-KEY-{name}"}}"#);
+        rig.request(id, RequestKind::Connect, json!({}), Some(secret)).await;
+        jobs::connect::run(&rig.auth, id).await.expect("the job runs");
+        ids.push(id);
+    }
+    rig.execute(
+        "INSERT INTO fieldmirror.stream_state (connection_id, stream, last_success_at)
+         SELECT id, 'tickets', now() FROM fieldmirror.connections WHERE name = 'd'",
+    )
+    .await;
+    rig.fake.refuse_details(Some(401));
+    for id in &ids[..3] {
+        let access = rig.auth.access_token(*id).await.expect("a key");
+        rig.auth.replace(*id, &access).await.expect_err("refused");
+    }
+    for id in &ids[..3] {
+        assert_eq!(rig.connection(*id).await.state, ConnectionState::Connected, "it may be the provider");
+    }
+    assert_eq!(rig.conditions().await.len(), 3, "each is told: {:?}", rig.conditions().await);
+    // Another account goes on well after that, and these three are still refused: so it is they.
+    rig.execute("UPDATE fieldmirror.stream_state SET last_success_at = now() + interval '40 minutes'").await;
+    rig.clock.shift(TimeDelta::minutes(40));
+    let kind = |failure: Failure| failure.kind;
+    for id in &ids[..3] {
+        assert_eq!(rig.auth.refresh(*id, Why::Due).await.map_err(kind), Err(FailureKind::NeedsReauth));
+        assert_eq!(rig.connection(*id).await.state, ConnectionState::NeedsReauth);
+    }
+    rig.fake.refuse_details(None);
+    rig.fake.be_account(1);
+    rig.clock.shift(TimeDelta::hours(7));
+    rig.auth.refresh(ids[0], Why::Due).await.expect("it works again");
+    assert_eq!(rig.connection(ids[0]).await.state, ConnectionState::Connected);
+}
+
+/// A 401 is asked about before it counts, and a token that another has replaced meanwhile is none to ask about.
+#[tokio::test]
+async fn a_refusal_is_about_the_request_or_about_the_credential() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let access = rig.auth.access_token(id).await.expect("a key");
+    assert_eq!(rig.auth.doubt(id, &access).await, Ok(Doubt::Unfounded));
+    rig.fake.refuse_details(Some(503));
+    assert_eq!(rig.auth.doubt(id, &access).await.expect_err("no answer").kind, FailureKind::Transient);
+    rig.fake.refuse_details(Some(403));
+    assert_eq!(rig.auth.doubt(id, &access).await, Ok(Doubt::Unfounded), "it was let in");
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    rig.fake.refuse_details(Some(401));
+    let (one, other) = tokio::join!(rig.auth.doubt(id, &access), rig.auth.doubt(id, &access));
+    for failure in [one.expect_err("refused"), other.expect_err("refused")] {
+        assert_eq!(failure.kind, FailureKind::NeedsReauth, "{failure}");
+    }
+    assert_eq!(rig.token(id).await.failures, 1, "told once");
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+
+    // HubSpot calls a 401 no sign of anything: there only the token endpoint ends a grant.
+    rig.fake.refuse_details(None);
+    let oauth = rig.connected("oauth", 7).await;
+    let old = rig.auth.access_token(oauth).await.expect("a token");
+    rig.fake.refuse_details(Some(401));
+    assert_eq!(rig.auth.doubt(oauth, &old).await.expect_err("refused").kind, FailureKind::Transient);
+    assert_eq!(rig.connection(oauth).await.state, ConnectionState::Connected);
+    rig.auth.refresh(oauth, Why::Asked).await.expect("the token endpoint is well");
+    assert_eq!(rig.auth.doubt(oauth, &old).await, Ok(Doubt::Replaced));
+}
+
+/// Where the API has refused a token, a new one from the token endpoint revives nothing by itself.
+#[tokio::test]
+async fn a_refreshed_token_is_shown_to_the_api_that_refused_the_last() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let generation = rig.token(id).await.generation;
+    rig.auth.ended(id, generation, "the app was disconnected").await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    rig.fake.refuse_details(Some(401));
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("still refused");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    let token = rig.token(id).await;
+    assert_eq!((token.generation, token.failures), (2, 2), "it is kept all the same");
+    rig.fake.refuse_details(Some(503));
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await.expect_err("unknown").kind, FailureKind::Transient);
+    let token = rig.token(id).await;
+    let due = token.refresh_due_at.expect("soon");
+    assert!(token.rejected_at.is_some() && due < rig.clock.now() + TimeDelta::minutes(16), "{due}");
+    rig.fake.refuse_details(None);
+    rig.auth.refresh(id, Why::Asked).await.expect("taken");
+    let connection = rig.connection(id).await;
+    assert_eq!((connection.state, connection.reason), (ConnectionState::Connected, None));
+    let token = rig.token(id).await;
+    assert_eq!((token.generation, token.failures, token.rejected_at, token.refused_at), (4, 0, None, None));
+    rig.assert_no_secret_in_texts().await;
 }
 
 #[tokio::test]

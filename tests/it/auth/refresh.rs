@@ -9,6 +9,7 @@ use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::queue::{self, ClaimLimits};
 use fieldmirror::db::refresh_attempts::{self, Exclusion, Refresher};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
+use fieldmirror::db::tokens::Renewed;
 use fieldmirror::db::{PgConnection, rows, tokens};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
@@ -326,7 +327,7 @@ async fn many_grants_that_end_at_once_are_not_believed() {
         ids.push(rig.connected(name, account).await);
     }
     for id in &ids[..3] {
-        rig.auth.ended(*id, 1, "the app was removed").await.expect("it is written down");
+        let _ = rig.auth.ended(*id, 1, "the app was removed").await;
     }
     for id in &ids {
         assert_eq!(rig.connection(*id).await.state, ConnectionState::Connected);
@@ -394,7 +395,7 @@ async fn a_renewal_that_is_there_already_is_known() {
             Ok((first, again, known, tokens::is_renewed(conn, &attempt, &another)?))
         })
         .await;
-    assert_eq!(found, (true, false, true, false));
+    assert_eq!(found, (Renewed::Done, Renewed::Overtaken, true, false));
 }
 
 /// On a server that does not wait for its disk, these do: the attempt that keeps others out, and tokens.

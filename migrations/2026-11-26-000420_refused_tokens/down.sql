@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.tokens DROP COLUMN refused_at;
