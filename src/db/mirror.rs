@@ -279,6 +279,31 @@ pub fn living_unmet(
     rows::values::<Text, String, _>(connection, query)
 }
 
+/// What a column says of these rows, by their ids.
+pub fn places(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    column: &str,
+    ids: &[String],
+) -> Result<HashMap<String, Option<String>>, DbError> {
+    let query = format!(
+        "SELECT id, {column} AS place FROM mirror.{} WHERE connection_id = $1 AND id = ANY ($2)",
+        stream.table
+    );
+    let found: Vec<Placed> =
+        diesel::sql_query(query).bind::<BigInt, _>(of.0).bind::<Array<Text>, _>(ids).load(connection)?;
+    Ok(found.into_iter().map(|row| (row.id, row.place)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Placed {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    place: Option<String>,
+}
+
 /// Ids that a sweeping walk has met, and whose rows are not there or marked as gone; what was merged away stays so.
 pub fn met_not_living(
     connection: &mut PgConnection,

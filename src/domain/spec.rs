@@ -190,6 +190,9 @@ pub struct StreamSpec {
     pub columns: &'static [Column],
     /// Whether its table has `merged_into`: records of this stream can be merged into one another.
     pub merges: bool,
+    /// The fields of a record that are kept, where others may be nobody's business: of those the names are listed in
+    /// `mirror.drift` when they are new, and no more. Empty: all are kept.
+    pub keep_only: &'static [&'static str],
     /// JSON pointers to what is not kept of a record, `*` standing for every element of an array: links that let
     /// whoever has them act, pay, places people live at.
     pub omit: &'static [&'static str],

@@ -4,6 +4,9 @@
 //! it is asked for a window of modification times or, where the API has no such filter, for the last modified first, up
 //! to the first page that lies whole below the bound.
 //!
+//! A page that takes too long, where the provider lets that be known here, is asked for again with half as many records;
+//! after some that came in time there are twice as many again, up to what the walk began with.
+//!
 //! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
 //! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
 
@@ -27,6 +30,11 @@ struct At {
     /// nothing. 0: as many as the settings say.
     #[serde(skip_serializing_if = "is_zero")]
     size: u32,
+    /// What `size` was as the walk began, while it is less; and how many pages came in time since.
+    #[serde(skip_serializing_if = "is_zero")]
+    most: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    in_time: u32,
     /// The next page, where it is named by an id or a cursor.
     after: Option<String>,
     /// The ends of the page before, by which a repetition is known.
@@ -67,6 +75,47 @@ const STAMPED_WITHIN: TimeDelta = TimeDelta::seconds(2);
 /// The same where the answer tells no time, and our own clock may be wrong.
 const CLOCK_WRONG_MAX: TimeDelta = TimeDelta::minutes(2);
 
+/// Pages are not made smaller than this.
+const SIZE_MIN: u32 = 25;
+/// Pages in a row that have to come in time before they grow again.
+const IN_TIME_MIN: u32 = 4;
+
+/// Whether the request, which says in `size` how many records it wants, can be made for half as many.
+pub fn may_shrink(request: &Request, size: &str) -> bool {
+    let asked = request.query.iter().find(|(name, _)| *name == size);
+    asked.and_then(|(_, number)| number.parse::<u32>().ok()).is_some_and(|number| number / 2 >= SIZE_MIN)
+}
+
+impl At {
+    /// The same place among pages of another size: what was read before it stays read, and of the rest some may come
+    /// twice.
+    fn resized(&self, size: u32) -> Self {
+        let read = (self.page.max(1) - 1) * u64::from(self.size);
+        Self {
+            page: read / u64::from(size.max(1)) + 1,
+            size,
+            in_time: 0,
+            seen: None,
+            newest: None,
+            ..self.clone()
+        }
+    }
+
+    fn halved(&self) -> Self {
+        Self { most: self.most.max(self.size), ..self.resized((self.size / 2).max(1)) }
+    }
+
+    /// After a page that came in time.
+    fn grown(self) -> Self {
+        match self.most {
+            0 => self,
+            _ if self.in_time + 1 < IN_TIME_MIN => Self { in_time: self.in_time + 1, ..self },
+            most if self.size.saturating_mul(2) >= most => Self { most: 0, ..self.resized(most) },
+            _ => self.resized(self.size * 2),
+        }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
@@ -99,11 +148,19 @@ pub fn step(
     }
     match replies.into_iter().next() {
         None => Ok(Step::Send { requests: vec![request(cx, list, &here)?], at: Position::of(&here) }),
+        Some(reply) if is_slow(reply.status) => {
+            Ok(Step::Emit { page: Page::default(), at: Position::of(&here.halved()) })
+        }
         Some(mut reply) => {
             let (page, next) = take(spec, cx, list, &here, &mut reply)?;
             Ok(Step::Emit { page, at: Position::of(&next) })
         }
     }
+}
+
+/// Whether a reply, which the provider lets arrive here, says that a page took too long.
+fn is_slow(status: u16) -> bool {
+    status >= 400
 }
 
 fn request(cx: &StepContext<'_>, list: &ListSpec, here: &At) -> Result<Request, Failure> {
@@ -210,6 +267,7 @@ fn take(
     let stamp = reply.header("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
     let now = stamp.map_or(sent_at - CLOCK_WRONG_MAX, |stamp| stamp.to_utc() - STAMPED_WITHIN);
     settle(cx, list, here, now, &records, &mut next);
+    next = if next.ended { next } else { next.grown() };
     let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
     next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
     if let Some((shown, total)) = next.shown.zip(next.total)

@@ -133,6 +133,7 @@ const BOOKINGS: StreamSpec = StreamSpec {
     ],
     merges: false,
     // Whoever has one of these can cancel, move or join the meeting.
+    keep_only: &[],
     omit: &[
         "/cancel_url",
         "/reschedule_url",
@@ -168,6 +169,7 @@ const USERS: StreamSpec = StreamSpec {
         col("timezone", Text, "/timezone"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: reference_list("/users"),
 };
@@ -189,6 +191,7 @@ const BOOKING_CALENDARS: StreamSpec = StreamSpec {
         col("url", Text, "/url"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: reference_list("/booking-calendars"),
 };
@@ -242,6 +245,7 @@ const EVENT_TYPES: StreamSpec = StreamSpec {
     updated_at: "",
     columns: &[col("name", Text, "/name"), col("description", Text, "/description")],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: reference_list("/event-types"),
 };

@@ -56,9 +56,9 @@ impl Ready {
     pub fn of(spec: &StreamSpec, page: Page) -> Self {
         let mut shapes = Shapes::default();
         let incoming = |mut record: Record| {
-            extract::trim(spec, &mut record.raw);
+            let shape = extract::trim_named(spec, &mut record.raw, |raw| shapes.of(raw));
             let (row, drift) = extract::row(spec, &record);
-            let (deletion, shape) = (record.deleted.clone(), shapes.of(&record.raw));
+            let deletion = record.deleted.clone();
             let partial = (!record.without.is_empty()).then(|| Box::new(record));
             Incoming { row, deletion, shape, drift, partial }
         };

@@ -147,12 +147,12 @@ fn pointer(name: &str) -> String {
     cut(&format!("/{}", name.replace('~', "~0").replace('/', "~1")))
 }
 
-/// Whether the stream's description reads the field, or leaves it out on purpose.
+/// Whether the stream's description reads the field, keeps it, or leaves it out on purpose.
 fn is_foreseen(spec: &StreamSpec, name: &str) -> bool {
     let own = [spec.id, spec.created_at, spec.updated_at];
     let columns = spec.columns.iter().map(|column| column.at);
     let mut pointers = own.into_iter().chain(columns).chain(spec.omit.iter().copied());
-    pointers.any(|pointer| pointer.split('/').nth(1) == Some(name))
+    spec.keep_only.contains(&name) || pointers.any(|pointer| pointer.split('/').nth(1) == Some(name))
 }
 
 #[cfg(test)]

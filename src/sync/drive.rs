@@ -4,6 +4,7 @@
 //! them stands a short queue, so that memory does not grow with the account; what has gathered in it is written in one
 //! transaction.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Options, Page, Params, Position, Presence, Step, StepContext, Walk};
 use crate::domain::time::delta;
+use crate::providers::Provider;
 
 /// Pages that wait to be written, and pages that go into one transaction.
 const PAGES_WAITING_MAX: usize = 6;
@@ -175,8 +177,8 @@ impl Drive<'_> {
             Ok(Fetched { met, read, lost: None }) => {
                 self.doubt(open, read).await?;
                 self.recover(open, tally, counts).await?;
-                let closed = match self.confirm(open, tally, counts).await {
-                    Ok(()) => self.close(open, &met, tally, counts).await,
+                let closed = match self.confirm(open, met, tally, counts).await {
+                    Ok(met) => self.close(open, &met, tally, counts).await,
                     Err(halt) => Err(halt),
                 };
                 if let Err(Halt::Failed(Failure { kind: FailureKind::Held, .. })) = closed {
@@ -318,20 +320,7 @@ impl Drive<'_> {
         let back = self.db.run(move |connection| mirror::met_not_living(connection, spec, of, source.mode));
         for ids in back.await.map_err(halt)?.chunks(READ_BACK_MAX) {
             let Some(start) = provider.reread(&cx, ids) else { return Ok(()) };
-            let (queue, mut pages) = mpsc::channel(PAGES_WAITING_MAX);
-            let writing = async {
-                let mut written = Ok(());
-                while let Some((page, _)) = pages.recv().await {
-                    // What comes after a failure is taken all the same: the other side waits until it is.
-                    if written.is_ok() {
-                        written = self.write_aside(source, page, tally, counts).await;
-                    }
-                }
-                written
-            };
-            let (fetched, written) = tokio::join!(self.fetch(open, start, tally, queue), writing);
-            written?;
-            fetched?;
+            self.fetch_aside(open, start, tally, counts).await?;
         }
         Ok(())
     }
@@ -357,28 +346,118 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Asks for each record that a sweep has not met by its id, where the provider can be asked: a list that moves while
-    /// it is read may have hidden it.
-    async fn confirm(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+    /// Looks once more for what a walk over everything has not met: a list that moves while it is read may have hidden
+    /// it, and one that is short may have been empty by mistake. Returns the ids that a snapshot has met by then.
+    async fn confirm(
+        &self,
+        open: &Open,
+        met: Vec<String>,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<Vec<String>, Halt> {
         let source = open.source;
-        let cx = self.context(open);
-        if !source.sweeping || self.sender.provider.probe(&cx, &[String::new()]).is_none() {
-            return Ok(());
+        let snapshot = source.mode == Mode::Snapshot;
+        let asks = asks_by_id(self.sender.provider, &self.context(open));
+        if !(snapshot || source.sweeping && asks) {
+            return Ok(met);
         }
         let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
-        let unmet = self.db.run(move |connection| unmet(connection, &source, &[], started_at, allowed)).await;
+        let known = met.clone();
+        let unmet =
+            self.db.run(move |connection| unmet(connection, &source, &known, started_at, allowed)).await;
         let unmet = unmet.map_err(halt)??;
-        let mut rest = unmet.as_slice();
-        while !rest.is_empty() {
-            let Some((request, taken)) = self.sender.provider.probe(&cx, rest) else { return Ok(()) };
-            let (ids, others) = rest.split_at(taken.clamp(1, rest.len()));
-            let reply = self.sender.send(&request, open.deadline, tally).await?;
-            let shown = self.sender.provider.probed(&cx, ids, &reply).map_err(Halt::Failed)?;
-            let page = Ready::of(source.spec, shown_page(ids, shown, reply.sent_at));
-            self.write_aside(source, page, tally, counts).await?;
-            rest = others;
+        if unmet.is_empty() {
+            return Ok(met);
         }
-        Ok(())
+        let found = if asks {
+            self.ask_for(open, unmet, tally, counts).await?
+        } else {
+            self.read_again(open, tally, counts).await?
+        };
+        Ok(met.into_iter().chain(found).collect())
+    }
+
+    /// Asks for each of these records by its id, and returns those of which the provider does not say that they are gone.
+    async fn ask_for(
+        &self,
+        open: &Open,
+        unmet: Vec<String>,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<Vec<String>, Halt> {
+        let (source, cx) = (open.source, self.context(open));
+        let mut left = Vec::new();
+        for (place, ids) in self.by_place(&cx, &source, unmet).await? {
+            let mut rest = ids.as_slice();
+            while !rest.is_empty() {
+                let (ids, page) = match self.sender.provider.probe_at(&cx, place.as_deref(), rest) {
+                    Some((request, taken)) => {
+                        let ids = &rest[..taken.clamp(1, rest.len())];
+                        let reply = self.sender.send(&request, open.deadline, tally).await?;
+                        let shown = self.sender.provider.probed(&cx, ids, &reply).map_err(Halt::Failed)?;
+                        (ids, shown_page(ids, shown, reply.sent_at))
+                    }
+                    None => (rest, Page { met: rest.to_vec(), ..Page::default() }),
+                };
+                left.extend(page.met.iter().cloned());
+                self.write_aside(source, Ready::of(source.spec, page), tally, counts).await?;
+                rest = &rest[ids.len()..];
+            }
+        }
+        Ok(left)
+    }
+
+    /// The ids by where their rows are, for requests that have to say it.
+    async fn by_place(
+        &self,
+        cx: &StepContext<'_>,
+        source: &Source,
+        ids: Vec<String>,
+    ) -> Result<BTreeMap<Option<String>, Vec<String>>, Halt> {
+        let Some(column) = self.sender.provider.place_column(cx) else {
+            return Ok(BTreeMap::from([(None, ids)]));
+        };
+        let (spec, of, asked) = (source.spec, source.key.connection, ids.clone());
+        let places = self.db.run(move |connection| mirror::places(connection, spec, of, column, &asked));
+        let mut places = places.await.map_err(halt)?;
+        let mut by_place: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
+        for id in ids {
+            by_place.entry(places.remove(&id).flatten()).or_default().push(id);
+        }
+        Ok(by_place)
+    }
+
+    /// Reads a short list once more, and returns the ids that it shows.
+    async fn read_again(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<Vec<String>, Halt> {
+        let fetched = self.fetch_aside(open, Position::start(), tally, counts).await?;
+        match fetched.lost {
+            Some(why) => Err(Halt::Failed(Failure::transient(why))),
+            None => Ok(fetched.met),
+        }
+    }
+
+    /// Walks beside the walk, and writes what that brings.
+    async fn fetch_aside(
+        &self,
+        open: &Open,
+        start: Position,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<Fetched, Halt> {
+        let (queue, mut pages) = mpsc::channel(PAGES_WAITING_MAX);
+        let writing = async {
+            let mut written = Ok(());
+            while let Some((page, _)) = pages.recv().await {
+                // What comes after a failure is taken all the same: the other side waits until it is.
+                if written.is_ok() {
+                    written = self.write_aside(open.source, page, tally, counts).await;
+                }
+            }
+            written
+        };
+        let (fetched, written) = tokio::join!(self.fetch(open, start, tally, queue), writing);
+        written?;
+        fetched
     }
 
     /// Throws away where the walk stands and what it has met.
@@ -566,6 +645,11 @@ fn reaches_back(row: &WalkRow, mode: Mode, complete_to: Option<DateTime<Utc>>) -
 /// A walk that notes what it meets, and proves by its end what is gone.
 fn is_sweeping(row: &WalkRow, mode: Mode) -> bool {
     mode == Mode::Sweep || (row.sweeping && mode == Mode::Backfill)
+}
+
+/// Whether records of the stream can be asked for by their ids.
+pub fn asks_by_id(provider: &dyn Provider, cx: &StepContext<'_>) -> bool {
+    provider.place_column(cx).is_some() || provider.probe(cx, &[String::new()]).is_some()
 }
 
 /// Rows that a walk which reads everything has not met, unless the brake holds.

@@ -11,9 +11,24 @@ use crate::domain::record::Record;
 use crate::domain::spec::{Column, ColumnType, StreamSpec};
 use crate::domain::values::{self, Cell};
 
+/// Takes out of a record what its stream is known not to keep.
+fn omit(stream: &StreamSpec, raw: &mut Value) {
+    stream.omit.iter().for_each(|pointer| values::omit(raw, pointer));
+}
+
 /// Takes out of a record what its stream does not keep.
 pub fn trim(stream: &StreamSpec, raw: &mut Value) {
-    stream.omit.iter().for_each(|pointer| values::omit(raw, pointer));
+    trim_named(stream, raw, |_| {});
+}
+
+/// The same, with a look at the names of what comes besides.
+pub fn trim_named<T>(stream: &StreamSpec, raw: &mut Value, look: impl FnOnce(&Value) -> T) -> T {
+    omit(stream, raw);
+    let looked = look(raw);
+    if let Some(fields) = raw.as_object_mut().filter(|_| !stream.keep_only.is_empty()) {
+        fields.retain(|name, _| stream.keep_only.contains(&name.as_str()));
+    }
+    looked
 }
 
 /// Puts into a record what is known of the fields that it was asked for without.
@@ -176,6 +191,20 @@ mod tests {
         let (two, _) = row(stream, &record(r#"{"properties":{"content":null,"subject":"s"},"id":"1"}"#));
         assert_eq!(one.content_hash, two.content_hash);
         assert_eq!(one.cells[0].as_deref(), Some("s"));
+    }
+
+    #[test]
+    fn of_people_new_fields_are_named_and_not_kept() {
+        let provider = crate::providers::provider("servicetitan").unwrap();
+        let mut raw = json!({"id": 1, "name": "Ana", "hourlyRate": 9, "shoeSize": 44});
+        let names = trim_named(provider.spec().stream("technicians").unwrap(), &mut raw, |raw| {
+            raw.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+        });
+        assert_eq!(names, ["id", "name", "shoeSize"]);
+        assert_eq!(raw, json!({"id": 1, "name": "Ana"}));
+        let mut job = json!({"id": 1, "shoeSize": 44});
+        trim(provider.spec().stream("jobs").unwrap(), &mut job);
+        assert_eq!(job["shoeSize"], 44, "elsewhere they are kept");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! no version in the paths.
 //!
 //! Two things are odd. A company may have locations, and each is read on its own: [`rounds`] walks every list once for
-//! each of them. And a job that a list no longer shows may live on, so a sweep asks for it by its id: [`presence`].
+//! each of them. And a record that a list no longer shows may live on, so a sweep asks for it by its id: [`presence`].
 
 mod locations;
 mod presence;
@@ -99,7 +99,7 @@ impl Provider for HousecallPro {
             }
             // A location that is closed to us is no matter of the others.
             403 if asked_location => Verdict::Accept,
-            400 | 403 | 404 | 410 if request.purpose == presence::PURPOSE && presence::is_answer(reply) => {
+            400 | 403 | 404 | 410 if presence::is_probe(request.purpose) && presence::is_answer(reply) => {
                 Verdict::Accept
             }
             400 | 404 | 405..=407 | 410 | 422 => Verdict::Fail(Failure::bug(format!(
@@ -130,7 +130,20 @@ impl Provider for HousecallPro {
     }
 
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
-        presence::probe(cx, ids)
+        presence::probe(cx, None, ids)
+    }
+
+    fn place_column(&self, cx: &StepContext<'_>) -> Option<&'static str> {
+        presence::can_ask(cx.stream.name).then_some(presence::PLACE)
+    }
+
+    fn probe_at(
+        &self,
+        cx: &StepContext<'_>,
+        place: Option<&str>,
+        ids: &[String],
+    ) -> Option<(Request, usize)> {
+        presence::probe(cx, place, ids)
     }
 
     fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {

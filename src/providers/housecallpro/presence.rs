@@ -1,28 +1,74 @@
-//! Whether a job that a sweep has not met is gone. Absence alone proves nothing: a list moves while it is read, and
-//! whether it shows jobs that the company has deleted is not documented. So each is asked for by its id.
+//! Whether a job or customer that a sweep has not met is gone. Absence alone proves nothing: a list moves while it is read,
+//! and whether it shows jobs that the company has deleted is not documented. So each is asked for by its id, at the
+//! location that its row is of: a header says which location a request is about, and what another has is not found.
 
 use serde_json::Value;
 
+use super::locations::Known;
+use super::rounds::LOCATION_HEADER;
 use super::{BUCKETS, streams};
 use crate::domain::record::Record;
-use crate::domain::step::{Presence, Reply, Request, StepContext};
+use crate::domain::step::{Body, Presence, Reply, Request, StepContext};
 
-pub(super) const PURPOSE: &str = "job";
+const JOB: &str = "job";
+const CUSTOMER: &str = "customer";
 
-/// Asks for one job.
-pub(super) fn probe(cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
+/// The column that tells a row's location.
+pub(super) const PLACE: &str = "company_id";
+
+pub(super) fn can_ask(stream: &str) -> bool {
+    matches!(stream, streams::JOBS_NAME | streams::CUSTOMERS_NAME)
+}
+
+/// Whether a request with this purpose is one of these.
+pub(super) fn is_probe(purpose: &str) -> bool {
+    matches!(purpose, JOB | CUSTOMER)
+}
+
+/// Asks for one record at its location. One whose location is not known, or is none that is read, is not asked for unless
+/// there is only one.
+pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -> Option<(Request, usize)> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let id = ids.first().filter(|_| cx.stream.name == streams::JOBS_NAME)?;
+    let id = ids.first().filter(|_| can_ask(cx.stream.name))?;
     // What could change the meaning of the path is no id of theirs, and finds nothing.
     let id: String = id.chars().filter(|c| plain(*c)).collect();
-    let mut request = Request::get(format!("/jobs/{id}"), PURPOSE, BUCKETS);
-    request.query.push(("expand[]", "appointments".to_owned()));
+    let known = Known::of(cx.facts);
+    let read = known.to_read(cx.options);
+    let location = match place {
+        Some(place) => read.get(place),
+        None => read.first().filter(|_| read.len() == 1),
+    }?;
+    let mut request = match cx.stream.name {
+        streams::JOBS_NAME => Request::get(format!("/jobs/{id}"), JOB, BUCKETS),
+        _ => Request::get(format!("/customers/{id}"), CUSTOMER, BUCKETS),
+    };
+    if cx.stream.name == streams::JOBS_NAME {
+        request.query.push(("expand[]", "appointments".to_owned()));
+    }
+    if !known.is_own(location) {
+        request.headers.push((LOCATION_HEADER, location.clone()));
+    }
     Some((request, 1))
 }
 
 /// Whether a refusal of a read by id is an answer: of a 400 only that the job is archived.
 pub(super) fn is_answer(reply: &Reply) -> bool {
     reply.status != 400 || is_archived(reply)
+}
+
+/// Whether a refusal has a shape that the API gives to them: JSON of one of its five shapes or empty, or XML. A page of
+/// HTML comes from somewhere before it, which knows nothing of records.
+fn is_of_api(reply: &Reply) -> bool {
+    match &reply.body {
+        Body::Json(Value::Object(body)) => {
+            body.is_empty() || ["message", "error", "errors"].iter().any(|name| body.contains_key(*name))
+        }
+        Body::Json(_) => false,
+        Body::Text(text) => {
+            let text = text.trim_start().to_ascii_lowercase();
+            text.starts_with("<?xml") && !text.contains("<html")
+        }
+    }
 }
 
 fn is_archived(reply: &Reply) -> bool {
@@ -38,7 +84,7 @@ pub(super) fn probed(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Vec
     };
     let presence = match reply.status {
         200..=299 => here(cx, ids, reply),
-        404 | 410 => gone(&reply.status.to_string()),
+        404 | 410 if is_of_api(reply) => gone(&reply.status.to_string()),
         400 if is_archived(reply) => gone("400 `Archived job`"),
         _ => Presence::Unknown,
     };

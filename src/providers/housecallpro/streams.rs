@@ -8,6 +8,7 @@ use crate::domain::spec::{Changes, Column, ListSpec, Mode, Paging, Read, StreamS
 
 pub(super) const LOCATIONS_NAME: &str = "locations";
 pub(super) const JOBS_NAME: &str = "jobs";
+pub(super) const CUSTOMERS_NAME: &str = "customers";
 const EMPLOYEES_NAME: &str = "employees";
 /// What is kept of an employee, in their own records and within jobs. The rest is between them and their company.
 const KEPT_OF_EMPLOYEES: &[&str] =
@@ -48,6 +49,7 @@ pub(super) const JOBS: StreamSpec = StreamSpec {
     columns: JOB_COLUMNS,
     merges: false,
     // Links to attachments are signed, and expire.
+    keep_only: &[],
     omit: &["/attachments/*/url"],
     // A name without brackets would keep the last of several values only.
     read: list("/jobs", &[("expand[]", "appointments")], CHANGES),
@@ -95,7 +97,7 @@ const JOB_COLUMNS: &[Column] = &[
 ];
 
 pub(super) const CUSTOMERS: StreamSpec = StreamSpec {
-    name: "customers",
+    name: CUSTOMERS_NAME,
     table: "housecallpro_customers",
     modes: &[Mode::Backfill, Mode::Incremental, Mode::Sweep],
     needs_facts: &[LOCATIONS_FACT],
@@ -110,6 +112,7 @@ pub(super) const CUSTOMERS: StreamSpec = StreamSpec {
         col("company_id", Text, "/company_id"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &["/attachments/*/url"],
     read: list("/customers", &[], CHANGES),
 };
@@ -129,6 +132,7 @@ pub(super) const EMPLOYEES: StreamSpec = StreamSpec {
         col("company_id", Text, "/company_id"),
     ],
     merges: false,
+    keep_only: KEPT_OF_EMPLOYEES,
     omit: &[],
     read: list("/employees", &[], Changes::None),
 };
@@ -143,19 +147,16 @@ pub(super) const LOCATIONS: StreamSpec = StreamSpec {
     updated_at: "/updated_at",
     columns: &[col("name", Text, "/name"), col("time_zone", Text, "/time_zone")],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: Read::Own,
 };
 
-/// Takes out of a record what employees have a right to keep to themselves.
+/// Takes out of a job what the employees who are sent have a right to keep to themselves.
 pub(super) fn keep_private(stream: &str, raw: &mut Value) {
-    match stream {
-        EMPLOYEES_NAME => strip(raw),
-        JOBS_NAME => {
-            let crew = raw.get_mut("assigned_employees").and_then(Value::as_array_mut);
-            crew.into_iter().flatten().for_each(strip);
-        }
-        _ => {}
+    if stream == JOBS_NAME {
+        let crew = raw.get_mut("assigned_employees").and_then(Value::as_array_mut);
+        crew.into_iter().flatten().for_each(strip);
     }
 }
 

@@ -26,7 +26,7 @@ fn list(location: Option<&str>) -> Request {
 }
 
 fn by_id() -> Request {
-    Request::get("/jobs/job_1".to_owned(), presence::PURPOSE, BUCKETS)
+    Request::get("/jobs/job_1".to_owned(), "job", BUCKETS)
 }
 
 fn word(verdict: &Verdict) -> String {
@@ -194,7 +194,7 @@ fn which_locations_are_read() {
 
 #[test]
 fn what_a_read_by_id_proves() {
-    let (params, options, facts) = (Params::new(), Options::new(), known(&[], &["o"]));
+    let (params, options, facts) = (Params::new(), Options::new(), known(&["north"], &["o", "north"]));
     let started_at = DateTime::from_timestamp(1_777_881_600, 0).unwrap();
     let walk = Walk { mode: Mode::Sweep, started_at, from: None };
     let context = |stream| StepContext {
@@ -208,26 +208,45 @@ fn what_a_read_by_id_proves() {
     };
     let ids = ["job_1".to_owned(), "job_2".to_owned()];
     let cx = context("jobs");
-    let (request, taken) = HousecallPro.probe(&cx, &ids).unwrap();
+    let (request, taken) = HousecallPro.probe_at(&cx, Some("o"), &ids).unwrap();
     assert_eq!((request.path.as_str(), taken), ("/jobs/job_1", 1));
-    let (request, _) = HousecallPro.probe(&cx, &["../employees?x".to_owned()]).unwrap();
+    assert_eq!(request.headers, [], "the company itself");
+    let (request, _) = HousecallPro.probe_at(&cx, Some("north"), &ids).unwrap();
+    assert_eq!(request.headers, [(rounds::LOCATION_HEADER, "north".to_owned())]);
+    let (request, _) = HousecallPro.probe_at(&cx, Some("o"), &["../employees?x".to_owned()]).unwrap();
     assert_eq!(request.path, "/jobs/employeesx");
-    assert!(HousecallPro.probe(&context("customers"), &ids).is_none(), "absence is proof enough");
+    for elsewhere in [None, Some("south")] {
+        assert!(HousecallPro.probe_at(&cx, elsewhere, &ids).is_none(), "{elsewhere:?}: nobody knows where");
+    }
+    let (request, _) = HousecallPro.probe_at(&context("customers"), Some("o"), &ids).unwrap();
+    assert_eq!(request.path, "/customers/job_1");
+    for never in ["employees", "locations"] {
+        assert_eq!(HousecallPro.place_column(&context(never)), None, "{never} have no read by id");
+    }
 
     let crew = json!([{"id": "pro_1", "permissions": {}}]);
     for (status, body, expected) in [
         (200, json!({"id": "job_1", "assigned_employees": crew}), "here job_1"),
         (200, json!({"id": "job_2"}), "unknown"),
         (404, json!({"error": "not found"}), "gone 404"),
+        (404, json!({"message": "Not Found"}), "gone 404"),
+        (404, json!({"errors": {"id": ["is invalid"]}}), "gone 404"),
+        (404, json!({"path": "/jobs/job_1"}), "unknown"),
+        (404, json!("<?xml version=\"1.0\"?><error/>"), "gone 404"),
+        (404, json!("<html><body>Not Found</body></html>"), "unknown"),
+        (404, json!("<?xml version=\"1.0\"?><html/>"), "unknown"),
+        (404, json!(""), "unknown"),
         (410, json!({}), "gone 410"),
+        (410, json!("gone"), "unknown"),
         (400, json!({"error": {"message": "Archived job"}}), "gone 400 `Archived job`"),
         (403, json!({}), "unknown"),
     ] {
-        let [presence] = HousecallPro
-            .probed(&cx, &ids[..1], &reply(status, Body::Json(body)))
-            .unwrap()
-            .try_into()
-            .unwrap();
+        let body = match body {
+            Value::String(text) => Body::Text(text),
+            json => Body::Json(json),
+        };
+        let [presence] =
+            HousecallPro.probed(&cx, &ids[..1], &reply(status, body)).unwrap().try_into().unwrap();
         let shown = match presence {
             Presence::Here(record) => {
                 let record = record.expect("the record is passed on");

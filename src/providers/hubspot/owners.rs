@@ -27,6 +27,7 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("archived", Boolean, "/archived"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: Read::Own,
 };

@@ -34,6 +34,7 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("archived_at", Timestamptz, "/archivedAt"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: Read::Own,
 };

@@ -50,6 +50,7 @@ pub const STREAM: StreamSpec = StreamSpec {
         col("url", Text, "/url"),
     ],
     merges: true,
+    keep_only: &[],
     omit: &[],
     read: Read::Own,
 };

@@ -42,6 +42,7 @@ const fn stream(paging: Paging, changes: Changes) -> StreamSpec {
         updated_at: "/at",
         columns: &[],
         merges: false,
+        keep_only: &[],
         omit: &[],
         read: Read::List(ListSpec {
             path: "/firm/{firm}/visits",
@@ -126,6 +127,66 @@ fn go_from(start: Position, stream: &'static StreamSpec, walk: &Walk, answers: V
     }
     assert!(went.end.is_err() || answers.next().is_none(), "answers that nobody asked for");
     went
+}
+
+#[test]
+fn pages_that_take_too_long_are_halved_and_grow_again() {
+    let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
+    let (walk, facts, options) = (walk(Mode::Backfill, None), Facts::new(), Options::new());
+    let cx = StepContext {
+        stream: &PAGES,
+        walk: &walk,
+        api_version: "",
+        page_size: 200,
+        facts: &facts,
+        params: &params,
+        options: &options,
+    };
+    // Which replies are slow, and what is then asked for: the page and its size.
+    let slow = [1, 2, 3];
+    let (mut here, mut replies, mut asked, mut met) = (Position::start(), Vec::new(), Vec::new(), Vec::new());
+    loop {
+        match step(&SPEC, &cx, &here, std::mem::take(&mut replies)).unwrap() {
+            Step::Send { requests, at } => {
+                let number = |name: &str| {
+                    let found = requests[0].query.iter().find(|(known, _)| *known == name);
+                    found.and_then(|(_, text)| text.parse::<usize>().ok()).unwrap()
+                };
+                let (page, size) = (number("page"), number("limit"));
+                let status = if slow.contains(&asked.len()) { 408 } else { 200 };
+                asked.push((page, size));
+                let rows: Vec<Value> =
+                    (0..1_000).skip((page - 1) * size).take(size).map(|id| json!({"id": id})).collect();
+                let body =
+                    json!({"page": page, "pages": 1_000_usize.div_ceil(size), "total": 1_000, "data": rows});
+                replies = vec![Reply {
+                    status,
+                    headers: BTreeMap::new(),
+                    body: Body::Json(body),
+                    sent_at: at_now(),
+                }];
+                here = at;
+            }
+            Step::Emit { page, at } => {
+                met.extend(page.records.into_iter().map(|record| record.id));
+                here = serde_json::from_str(&serde_json::to_string(&at).unwrap()).unwrap();
+            }
+            Step::Done => break,
+            Step::Partial { why } => panic!("{why}"),
+        }
+    }
+    let sizes: Vec<usize> = asked.iter().map(|(_, size)| *size).collect();
+    assert_eq!(sizes, [200, 200, 100, 50, 25, 25, 25, 25, 50, 50, 50, 50, 100, 100, 100, 100, 200]);
+    assert_eq!(asked[4], (9, 25), "what was read stays read");
+    let distinct: std::collections::BTreeSet<&String> = met.iter().collect();
+    assert_eq!(distinct.len(), 1_000, "nothing is left out");
+    assert!(met.len() < 1_200, "and little comes twice: {}", met.len());
+    let shrinks = |size: &str| {
+        let mut request = Request::get("/".to_owned(), "visits", &[]);
+        request.query.push(("limit", size.to_owned()));
+        may_shrink(&request, "limit")
+    };
+    assert!(shrinks("50") && !shrinks("49") && !shrinks("x"));
 }
 
 fn at_now() -> DateTime<Utc> {

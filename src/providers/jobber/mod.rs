@@ -123,6 +123,7 @@ static SPEC: ProviderSpec = ProviderSpec {
                 col("url", Text, "/jobberWebUri"),
             ],
             merges: false,
+            keep_only: &[],
             omit: &[],
             read: Read::Own,
         },
@@ -145,6 +146,7 @@ static SPEC: ProviderSpec = ProviderSpec {
                 col("assigned_names", TextArray, "/assignedUsers/nodes/*/name/full"),
             ],
             merges: false,
+            keep_only: &[],
             // Cursors are of one answer alone.
             omit: &["/assignedUsers/pageInfo"],
             read: Read::Own,
@@ -167,6 +169,7 @@ static SPEC: ProviderSpec = ProviderSpec {
                 col("is_archived", Boolean, "/isArchived"),
             ],
             merges: false,
+            keep_only: &[],
             omit: &[],
             read: Read::Own,
         },

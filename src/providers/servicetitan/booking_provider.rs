@@ -1,21 +1,42 @@
 //! Bookings of an app that a tenant has bound to a booking provider: the tenant's feed is closed to it, the lists of the
-//! named providers are not. One list after the other, by ascending id, which new records do not disturb.
+//! named providers are not. One list after the other, by ascending id, which new records do not disturb; each is read as
+//! any other ([`interpret`]).
 //!
-//! These lists do not tell whether a booking is active; what has left them is found by a sweep.
+//! These lists do not tell whether a booking is active; what has left them is found by a sweep, and asked for by its id.
 
-use chrono::SecondsFormat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::feed::{learn_settings, records};
-use super::{BUCKETS, said, tenant};
+use super::feed::{ask_list, learn_settings};
+use super::{BUCKETS, SPEC, said, streams, tenant};
 use crate::domain::failure::Failure;
-use crate::domain::spec::Mode;
+use crate::domain::spec::{Changes, ListSpec, Paging, Read, StreamSpec};
 use crate::domain::step::{Options, Page, Position, Reply, Request, Step, StepContext};
+use crate::providers::interpret;
 
 pub const PURPOSE: &str = "provider_bookings";
+/// The column that tells which provider a row is of.
+pub const PLACE: &str = "booking_provider_id";
 /// Booking providers in the settings.
 const PROVIDERS_MAX: usize = 50;
+/// The parameter that stands for one of them in the path.
+const PROVIDER: &str = "booking_provider";
+
+/// The list of one provider. There is no upper bound on changes: a record that changes meanwhile stays in the list and
+/// pushes no other out of sight.
+static OF_ONE: StreamSpec = StreamSpec {
+    name: PURPOSE,
+    read: Read::List(ListSpec {
+        path: "/crm/v2/tenant/{tenant_id}/booking-provider/{booking_provider}/bookings",
+        records: "/data",
+        query: &[("sort", "+Id")],
+        paging: Paging::Numbered { param: "page", more: "/hasMore", total: "" },
+        size: streams::PAGE_SIZE,
+        changes: Changes::Window { from: "modifiedOnOrAfter", to: None },
+        buckets: BUCKETS,
+    }),
+    ..streams::BOOKINGS
+};
 
 /// Where a walk stands. `provider` counts within the settings' list.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,9 +45,8 @@ struct At {
     /// The providers that the walk is about: it starts again when the settings name others.
     of: Vec<String>,
     provider: usize,
-    /// Pages of this provider that are read, and the last id on them.
-    pages: u32,
-    last: Option<String>,
+    /// Where this provider's list stands.
+    list: Value,
     /// Providers whose bookings were refused, with the reason.
     lost: Vec<String>,
 }
@@ -42,70 +62,71 @@ pub fn ids(options: &Options) -> Vec<String> {
     named.filter_map(number).take(PROVIDERS_MAX).collect()
 }
 
-pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
+pub fn step(cx: &StepContext<'_>, at: &Position, mut replies: Vec<Reply>) -> Result<Step, Failure> {
     let mut here: At = at.read();
     let of = ids(cx.options);
     if here.of != of {
         here = At { of, ..At::default() };
     }
-    match (replies.into_iter().next(), here.of.get(here.provider)) {
-        (_, None) if here.lost.is_empty() => Ok(Step::Done),
-        (_, None) => Ok(Step::Partial { why: here.lost.join("; ") }),
-        (None, Some(provider)) => {
-            let request = request(cx, provider, here.pages + 1)?;
-            Ok(Step::Send { requests: vec![request], at: Position::of(&here) })
-        }
-        (Some(reply), Some(provider)) if reply.status >= 400 => {
-            let why = format!(
-                "ServiceTitan does not show the bookings of booking provider {provider} ({})",
-                said(&reply)
-            );
+    while let Some(provider) = here.of.get(here.provider) {
+        let replies = std::mem::take(&mut replies);
+        if let Some(refusal) = replies.first().filter(|reply| matches!(reply.status, 403 | 404)) {
+            let why = said(refusal);
+            let why =
+                format!("ServiceTitan does not show the bookings of booking provider {provider} ({why})");
             here.lost.push(why);
             here.next_provider();
-            Ok(Step::Emit { page: Page::default(), at: Position::of(&here) })
+            return Ok(Step::Emit { page: Page::default(), at: Position::of(&here) });
         }
-        (Some(reply), Some(_)) => take(cx, here, reply),
+        replies.first().map_or(Ok(()), check)?;
+        let mut params = cx.params.clone();
+        params.insert(PROVIDER.to_owned(), provider.clone());
+        let of_one = StepContext { stream: &OF_ONE, params: &params, ..*cx };
+        let list = Position { version: at.version, at: here.list.take() };
+        match interpret::step(&SPEC, &of_one, &list, replies)? {
+            Step::Send { requests, at } => {
+                here.list = at.at;
+                return Ok(Step::Send { requests, at: Position::of(&here) });
+            }
+            Step::Emit { mut page, at } => {
+                here.list = at.at;
+                learn_settings(cx, &mut page);
+                return Ok(Step::Emit { page, at: Position::of(&here) });
+            }
+            Step::Done => here.next_provider(),
+            partial @ Step::Partial { .. } => return Ok(partial),
+        }
+    }
+    if here.lost.is_empty() { Ok(Step::Done) } else { Ok(Step::Partial { why: here.lost.join("; ") }) }
+}
+
+/// A list that does not tell its end, or tells it and has more, is not taken for read.
+fn check(reply: &Reply) -> Result<(), Failure> {
+    if reply.status >= 400 {
+        return Ok(());
+    }
+    let body = reply.json();
+    let more = body.and_then(|body| body.get("hasMore")).and_then(Value::as_bool);
+    let none = body.and_then(|body| body.get("data")?.as_array()).is_some_and(Vec::is_empty);
+    match more {
+        None => Err(Failure::changed("ServiceTitan's list of bookings has no `hasMore`")),
+        Some(true) if none => {
+            Err(Failure::changed("ServiceTitan's list of bookings has more and shows none"))
+        }
+        Some(_) => Ok(()),
     }
 }
 
-fn request(cx: &StepContext<'_>, provider: &str, page: u32) -> Result<Request, Failure> {
-    let tenant = tenant(cx.params)?;
-    let path = format!("/crm/v2/tenant/{tenant}/booking-provider/{provider}/bookings");
-    let mut request = Request::get(path, PURPOSE, BUCKETS);
-    let size = cx.page_size.max(1).to_string();
-    request.query.extend([("page", page.to_string()), ("pageSize", size), ("sort", "+Id".to_owned())]);
-    if let (Mode::Incremental, Some(from)) = (cx.walk.mode, cx.walk.from) {
-        // Without an upper bound: a record that changes meanwhile stays in the list and pushes no other out of sight.
-        request.query.push(("modifiedOnOrAfter", from.to_rfc3339_opts(SecondsFormat::Millis, true)));
-    }
-    Ok(request)
-}
-
-fn take(cx: &StepContext<'_>, mut here: At, mut reply: Reply) -> Result<Step, Failure> {
-    let more = reply.json().and_then(|body| body.get("hasMore")).and_then(Value::as_bool);
-    let more = more.ok_or_else(|| Failure::changed("ServiceTitan's list of bookings has no `hasMore`"))?;
-    let mut page = Page { records: records(cx.stream.name, &mut reply)?, ..Page::default() };
-    if more && page.records.is_empty() {
-        return Err(Failure::changed("ServiceTitan's list of bookings has more and shows none"));
-    }
-    let last = page.records.last().map(|record| record.id.clone());
-    if more && last == here.last {
-        return Err(Failure::changed("ServiceTitan's list of bookings repeats a page"));
-    }
-    if more {
-        here.last = last;
-        here.pages += 1;
-    } else {
-        here.next_provider();
-    }
-    learn_settings(cx, &mut page);
-    Ok(Step::Emit { page, at: Position::of(&here) })
+/// Asks the list of the rows' provider, which takes ids. What is of none that the settings name is not asked for.
+pub fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -> Option<(Request, usize)> {
+    let provider = place.filter(|place| self::ids(cx.options).iter().any(|named| named == place))?;
+    let tenant = tenant(cx.params).ok()?;
+    Some(ask_list(format!("/crm/v2/tenant/{tenant}/booking-provider/{provider}/bookings"), false, ids))
 }
 
 impl At {
     fn next_provider(&mut self) {
         self.provider += 1;
-        self.pages = 0;
-        self.last = None;
+        self.list = Value::Null;
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{BUCKETS, flag, said, streams, tenant};
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record};
-use crate::domain::spec::Mode;
+use crate::domain::spec::{Mode, Read};
 use crate::domain::step::{Body, Page, Position, Presence, Reply, Request, Step, StepContext};
 use crate::domain::values;
 
@@ -221,28 +221,52 @@ fn deletion(raw: &Value, sent_at: DateTime<Utc>) -> Option<Deletion> {
     Some(Deletion { at: changed.unwrap_or(sent_at), evidence })
 }
 
-/// Asks the list, which takes ids, for rows that a sweep has not met.
+/// Asks the list, which takes ids, for rows that a walk over everything has not met.
 pub fn probe(cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
-    let feed = streams::feed(cx.stream.name).filter(|feed| feed.has_list)?;
-    let asked = &ids[..ids.len().min(IDS_MAX)];
-    let path = format!("/{}/v2/tenant/{}/{}", feed.module, tenant(cx.params).ok()?, feed.path);
-    let mut request = Request::get(path, "probe", BUCKETS);
-    request.query.extend([("ids", asked.join(",")), ("pageSize", IDS_MAX.to_string())]);
-    if feed.lists_active {
-        request.query.push(("active", "Any".to_owned()));
+    let tenant = tenant(cx.params).ok()?;
+    if let Read::List(list) = &cx.stream.read {
+        return Some(ask_list(list.path.replace("{tenant_id}", tenant), true, ids));
     }
-    Some((request, asked.len()))
+    let feed = streams::feed(cx.stream.name).filter(|feed| feed.has_list)?;
+    let path = format!("/{}/v2/tenant/{tenant}/{}", feed.module, feed.path);
+    Some(ask_list(path, feed.lists_active, ids))
 }
 
-/// The list's records lack what only the feed tells, so they prove presence and nothing else.
-pub fn probed(ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
+/// Asks a list for as many of these ids as it takes.
+pub fn ask_list(path: String, lists_active: bool, ids: &[String]) -> (Request, usize) {
+    let asked = &ids[..ids.len().min(IDS_MAX)];
+    let mut request = Request::get(path, "probe", BUCKETS);
+    request.query.extend([("ids", asked.join(",")), ("pageSize", IDS_MAX.to_string())]);
+    if lists_active {
+        request.query.push(("active", "Any".to_owned()));
+    }
+    (request, asked.len())
+}
+
+/// Who is in a list of some ids. The records of a stream that is read by its feed lack here what only the feed tells, so
+/// they prove presence and nothing else.
+pub fn probed(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
     let rows = reply.json().and_then(|body| body.get("data")).and_then(Value::as_array);
     let rows = rows.ok_or_else(|| Failure::changed("ServiceTitan's list of some ids has no list `data`"))?;
-    let listed: Vec<_> = rows.iter().filter_map(|row| row.get("id").and_then(values::text)).collect();
-    let evidence = || "neither in the whole export feed nor in the list when asked for by its id".to_owned();
+    let whole = matches!(cx.stream.read, Read::List(_));
     let presence = |id: &String| {
-        let here = listed.iter().any(|listed| *listed == id.as_str());
-        if here { Presence::Here(None) } else { Presence::Gone { evidence: evidence() } }
+        let is_it =
+            |row: &&Value| row.get("id").and_then(values::text).is_some_and(|text| text == id.as_str());
+        let Some(raw) = rows.iter().find(is_it) else {
+            let began = cx.walk.started_at.to_rfc3339();
+            let evidence = format!(
+                "absent from a complete read that began at {began}, and from the list when asked for by its id"
+            );
+            return Presence::Gone { evidence };
+        };
+        let record = Record {
+            id: id.clone(),
+            raw: raw.clone(),
+            sent_at: reply.sent_at,
+            deleted: None,
+            without: Vec::new(),
+        };
+        Presence::Here(whole.then(|| Box::new(record)))
     };
     Ok(ids.iter().map(presence).collect())
 }

@@ -32,6 +32,9 @@ pub struct ServiceTitan;
 /// Calls of one app to one tenant, all APIs but reporting.
 const SECONDLY: &str = "secondly";
 const BUCKETS: &[&str] = &[SECONDLY];
+/// What setting says how many these are, and how many when it does not.
+const PER_SECOND: &str = "requests_per_second";
+const PER_SECOND_DEFAULT: u32 = 60;
 const APP_KEY: &[(&str, &str)] = &[("st-app-key", "app_key")];
 /// How late the export feeds show a change, unless they are asked for recent ones.
 const FEED_LAG: Duration = Duration::from_mins(15);
@@ -72,7 +75,7 @@ static SPEC: ProviderSpec = ProviderSpec {
     token_body: BodyStyle::Form,
     reads_jwt: true,
     token_life_default: Duration::from_mins(15),
-    buckets: &[BucketSpec::requests(SECONDLY, 60, Duration::from_secs(1))],
+    buckets: &[BucketSpec::requests(SECONDLY, PER_SECOND_DEFAULT, Duration::from_secs(1))],
     // The token endpoint is limited too; no figure is published.
     token_bucket: BucketSpec::requests("token", 20, Duration::from_mins(1)),
     // A feed takes one request at a time; some endpoints are reported to mind more than two.
@@ -126,6 +129,10 @@ impl Provider for ServiceTitan {
                     said(reply)
                 ),
             )),
+            // The server gives up after 100 s; a page of a list with fewer records takes less.
+            408 | 504 | 524 if is_list(request) && interpret::may_shrink(request, streams::PAGE_SIZE) => {
+                Verdict::Accept
+            }
             409 | 500..=599 => Verdict::Retry {
                 wait_ms: None,
                 why: format!("ServiceTitan answered {}: {}", reply.status, said(reply)),
@@ -149,20 +156,40 @@ impl Provider for ServiceTitan {
         TokenVerdict::Misconfigured(format!("`{}`: {hint}", oauth_error(body)))
     }
 
+    fn buckets(&self, options: &Options) -> Vec<BucketSpec> {
+        let given =
+            options.get(PER_SECOND).and_then(Value::as_u64).and_then(|given| u32::try_from(given).ok());
+        let limit = given.unwrap_or(PER_SECOND_DEFAULT).max(1);
+        vec![BucketSpec::requests(SECONDLY, limit, Duration::from_secs(1))]
+    }
+
     fn visibility_lag(&self, stream: &StreamSpec, options: &Options) -> Duration {
         let shows_late = feed::is_feed(stream.name) && !flag(options, "include_recent_changes");
         let listed = stream.name == "bookings" && !booking_provider::ids(options).is_empty();
         if shows_late && !listed { FEED_LAG } else { Duration::ZERO }
     }
 
-    /// A row that a feed did not tell of is asked for by its id. 404 for one id proves nothing (a wrong tenant looks
+    /// A row that no feed or list told of is asked for by its id. 404 for one id proves nothing (a wrong tenant looks
     /// alike), so it is the list that is asked.
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
-        if of_booking_providers(cx) { None } else { feed::probe(cx, ids) }
+        self.probe_at(cx, None, ids)
     }
 
-    fn probed(&self, _cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
-        feed::probed(ids, reply)
+    fn place_column(&self, cx: &StepContext<'_>) -> Option<&'static str> {
+        of_booking_providers(cx).then_some(booking_provider::PLACE)
+    }
+
+    fn probe_at(
+        &self,
+        cx: &StepContext<'_>,
+        place: Option<&str>,
+        ids: &[String],
+    ) -> Option<(Request, usize)> {
+        if of_booking_providers(cx) { booking_provider::probe(cx, place, ids) } else { feed::probe(cx, ids) }
+    }
+
+    fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
+        feed::probed(cx, ids, reply)
     }
 
     fn window(&self, cx: &StepContext<'_>) -> Option<Window> {
@@ -238,6 +265,12 @@ const NO_SUCH_GRANT: &str = "ServiceTitan V2 apps normally connect with client c
 
 fn misconfigured(text: String) -> Failure {
     Failure::new(FailureKind::Misconfigured, text)
+}
+
+/// Whether a request is for a page of a list.
+fn is_list(request: &Request) -> bool {
+    let listed = |stream: &StreamSpec| matches!(stream.read, Read::List(_));
+    request.purpose == booking_provider::PURPOSE || SPEC.stream(request.purpose).is_some_and(listed)
 }
 
 /// Whether the bookings of this walk are read from the lists of booking providers.

@@ -15,6 +15,8 @@ pub struct Feed {
     pub lists_active: bool,
 }
 
+/// The parameter that says how many records a page of a list is to have.
+pub const PAGE_SIZE: &str = "pageSize";
 pub const BOOKINGS_SCOPE: &str = "tn.crm.bookings:r";
 
 /// Streams and the scopes that they need.
@@ -72,6 +74,7 @@ const fn exported(name: &'static str, table: &'static str, columns: &'static [Co
         updated_at: "/modifiedOn",
         columns,
         merges: false,
+        keep_only: &[],
         omit: &[],
         read: Read::Own,
     }
@@ -83,23 +86,24 @@ const fn listed(
     table: &'static str,
     path: &'static str,
     columns: &'static [Column],
-    omit: &'static [&'static str],
 ) -> StreamSpec {
     let list = ListSpec {
         path,
         records: "/data",
         query: &[("active", "Any")],
         paging: Paging::Numbered { param: "page", more: "/hasMore", total: "" },
-        size: "pageSize",
+        size: PAGE_SIZE,
         changes: Changes::None,
         buckets: BUCKETS,
     };
-    StreamSpec { modes: &[Mode::Snapshot], omit, read: Read::List(list), ..exported(name, table, columns) }
+    StreamSpec { modes: &[Mode::Snapshot], read: Read::List(list), ..exported(name, table, columns) }
 }
+
+pub const BOOKINGS: StreamSpec = exported("bookings", "servicetitan_bookings", BOOKING_COLUMNS);
 
 pub const ALL: &[StreamSpec] = &[
     exported("jobs", "servicetitan_jobs", JOBS),
-    exported("bookings", "servicetitan_bookings", BOOKINGS),
+    BOOKINGS,
     exported("appointments", "servicetitan_appointments", APPOINTMENTS),
     exported("appointment_assignments", "servicetitan_appointment_assignments", ASSIGNMENTS),
     // An entry of the log is written once: it has no time of modification.
@@ -109,24 +113,43 @@ pub const ALL: &[StreamSpec] = &[
     },
     exported("customers", "servicetitan_customers", CUSTOMERS),
     exported("locations", "servicetitan_locations", LOCATIONS),
-    listed(
-        "technicians",
-        "servicetitan_technicians",
-        "/settings/v2/tenant/{tenant_id}/technicians",
-        TECHNICIANS,
-        PERSONAL,
-    ),
+    StreamSpec {
+        keep_only: KEPT_OF_TECHNICIANS,
+        omit: PERSONAL,
+        ..listed(
+            "technicians",
+            "servicetitan_technicians",
+            "/settings/v2/tenant/{tenant_id}/technicians",
+            TECHNICIANS,
+        )
+    },
     listed(
         "business_units",
         "servicetitan_business_units",
         "/settings/v2/tenant/{tenant_id}/business-units",
         BUSINESS_UNITS,
-        &[],
     ),
-    listed("job_types", "servicetitan_job_types", "/jpm/v2/tenant/{tenant_id}/job-types", JOB_TYPES, &[]),
+    listed("job_types", "servicetitan_job_types", "/jpm/v2/tenant/{tenant_id}/job-types", JOB_TYPES),
 ];
 
-/// Of a technician: pay and what it is reckoned by, home, notes, and where they are and what they do right now.
+/// What is kept of a technician. Much else is pay, or where they live and are, and there are new fields every month: what
+/// nobody has looked at is not kept.
+const KEPT_OF_TECHNICIANS: &[&str] = &[
+    "id",
+    "userId",
+    "name",
+    "roleIds",
+    "businessUnitId",
+    "email",
+    "phoneNumber",
+    "loginName",
+    "team",
+    "active",
+    "createdOn",
+    "modifiedOn",
+];
+
+/// What is known of the rest and is no news: pay and what it is reckoned by, home, notes, and where they are and what they do right now.
 const PERSONAL: &[&str] = &[
     "/hourlyRate",
     "/burdenRate",
@@ -178,7 +201,7 @@ const JOBS: &[Column] = &[
     col("active", Boolean, "/active"),
 ];
 
-const BOOKINGS: &[Column] = &[
+const BOOKING_COLUMNS: &[Column] = &[
     col("source", Text, "/source"),
     col("name", Text, "/name"),
     col("status", Text, "/status").one_of(&["New", "Accepted", "Converted", "Dismissed"]),

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::spec::Mode;
+use crate::domain::step::{Facts, Walk};
 
 fn reply(status: u16, body: Value) -> Reply {
     let body = match body {
@@ -16,7 +18,7 @@ fn reply(status: u16, body: Value) -> Reply {
         status,
         headers: BTreeMap::new(),
         body,
-        sent_at: chrono::DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(1),
+        sent_at: DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(1),
     }
 }
 
@@ -191,6 +193,11 @@ fn settings_change_what_is_asked() {
     assert_eq!(asked(TokenStep::ClientCredentials, &[("token_tenant_param", json!(false))]), []);
     assert_eq!(asked(TokenStep::Code, &[("token_tenant_param", json!(true))]), []);
 
+    for (given, limit) in [(None, 60), (Some(json!(5)), 5), (Some(json!(0)), 1), (Some(json!(-5)), 60)] {
+        let set: Vec<_> = given.iter().map(|given| (PER_SECOND, given.clone())).collect();
+        assert_eq!(ServiceTitan.buckets(&options(&set))[0].limit, limit, "{given:?}");
+    }
+
     let lag = |stream: &str, pairs: &[(&str, Value)]| {
         ServiceTitan.visibility_lag(SPEC.stream(stream).unwrap(), &options(pairs)).as_secs()
     };
@@ -217,17 +224,66 @@ fn every_stream_has_a_scope_and_nothing_personal() {
         assert!(streams::scope(stream.name).is_some(), "{}", stream.name);
     }
     let technicians = SPEC.stream("technicians").unwrap();
-    for private in ["/hourlyRate", "/burdenRate", "/commissionRate", "/soldByRate", "/home", "/location"] {
-        assert!(technicians.omit.contains(&private), "{private}");
+    for private in
+        ["hourlyRate", "burdenRate", "commissionRate", "soldByRate", "home", "location", "newlyAdded"]
+    {
+        assert!(!technicians.keep_only.contains(&private), "{private}");
     }
 }
 
 #[test]
+fn a_page_that_takes_too_long_is_asked_for_with_less_in_it() {
+    let judge = |purpose, size: &[(&'static str, &str)], status| {
+        ServiceTitan.judge(&request(purpose, size), &reply(status, json!("<html>Gateway Timeout</html>")))
+    };
+    for status in [408, 504, 524] {
+        for list in ["technicians", "business_units", "job_types", booking_provider::PURPOSE] {
+            assert_eq!(judge(list, &[("pageSize", "500")], status), Verdict::Accept, "{list} {status}");
+        }
+        for (purpose, size) in [("technicians", "49"), ("probe", "50"), (WHO, "1"), ("jobs", "500")] {
+            let verdict = judge(purpose, &[("pageSize", size)], status);
+            assert!(matches!(verdict, Verdict::Retry { .. }), "{purpose} {status}: {verdict:?}");
+        }
+    }
+    let busy = judge("technicians", &[("pageSize", "500")], 503);
+    assert!(matches!(busy, Verdict::Retry { .. }), "out of order is not slow");
+}
+
+#[test]
 fn a_list_of_ids_proves_who_is_there() {
-    let ids = ["1", "9007199254740993", "3"].map(str::to_owned);
-    let listed =
-        reply(200, serde_json::from_str(r#"{"data": [{"id": 9007199254740993}, {"id": 1}, {}]}"#).unwrap());
-    let shown = feed::probed(&ids, &listed).unwrap();
-    assert!(matches!(shown.as_slice(), [Presence::Here(None), Presence::Here(None), Presence::Gone { .. }]));
-    assert!(feed::probed(&ids, &reply(200, json!({}))).is_err());
+    let (params, facts) = (params("41"), Facts::new());
+    let walk = Walk { mode: Mode::Sweep, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None };
+    let check = |stream: &str, options: &Options, place: Option<&str>, line: Option<&str>| {
+        let cx = StepContext {
+            stream: SPEC.stream(stream).unwrap(),
+            walk: &walk,
+            api_version: "",
+            page_size: 500,
+            facts: &facts,
+            params: &params,
+            options,
+        };
+        let ids = ["1", "9007199254740993", "3"].map(str::to_owned);
+        let asked = ServiceTitan.probe_at(&cx, place, &ids);
+        assert_eq!(asked.as_ref().map(|(request, _)| request.path.as_str()), line, "{stream} {place:?}");
+        let Some((request, taken)) = asked else { return };
+        assert_eq!((taken, &request.query[0].1), (3, &"1,9007199254740993,3".to_owned()));
+        let listed = r#"{"data": [{"id": 9007199254740993}, {"id": 1}, {}]}"#;
+        let listed = reply(200, serde_json::from_str(listed).unwrap());
+        let shown = ServiceTitan.probed(&cx, &ids, &listed).unwrap();
+        let [Presence::Here(first), Presence::Here(_), Presence::Gone { .. }] = shown.as_slice() else {
+            panic!("{stream}: {shown:?}")
+        };
+        assert_eq!(first.is_some(), stream == "technicians", "the list has all that there is of these");
+        assert!(ServiceTitan.probed(&cx, &ids, &reply(200, json!({}))).is_err());
+    };
+    let (none, some) = (Options::new(), options(&[("booking_provider_ids", json!([71]))]));
+    check("jobs", &none, None, Some("/jpm/v2/tenant/41/jobs"));
+    check("technicians", &none, None, Some("/settings/v2/tenant/41/technicians"));
+    check("bookings", &none, None, Some("/crm/v2/tenant/41/bookings"));
+    check("job_canceled_logs", &none, None, None);
+    check("bookings", &some, Some("71"), Some("/crm/v2/tenant/41/booking-provider/71/bookings"));
+    for elsewhere in [Some("72"), None] {
+        check("bookings", &some, elsewhere, None);
+    }
 }

@@ -313,7 +313,7 @@ impl Housecallpro {
                 let (stuck, empty) = (strikes(FaultName::StuckCursor), strikes(FaultName::EmptyList));
                 list::list(account, kind, &places, query, Manners { stuck, empty })
             }
-            Route::One(kind, id) => one(account, kind, id, query),
+            Route::One(kind, id) => one(account, kind, id, &places, query),
             Route::Authorize | Route::Token | Route::Unknown => Err(Refusal::not_found()),
         }
     }
@@ -354,13 +354,12 @@ fn company(account: &Account, places: &[usize]) -> Value {
     shown
 }
 
-/// A read by id reaches all locations that are not lost.
-fn one(account: &Account, kind: Kind, id: &str, query: &Query) -> Result<Value, Refusal> {
+/// A read by id is about the same locations as a list: what another has is not found.
+fn one(account: &Account, kind: Kind, id: &str, places: &[usize], query: &Query) -> Result<Value, Refusal> {
     let (found, index) = account.find(id).ok_or_else(Refusal::not_found)?;
     let record = &account.table(found)[index];
     match record.standing {
-        _ if found != kind => Err(Refusal::not_found()),
-        _ if account.companies[record.company].lost => Err(Refusal::no_location()),
+        _ if found != kind || !places.contains(&record.company) => Err(Refusal::not_found()),
         Standing::Gone => Err(Refusal::not_found()),
         Standing::Archived => Err(Refusal::archived()),
         Standing::Listed | Standing::Hidden => {

@@ -239,10 +239,15 @@ async fn locations_are_asked_for_by_header_and_can_be_lost() {
     assert_eq!(items(world.get(&both).await), own + below);
     assert_eq!(items(world.at(&both, &north).await), below, "the header wins");
     let job = world.at("/jobs", &north).await.ids("jobs")[0].clone();
-    assert_eq!(world.get(&format!("/jobs/{job}")).await.status, 200);
+    let job = format!("/jobs/{job}");
+    assert_eq!(world.at(&job, &north).await.status, 200);
+    for elsewhere in [&world.account, &lakeside] {
+        assert_eq!(world.at(&job, elsewhere).await.status, 404, "a read by id is about a location, too");
+    }
+    assert_eq!(world.get(&job).await.status, 404);
     world.change(json!({"do": "location", "location": north, "lost": true}));
     assert_eq!(world.at("/jobs", &north).await.status, 403);
-    assert_eq!(world.get(&format!("/jobs/{job}")).await.status, 403);
+    assert_eq!(world.at(&job, &north).await.status, 403);
     assert_eq!(world.at("/jobs", &lakeside).await.status, 200);
     assert_eq!(world.at("/jobs", "00000000-0000-4000-8000-000000000000").await.status, 403);
     assert_eq!(world.get("/company").await.json()["locations"].as_array().unwrap().len(), 1);

@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use super::compare::{self, Finding, Held, Shown};
 use super::{CHUNK, Subject, Verifying, walk_of};
-use crate::db::mirror::Row;
+use crate::db::mirror::{self, Row};
 use crate::db::verifications::{self, Compared};
 use crate::domain::failure::Failure;
 use crate::domain::record::{Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Page, Position, Presence, Step, StepContext};
-use crate::sync::drive::halt;
+use crate::sync::drive::{asks_by_id, halt};
 use crate::sync::extract;
 use crate::sync::send::Halt;
 
@@ -58,12 +58,39 @@ impl Verifying<'_> {
             todo.drain(..ids.len());
             return Ok(Some(seen));
         }
-        let Some((request, taken)) = self.turn.provider.probe(&cx, ids) else { return Ok(None) };
-        let ids: Vec<String> = todo[..taken.clamp(1, todo.len())].to_vec();
-        let reply = self.sender.send(&request, self.deadline, &self.tally).await?;
-        let shown = self.turn.provider.probed(&cx, &ids, &reply).map_err(Halt::Failed)?;
-        todo.drain(..ids.len());
+        if ids.is_empty() || !asks_by_id(self.turn.provider, &cx) {
+            return Ok(None);
+        }
+        let (place, ids) = self.of_one_place(&cx, ids).await?;
+        let probe = self.turn.provider.probe_at(&cx, place.as_deref(), &ids);
+        let (ids, shown) = if let Some((request, taken)) = probe {
+            let ids = ids[..taken.clamp(1, ids.len())].to_vec();
+            let reply = self.sender.send(&request, self.deadline, &self.tally).await?;
+            let shown = self.turn.provider.probed(&cx, &ids, &reply).map_err(Halt::Failed)?;
+            (ids, shown)
+        } else {
+            let nothing = vec![Presence::Unknown; ids.len()];
+            (ids, nothing)
+        };
+        todo.retain(|id| !ids.contains(id));
         Ok(Some(ids.into_iter().zip(shown).map(|(id, presence)| of_presence(spec, id, presence)).collect()))
+    }
+
+    /// Those of some ids whose rows are in one place, where a request has to say which.
+    async fn of_one_place(
+        &self,
+        cx: &StepContext<'_>,
+        ids: &[String],
+    ) -> Result<(Option<String>, Vec<String>), Halt> {
+        let Some(column) = self.turn.provider.place_column(cx) else { return Ok((None, ids.to_vec())) };
+        let (spec, of, asked) = (cx.stream, self.turn.connection.id, ids.to_vec());
+        let places =
+            self.engine.db.run(move |connection| mirror::places(connection, spec, of, column, &asked));
+        let places = places.await.map_err(halt)?;
+        let place_of = |id: &String| places.get(id).cloned().flatten();
+        let place = ids.first().and_then(place_of);
+        let there = ids.iter().filter(|id| place_of(id) == place).cloned().collect();
+        Ok((place, there))
     }
 
     /// Reads records whole, from a place that names them.

@@ -10,6 +10,7 @@ use fieldmirror::sandbox::housecallpro::{Change, Housecallpro};
 use serde_json::{Value, json};
 
 use crate::support::app::{PATIENCE, TestApp, small};
+use crate::support::truth::{no_column_is_left_out, not_compared};
 
 /// A walk writes page by page: what is on its way may take this long.
 const SETTLES_IN: Duration = Duration::from_mins(1);
@@ -23,7 +24,8 @@ const MIRRORED: &str = "SELECT u.id, u.number, u.title, u.status, u.provider_sta
         extract(epoch FROM u.created_at)::bigint AS created, extract(epoch FROM u.updated_at)::bigint AS updated,
         extract(epoch FROM u.scheduled_start)::bigint AS starts, extract(epoch FROM u.scheduled_end)::bigint AS ends,
         extract(epoch FROM u.started_at)::bigint AS started, extract(epoch FROM u.completed_at)::bigint AS completed,
-        extract(epoch FROM u.cancelled_at)::bigint AS cancelled, u.deleted_at IS NOT NULL AS gone
+        extract(epoch FROM u.cancelled_at)::bigint AS cancelled, u.deleted_at IS NOT NULL AS gone,
+        u.synced_at BETWEEN now() - interval '1 hour' AND now() + interval '1 minute' AS synced
      FROM mirror.jobs u JOIN mirror.housecallpro_jobs j USING (connection_id, id)";
 
 const CUSTOMERS: &str = "SELECT id, first_name, last_name, company, email, company_id,
@@ -85,8 +87,13 @@ impl Rig {
 
     /// Ids of listed jobs at the company itself.
     fn own_jobs(&self) -> Vec<String> {
-        let own = |line: &Value| line["state"] == "listed" && line["company_id"] == *self.account;
-        self.truth("jobs").iter().filter(|line| own(line)).map(|line| text(&line["record"]["id"])).collect()
+        self.jobs_at(&self.account)
+    }
+
+    /// Ids of listed jobs at a location.
+    fn jobs_at(&self, location: &str) -> Vec<String> {
+        let there = |line: &Value| line["state"] == "listed" && line["company_id"] == *location;
+        self.truth("jobs").iter().filter(|line| there(line)).map(|line| text(&line["record"]["id"])).collect()
     }
 
     /// Holds everything there is against every row.
@@ -102,6 +109,7 @@ impl Rig {
     }
 
     async fn differences(&self) -> Vec<String> {
+        no_column_is_left_out(&self.app, "jobs", MIRRORED).await;
         let mut found = Vec::new();
         self.hold("jobs", MIRRORED, job, &mut found).await;
         self.hold("customers", CUSTOMERS, customer, &mut found).await;
@@ -117,6 +125,9 @@ impl Rig {
             match (rows.remove(&id), expected(&line)) {
                 (None, Value::Null) => {}
                 (Some(row), Value::Object(fields)) => {
+                    if fields.len() > 1 {
+                        assert_eq!(not_compared(&row, &json!(fields)), [] as [&str; 0], "{kind}");
+                    }
                     for (name, value) in fields.iter().filter(|(name, value)| row[*name] != **value) {
                         found.push(format!("{name} of {id}: {value}, and in the mirror {}", row[name]));
                     }
@@ -160,7 +171,7 @@ fn job(line: &Value) -> Value {
     let (schedule, done) = (&record["schedule"], &record["work_timestamps"]);
     let cancelled = [&record["canceled_at"], &record["deleted_at"]].into_iter().find(|at| !at.is_null());
     json!({
-        "provider": "housecallpro", "connection_name": "acme", "gone": false, "url": null, "same_raw": true,
+        "provider": "housecallpro", "connection_name": "acme", "gone": false, "synced": true, "url": null, "same_raw": true,
         "number": record["invoice_number"], "title": filled(&record["description"]), "status": status,
         "provider_status": record["work_status"], "customer_id": record["customer"]["id"],
         "customer_name": customer_name(&record["customer"]), "address": address,
@@ -278,18 +289,23 @@ async fn what_is_gone_is_proven_one_by_one() {
     rig.change(json!({"do": "delete", "id": jobs[0]}));
     rig.change(json!({"do": "delete", "id": jobs[1], "left": "archive"}));
     rig.change(json!({"do": "delete", "id": jobs[2], "left": "record"}));
+    // What a location has is found at that location only.
+    let north = rig.part().locations(&rig.account)[0].clone();
+    let there = rig.jobs_at(&north);
+    rig.change(json!({"do": "delete", "id": there[0], "left": "record"}));
+    rig.change(json!({"do": "delete", "id": there[1]}));
     let employee = text(&rig.truth("employees")[0]["record"]["id"]);
     rig.change(json!({"do": "delete", "id": employee}));
     let swept = rig.app.run("enqueue --resync acme --full --wait --json").await.done().last();
     assert_eq!(swept["requests"][0]["outcome"], "done", "{swept}");
     rig.hold_against_mirror().await;
-    assert_eq!(rig.app.asked("job"), 3, "each is asked for by its id");
+    assert_eq!(rig.app.asked("job"), 5, "each is asked for by its id");
     let evidence = rig
         .app
         .rows("SELECT deleted_evidence AS why FROM mirror.housecallpro_jobs WHERE deleted_at IS NOT NULL ORDER BY 1")
         .await;
     let said: Vec<String> = evidence.iter().map(|row| text(&row["why"])).collect();
-    assert!(said.len() == 2 && said.iter().any(|why| why.ends_with("answered 404")), "{said:?}");
+    assert!(said.len() == 3 && said.iter().any(|why| why.ends_with("answered 404")), "{said:?}");
     assert!(said.iter().any(|why| why.ends_with("answered 400 `Archived job`")), "{said:?}");
     // What comes back is there again.
     rig.change(json!({"do": "restore", "id": jobs[1]}));
@@ -308,7 +324,18 @@ async fn what_is_gone_is_proven_one_by_one() {
         .await;
     rig.hold_against_mirror().await;
     let gone = rig.app.number("SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NOT NULL").await;
-    assert_eq!((gone, rig.app.asked("job")), (2, 6), "each that was not met is asked for");
+    assert_eq!((gone, rig.app.asked("job")), (3, 9), "each that was not met is asked for");
+
+    // A short list that is empty by mistake is read once more before anybody counts as gone.
+    let polls = "SELECT count(*) FROM mirror.sync_runs WHERE stream = 'employees' AND outcome = 'closed'";
+    let buried = "SELECT sum(rows_deleted)::bigint FROM mirror.sync_runs WHERE stream = 'employees'";
+    let (before, buried_before) = (rig.app.number(polls).await, rig.app.number(buried).await);
+    rig.app.faults(&["empty_list=1x,on:housecallpro.employees"]);
+    while rig.app.number(polls).await < before + 3 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(rig.app.number(buried).await, buried_before, "nobody left");
+    rig.hold_against_mirror().await;
     daemon.stop().await;
 }
 
@@ -401,6 +428,15 @@ async fn a_grant_or_key_that_is_gone_is_reported() {
             rig.mirrored_by_key().await;
         } else {
             rig.mirrored().await;
+            // Access is taken back, and the token endpoint goes on handing out tokens.
+            rig.app.faults(&["invalid_auth=on:housecallpro"]);
+            let noticed =
+                "SELECT state = 'needs_reauth' AND reason LIKE '%401 although%' FROM fieldmirror.connections";
+            rig.app.wait_until("it is noticed", noticed).await;
+            assert_eq!(rig.app.number("SELECT generation FROM fieldmirror.tokens").await, 2, "one refresh");
+            rig.app.faults(&[]);
+            rig.app.run("enqueue --refresh acme --wait --json").await.done();
+            assert_eq!(rig.app.one("SELECT state FROM mirror.connections").await, "connected");
         }
         rig.part().revoke(&rig.account);
         rig.app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;

@@ -9,6 +9,7 @@ use fieldmirror::sandbox::servicetitan::{APP_KEY, Kind, ServiceTitan, TENANT_FIR
 use serde_json::{Value, json};
 
 use crate::support::app::{PATIENCE, Ran, TestApp, get, small};
+use crate::support::truth::{no_column_is_left_out, not_compared};
 
 /// Changes are wanted at once here, and all polls are quick.
 const QUICK: [(&str, &str); 3] = [
@@ -179,7 +180,8 @@ fn booking(_: &Truth, record: &Value) -> Value {
     })
 }
 
-const JOBS: &str = "SELECT id, provider, connection_name, raw, number, title, status, provider_status, customer_id,
+const JOBS: &str = "SELECT id, connection_id > 0 AS ours,
+        synced_at BETWEEN now() - interval '1 hour' AND now() + interval '1 minute' AS synced, provider, connection_name, raw, number, title, status, provider_status, customer_id,
         customer_name, address, (extract(epoch FROM scheduled_start) * 1000000)::bigint AS scheduled_start,
         (extract(epoch FROM scheduled_end) * 1000000)::bigint AS scheduled_end, started_at,
         (extract(epoch FROM completed_at) * 1000000)::bigint AS completed_at,
@@ -187,7 +189,8 @@ const JOBS: &str = "SELECT id, provider, connection_name, raw, number, title, st
         assigned_to, url, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
         (extract(epoch FROM updated_at) * 1000000)::bigint AS updated,
         (extract(epoch FROM deleted_at) * 1000000)::bigint AS deleted FROM mirror.jobs";
-const BOOKINGS: &str = "SELECT id, provider, connection_name, raw, subject, status, provider_status, customer_name,
+const BOOKINGS: &str = "SELECT id, connection_id > 0 AS ours,
+        synced_at BETWEEN now() - interval '1 hour' AND now() + interval '1 minute' AS synced, provider, connection_name, raw, subject, status, provider_status, customer_name,
         customer_email, customer_phone, (extract(epoch FROM starts_at) * 1000000)::bigint AS starts_at, ends_at, timezone,
         owner_id, owner_name, location, job_id, cancelled_at, cancel_reason, url,
         (extract(epoch FROM created_at) * 1000000)::bigint AS created,
@@ -213,6 +216,7 @@ async fn differences(app: &TestApp) -> Vec<String> {
     for (kind, sql, expected) in
         [("jobs", JOBS, job as fn(&Truth, &Value) -> Value), ("bookings", BOOKINGS, booking)]
     {
+        no_column_is_left_out(app, kind, sql).await;
         for row in app.rows(sql).await {
             let id = row["id"].as_str().unwrap();
             let Some(line) = truth.0.get(&(kind.to_owned(), id.to_owned())) else {
@@ -227,9 +231,13 @@ async fn differences(app: &TestApp) -> Vec<String> {
             wanted["provider"] = json!("servicetitan");
             wanted["connection_name"] = json!("acme");
             wanted["raw"] = record.clone();
+            wanted["ours"] = json!(true);
+            wanted["synced"] = json!(true);
+            wanted["created"] = micros(&record["createdOn"]);
             wanted["updated"] = micros(&record["modifiedOn"]);
             wanted["deleted"] =
                 if line["state"] == "active" { Value::Null } else { micros(&record["modifiedOn"]) };
+            assert_eq!(not_compared(&row, &wanted), [] as [&str; 0], "{kind}");
             for (column, wanted) in wanted.as_object().unwrap() {
                 // Postgres rounds the seventh digit, or cuts it.
                 let near = |a: &Value, b: &Value| {
@@ -314,9 +322,11 @@ async fn everything_is_mirrored_and_then_what_changes() {
     change(&app, json!({"do": "set", "kind": "appointments", "id": 8_000_001, "fields": {"active": false}}));
     change(
         &app,
-        json!({"do": "set", "kind": "technicians", "id": 502, "fields": {"name": "Ben Adler-Ruiz"}}),
+        json!({"do": "set", "kind": "technicians", "id": 502, "fields": {"name": "Ben Adler-Ruiz", "payGrade": 7}}),
     );
     hold_against_mirror(&app).await;
+    let graded = "SELECT count(*) FROM mirror.servicetitan_technicians WHERE raw ? 'payGrade'";
+    assert_eq!(app.number(graded).await, 0, "what nobody has looked at is not kept of a person");
     let polls = app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'jobs'").await;
     let asked = app.asked("export_jobs");
     assert!(
@@ -347,6 +357,11 @@ async fn everything_is_mirrored_and_then_what_changes() {
         app.one("SELECT deleted_at IS NOT NULL FROM mirror.jobs WHERE id = '7000009'").await,
         json!(true)
     );
+    // A short list that shows somebody no more is asked for them by name.
+    change(&app, json!({"do": "remove", "kind": "technicians", "id": 503}));
+    let gone = "SELECT deleted_evidence LIKE '%asked for by its id%' FROM mirror.servicetitan_technicians
+        WHERE id = '503' AND deleted_at IS NOT NULL";
+    app.wait_until("the technician is gone", gone).await;
     daemon.stop().await;
 }
 
@@ -404,6 +419,34 @@ async fn tokens_are_asked_for_again_and_a_disabled_app_is_reported() {
     app.run("enqueue --refresh acme --wait --json").await.done();
     assert_eq!(app.number(generation).await, 3);
 
+    // One list answers 401 and everything else goes on: that is no matter of the credentials.
+    app.faults(&["invalid_auth=on:list_technicians"]);
+    app.wait_until(
+        "the stream is off",
+        "SELECT state = 'forbidden' AND stalled_reason LIKE '%401%' FROM mirror.freshness WHERE stream = 'technicians'",
+    )
+    .await;
+    assert_eq!(app.one("SELECT state FROM mirror.connections").await, "connected");
+    // The app key dies: the token endpoint knows nothing of that.
+    app.faults(&["invalid_auth=on:servicetitan"]);
+    app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;
+    let connection = app.run("status --check --json").await.last()["connections"][0].clone();
+    assert!(connection["reason"].as_str().unwrap_or_default().contains("app_key"), "{connection}");
+    assert!(
+        connection["next_action"].as_str().unwrap_or_default().contains("--reconnect acme"),
+        "{connection}"
+    );
+    assert_eq!(connection["token"]["state"], "rejected", "{connection}");
+    assert_eq!(app.run("enqueue --refresh acme --wait --json").await.code, 2, "a new token helps nothing");
+    let (tokens, polled) = (app.asked("token"), app.asked("export_jobs"));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!((app.asked("token"), app.asked("export_jobs")), (tokens, polled), "it is left alone");
+    app.faults(&[]);
+    app.run("enqueue --refresh acme --wait --json").await.done();
+    assert_eq!(app.one("SELECT state FROM mirror.connections").await, "connected");
+    app.run("enqueue --resync acme --wait --json").await.done();
+    app.wait_until("all is well", ALL_READ).await;
+
     change(&app, json!({"do": "disable"}));
     app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;
     let ran = app.run("status --check --json").await;
@@ -434,6 +477,7 @@ async fn a_storm_loses_nothing_and_pauses_are_kept() {
         "http_500=1x,on:export_customers",
         "torn=1x,on:export_locations",
         "drop=1x,on:list_technicians",
+        "http_524=2x,on:list_job_types",
     ];
     app.faults(&weather);
     connect(&app).await;
@@ -571,6 +615,17 @@ async fn an_app_that_is_bound_to_a_booking_provider() {
     app.run("enqueue --resync acme --stream bookings --full --wait --json").await.done();
     app.wait_until("what has left", "SELECT deleted_at IS NOT NULL FROM mirror.bookings WHERE id = '660003'")
         .await;
+    let evidence = "SELECT deleted_evidence FROM mirror.servicetitan_bookings WHERE id = '660003'";
+    assert!(app.one(evidence).await.as_str().unwrap_or_default().contains("asked for by its id"));
+    daemon.stop().await;
+
+    // A provider that is not asked any more: its bookings are not met, and nothing is proven of them.
+    let app = app.with("providers.servicetitan.booking_provider_ids", "[\"71\"]");
+    let daemon = app.daemon().await;
+    let allowed = "enqueue --resync acme --stream bookings --full --allow-mass-delete --wait --json";
+    app.run(allowed).await.done();
+    let living = "SELECT count(*) FROM mirror.bookings WHERE deleted_at IS NULL";
+    assert_eq!(app.number(living).await, 39, "they stay");
     daemon.stop().await;
 }
 
