@@ -212,6 +212,7 @@ const BOOKING_PAGES: StreamSpec = StreamSpec {
         col("timezone", Text, "/timezone"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: reference_list("/booking-pages"),
 };
@@ -231,6 +232,7 @@ const MASTER_PAGES: StreamSpec = StreamSpec {
         col("active", Boolean, "/active"),
     ],
     merges: false,
+    keep_only: &[],
     omit: &[],
     read: reference_list("/master-pages"),
 };

@@ -95,6 +95,8 @@ pub struct SandboxOptions {
     pub hubspot_limits: HubspotLimits,
     /// Associations of one record before they are paged.
     pub links_page: usize,
+    /// Rows in a page of ServiceTitan's feeds. The vendor publishes no figure.
+    pub feed_page: usize,
     /// The apps that are registered at every provider.
     pub apps: Vec<App>,
     pub clock: Arc<dyn Clock>,
@@ -134,6 +136,7 @@ impl Default for SandboxOptions {
             throttled: true,
             hubspot_limits: HubspotLimits::default(),
             links_page: 500,
+            feed_page: servicetitan::FEED_PAGE,
             apps: vec![app],
             clock: Arc::new(SystemClock),
         }

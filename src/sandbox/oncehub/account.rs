@@ -319,6 +319,10 @@ impl Account {
         Some(vec![id.clone()])
     }
 
+    pub fn users(&self) -> Vec<Value> {
+        self.table(Kind::User).iter().map(|object| object.value.clone()).collect()
+    }
+
     pub fn truth(&self) -> Vec<Value> {
         let line = |object: &Object| json!({"id": object.id, "deleted": object.standing != Standing::Listed, "booking": object.value});
         self.table(Kind::Booking).iter().map(line).collect()

@@ -185,6 +185,11 @@ impl OnceHub {
         Some(self.accounts.get(account)?.read().unwrap_or_else(PoisonError::into_inner).truth())
     }
 
+    /// The users of an account.
+    pub fn users(&self, account: &str) -> Option<Vec<Value>> {
+        Some(self.accounts.get(account)?.read().unwrap_or_else(PoisonError::into_inner).users())
+    }
+
     /// The key is deleted, grants and all their tokens die. Returns how many grants died.
     pub fn revoke(&self, account: &str) -> usize {
         if let Some(account) = self.accounts.get(account) {

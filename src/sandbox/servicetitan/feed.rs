@@ -56,6 +56,8 @@ pub struct Sight {
     pub now_ms: i64,
     /// A page points to itself as the next one.
     pub stuck: bool,
+    /// Rows in a page.
+    pub length: usize,
 }
 
 /// A page of a feed. It begins with the last row of the page before: delivery is at least once.
@@ -73,7 +75,7 @@ pub fn export(table: &Table, served: &Served, query: &Query, sight: &Sight) -> R
     };
     let seen = |row: &&Row| recent || row.changed_ms + FEED_LAG_MS <= sight.now_ms;
     let mut rows = table.feed_from(start).take_while(seen);
-    let page: Vec<&Row> = rows.by_ref().take(FEED_PAGE).collect();
+    let page: Vec<&Row> = rows.by_ref().take(sight.length).collect();
     let more = rows.next().is_some() || sight.stuck;
     let next = page.last().map_or(start, |row| row.place);
     let next = token(served, recent, sight.epoch, next);

@@ -74,6 +74,15 @@ impl Kind {
         self.served().scope
     }
 
+    /// The words under which requests for its list and its feed are counted; empty where there is none.
+    pub fn list_purpose(self) -> &'static str {
+        self.served().list
+    }
+
+    pub fn feed_purpose(self) -> &'static str {
+        self.served().feed
+    }
+
     /// The kind's word, as in the control endpoint.
     pub fn word(self) -> String {
         let word = serde_json::to_value(self).ok();

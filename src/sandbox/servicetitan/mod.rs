@@ -32,6 +32,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 
 pub use control::{Change, ControlError};
+pub use feed::FEED_PAGE;
 pub use kinds::Kind;
 pub use seed::BOOKING_PROVIDERS;
 
@@ -352,7 +353,9 @@ impl ServiceTitan {
             }
             Route::Export { served, .. } => {
                 let stuck = self.shared.faults.strikes(FaultName::StuckCursor, spot);
-                feed::export(table(served.kind)?, served, query, &Sight { epoch: door.epoch, now_ms, stuck })
+                let length = self.shared.options.feed_page;
+                let sight = Sight { epoch: door.epoch, now_ms, stuck, length };
+                feed::export(table(served.kind)?, served, query, &sight)
             }
             Route::List { served, .. } => feed::list(table(served.kind)?, served, query, None),
             Route::One { served, id, .. } => {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::support::app::{TestApp, get_with_cookie, small};
+use crate::support::truth::no_column_is_left_out;
 
 /// A walk writes page by page: what is on its way may take this long.
 const SETTLES_IN: Duration = Duration::from_mins(1);
@@ -83,6 +84,7 @@ impl Rig {
     }
 
     async fn differences(&self) -> Vec<String> {
+        no_column_is_left_out(&self.app, "jobs", MIRRORED).await;
         let rows = self.app.rows(MIRRORED).await.into_iter().map(|row| (text(&row["id"]), row));
         let mut rows: BTreeMap<String, Value> = rows.collect();
         let mut found = Vec::new();

@@ -1,10 +1,11 @@
 //! ServiceTitan from end to end: credentials that an admin types, feeds, and everything that the sandbox's tenant has,
 //! held against the tables and the unified views.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
+use fieldmirror::sandbox::SandboxOptions;
 use fieldmirror::sandbox::servicetitan::{APP_KEY, Kind, ServiceTitan, TENANT_FIRST as TENANT};
 use serde_json::{Value, json};
 
@@ -539,6 +540,43 @@ async fn a_stream_in_trouble_leaves_the_others_alone() {
     app.run("enqueue --resync acme --full --wait --json").await.done();
     app.wait_until("everything is read", ALL_READ).await;
     hold_against_mirror(&app).await;
+    daemon.stop().await;
+}
+
+/// So many requests in a second to one tenant as the setting says, less the reserve: nothing is refused, and what is left
+/// is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limit_of_a_second_is_kept_and_used() {
+    const SPAN: Duration = Duration::from_secs(3);
+    // Few enough that a slow machine sends as many.
+    const LEFT: f64 = 4.0;
+    let limit = [("providers.servicetitan.requests_per_second", "5")];
+    let options = SandboxOptions { feed_page: 1, ..small(600) };
+    let app = TestApp::new(options, &[&QUICK[..], &limit].concat()).await;
+    let daemon = app.daemon().await;
+    connect(&app).await;
+    let asked = || {
+        let all = Kind::all().flat_map(|kind| [kind.list_purpose(), kind.feed_purpose()]);
+        let all: u64 = all.filter(|purpose| !purpose.is_empty()).map(|purpose| app.asked(purpose)).sum();
+        f64::from(u32::try_from(all).unwrap())
+    };
+    let (began, first, mut seen) = (Instant::now(), asked(), VecDeque::new());
+    // So many in some three seconds: a machine that stands still for a while does not count.
+    loop {
+        seen.push_back((Instant::now(), asked()));
+        while seen.len() > 1 && seen[1].0.elapsed() >= SPAN {
+            seen.pop_front();
+        }
+        let (since, before): (Instant, f64) = seen[0];
+        if since.elapsed() >= SPAN && asked() - before >= 0.9 * LEFT * since.elapsed().as_secs_f64() {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} requests in {:?}", asked() - first, began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (more, span) = (asked() - first, began.elapsed().as_secs_f64());
+    assert!(more <= LEFT * (span + 2.0), "{more} requests in {span} s");
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
     daemon.stop().await;
 }
 
