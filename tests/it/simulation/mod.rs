@@ -240,7 +240,13 @@ impl Game {
         let written = self.state.borrow().oracle.rows_seen;
         turns += self.turn_for(script.rest).await;
         self.same();
-        let look = self.look().await;
+        let mut look = self.look().await;
+        // A walk may be in the middle of a wait for permits.
+        let since = tokio::time::Instant::now();
+        while look.stands.iter().any(|stands| stands.state == "syncing") && since.elapsed() < HEALED_IN {
+            turns += self.turn_for(Duration::from_secs(20)).await;
+            look = self.look().await;
+        }
         let mut state = self.state.borrow_mut();
         for stands in look.stands.iter().filter(|stands| stands.state != "idle") {
             let (stream, state_is, error) = (&stands.stream, &stands.state, &stands.last_error);
