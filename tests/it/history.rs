@@ -162,14 +162,14 @@ async fn without_history_rows_change_all_the_same_and_old_changes_go() {
     done.await.unwrap();
 }
 
-/// Of each kind of row that is kept for a while, one from before and one from after the bound.
+/// Of each kind of row that is kept for a while, one from before and one from after the bound; runs by the daemon's clock.
 const OLD_AND_NEW: &str = "
     INSERT INTO mirror.changes (connection_id, stream, record_id, op, observed_at, before)
         SELECT 1, 'tickets', age, 'update', now() - age::interval, '{}' FROM unnest(ARRAY['32 days', '20 days']) age;
     INSERT INTO mirror.drift (connection_id, stream, kind, field, count, last_seen_at)
         SELECT 1, 'tickets', 'misfit', age, 1, now() - age::interval FROM unnest(ARRAY['32 days', '20 days']) age;
     INSERT INTO fieldmirror.sync_runs (connection_id, stream, mode, started_at, ended_at, outcome)
-        SELECT id, 'jobs', 'sweep', now() - age::interval, now() - age::interval, 'closed'
+        SELECT id, 'jobs', 'sweep', 'OUR_NOW'::timestamptz - age::interval, 'OUR_NOW'::timestamptz - age::interval, 'closed'
         FROM unnest(ARRAY['32 days', '20 days']) age, fieldmirror.connections";
 const KEPT: &str = "SELECT (SELECT string_agg(record_id, ', ' ORDER BY id) FROM mirror.changes) AS changes,
     (SELECT string_agg(field, ', ' ORDER BY last_seen_at) FROM mirror.drift) AS drift,
@@ -182,7 +182,8 @@ async fn the_scheduler_deletes_what_is_older_than_the_settings_say() {
     let settings = vec![("sync.history_kept", "30days".to_owned())];
     let (provider, skew, search_lag) = ("oncehub", chrono::TimeDelta::zero(), Duration::ZERO);
     let rig = Rig::new(&ground, Setup { provider, seed: 1, records: 1, skew, search_lag, settings }).await;
-    rig.db(|connection| Ok(connection.batch_execute(OLD_AND_NEW)?)).await;
+    let old_and_new = OLD_AND_NEW.replace("OUR_NOW", &rig.engine.clock.now().to_rfc3339());
+    rig.db(move |connection| Ok(connection.batch_execute(&old_and_new)?)).await;
     let (mut kept_for_ever, engine) = (rig.engine.clone(), rig.engine.clone());
     let mut settings = (*kept_for_ever.settings).clone();
     settings.sync.history_kept = None;
