@@ -39,8 +39,10 @@ async fn row(rig: &Rig, sql: &str) -> Value {
     rows.into_iter().next().unwrap_or_default()
 }
 
+/// `now()` is the daemon's.
 async fn execute(rig: &Rig, sql: &str) {
-    let sql = sql.replace("{}", &rig.connection.to_string());
+    let now = format!("'{}'::timestamptz", rig.engine.clock.now().to_rfc3339());
+    let sql = sql.replace("{}", &rig.connection.to_string()).replace("now()", &now);
     rig.db(move |connection| Ok(connection.batch_execute(&sql)?)).await;
 }
 
