@@ -667,7 +667,8 @@ pub fn demand(
         "UPDATE walks w
          SET due_at = least(w.due_at, $3), started_at = NULL, position = NULL, from_time = NULL,
              covered_to = CASE WHEN w.mode = 'archived' THEN NULL ELSE w.covered_to END,
-             sweeping = w.mode = 'backfill', mass_delete_allowed = $4
+             sweeping = w.mode = 'backfill',
+             mass_delete_allowed = $4 OR w.mass_delete_allowed AND w.due_at IS NOT NULL
          FROM stream_state s
          WHERE (s.connection_id, s.stream, s.partition) = (w.connection_id, w.stream, w.partition)
            AND w.connection_id = $1 AND w.stream = $2 AND w.partition = ''
@@ -693,9 +694,9 @@ pub fn demand_after_first(
         return Ok(());
     }
     diesel::sql_query(
-        "UPDATE walks SET due_at = $3, sweeping = true, mass_delete_allowed = $4
+        "UPDATE walks SET due_at = coalesce(due_at, $3), sweeping = true, mass_delete_allowed = mass_delete_allowed AND due_at IS NOT NULL OR $4
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'backfill'
-           AND closed_started_at < $3 AND started_at IS NULL AND due_at IS NULL",
+           AND closed_started_at < $3 AND started_at IS NULL AND (due_at IS NULL OR $4)",
     )
     .bind::<BigInt, _>(of.0)
     .bind::<Text, _>(demand.stream)

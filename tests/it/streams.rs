@@ -96,6 +96,8 @@ async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
         streams::open_walk(connection, key, Mode::Backfill, at(100), None)?;
         ask(connection, json!({"streams": ["owners"], "full": true, "allow_mass_delete": true}))?;
         let asked = ask(connection, json!({"streams": ["tickets"], "full": true}))?;
+        let may = json!({"streams": ["tickets"], "full": true, "allow_mass_delete": true});
+        let permitted = ask(connection, may)?;
         sync::requests::apply(connection, id, spec, at(150))?;
         let walk = backfill(connection)?;
         assert_eq!((walk.started_at, walk.sweeping), (Some(at(100)), false), "the first one goes on");
@@ -108,14 +110,25 @@ async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
         assert_eq!(requests::get(connection, asked)?.outcome, None, "it began before it was asked for");
         sync::requests::apply(connection, id, spec, at(220))?;
         let walk = backfill(connection)?;
-        assert_eq!((walk.due_at, walk.sweeping, walk.mass_delete_allowed), (Some(at(150)), true, false));
+        let stands = (walk.due_at, walk.sweeping, walk.mass_delete_allowed);
+        assert_eq!(
+            stands,
+            (Some(at(150)), true, true),
+            "one that is permitted is not swallowed by one that is not"
+        );
+        ask(connection, json!({"streams": ["tickets"], "full": true}))?;
+        sync::requests::apply(connection, id, spec, at(230))?;
+        assert!(backfill(connection)?.mass_delete_allowed, "nor is its permission taken back");
         streams::open_walk(connection, key, Mode::Backfill, at(300), None)?;
         assert_eq!(close(connection, Mode::Backfill, 400)?, owned);
         sync::requests::apply(connection, id, spec, at(420))?;
         let walk = backfill(connection)?;
         assert_eq!((walk.due_at, walk.sweeping), (None, false), "and that was all");
         sync::requests::settle(connection, id, spec)?;
-        assert_eq!(requests::get(connection, asked)?.outcome, Some(RequestOutcome::Done));
+        for done in [asked, permitted] {
+            assert_eq!(requests::get(connection, done)?.outcome, Some(RequestOutcome::Done));
+        }
+        assert!(!backfill(connection)?.mass_delete_allowed, "it was good for that read");
         Ok(())
     });
     done.await.unwrap();
