@@ -156,6 +156,12 @@ impl Auth {
         self.tasks.wait().await;
     }
 
+    /// Whether an exchange is under way: after the grace of [`Auth::close_within`], one whose tokens are in hand and
+    /// nowhere else.
+    pub fn is_exchanging(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
     /// A token for requests that leave now. Refreshes where less than `min(30 s, 20 %)` of its life is left, and waits
     /// for that, at most [`ACCESS_WAIT_MAX`], holding no database connection. Keys are returned as they are.
     ///

@@ -113,7 +113,7 @@ async fn start(
 ) -> Result<Option<Daemon>, StartError> {
     manager.tell(&[NotifyState::Status("Starting: pending migrations are applied first")]);
     // A migration of a large mirror has no limit, and one that systemd broke off would begin anew for ever.
-    let starting = with_more_time(Daemon::start(settings.clone(), options), manager);
+    let starting = with_more_time(Daemon::start(settings.clone(), options), manager, || true);
     if settings.database.url.is_none() {
         // A server of our own has to be stopped in its turn: the order is obeyed once there is a daemon.
         return starting.await.map(Some);
@@ -201,18 +201,28 @@ fn tell_change(change: &Change) {
 /// Stops, with more time as long as there is something to lose.
 async fn stop(daemon: Daemon, manager: &Manager) {
     let began = Instant::now();
-    with_more_time(daemon.stop(), manager).await;
+    // Whatever else hangs is systemd's to end.
+    let auth = daemon.auth.clone();
+    with_more_time(daemon.stop(), manager, move || auth.is_exchanging()).await;
     info!(duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "Stopped");
 }
 
-/// Asks systemd for more time as long as `work` lasts.
-async fn with_more_time<T>(work: impl Future<Output = T>, manager: &Manager) -> T {
+/// Asks systemd for more time as long as `work` lasts and needs it.
+async fn with_more_time<T>(
+    work: impl Future<Output = T>,
+    manager: &Manager,
+    needs_it: impl Fn() -> bool,
+) -> T {
     let by = u32::try_from(EXTEND_BY.as_micros()).unwrap_or(u32::MAX);
     tokio::pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return done,
-            () = sleep(EXTEND_EVERY) => manager.tell(&[NotifyState::ExtendTimeoutUsec(by)]),
+            () = sleep(EXTEND_EVERY) => {
+                if needs_it() {
+                    manager.tell(&[NotifyState::ExtendTimeoutUsec(by)]);
+                }
+            }
         }
     }
 }

@@ -23,7 +23,8 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Looks after the parts until it is dropped.
 pub struct Watchdog {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    /// `None`: it has been waited for.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
@@ -47,14 +48,18 @@ impl Watchdog {
             }
         };
         let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(watch)?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Watchdog {
+    /// Returns when nothing more is said: a look that is under way ends first.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.thread.thread().unpark();
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
     }
 }
 

@@ -99,16 +99,24 @@ impl Scheduler {
         derived.map_err(|error| Failure::from(&error))
     }
 
+    /// Deletes what is old. Each statement may take its time, which the watchdog must not count as one silence.
     async fn prune(&self, now: DateTime<Utc>) {
         let settings = Arc::clone(&self.engine.get().settings);
+        let pulse = Arc::clone(&self.pulse);
         let pruned = self.db.run(move |connection| {
             let before = |kept: Duration| now - delta(kept);
+            pulse.beat();
             sync_runs::prune(connection, before(RUNS_KEPT))?;
+            pulse.beat();
             verifications::prune(connection, before(RUNS_KEPT))?;
+            pulse.beat();
             retention::prune_requests(connection, before(settings.daemon.requests_kept))?;
+            pulse.beat();
             retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))?;
             if let Some(kept) = settings.sync.history_kept {
+                pulse.beat();
                 changes::prune(connection, kept)?;
+                pulse.beat();
                 drift::prune(connection, kept)?;
             }
             Ok(())
