@@ -119,7 +119,7 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     socket.wait_for("how they stand", 0, fits).await;
 
     // The slots for tokens too: every token falls due at once, and the provider takes its time.
-    app.faults(&[&reading[..], &["slow=5000,on:token_refresh"]].concat());
+    app.faults(&[&reading[..], &["slow=12000,on:token_refresh"]].concat());
     app.execute("UPDATE fieldmirror.tokens SET refresh_due_at = now() - interval '1 s'").await;
     app.wait_until("all exchanges are under way", "SELECT count(*) = 8 FROM fieldmirror.refresh_attempts")
         .await;
