@@ -44,7 +44,8 @@ pub(super) enum Taken {
 impl Place {
     /// Takes a page in.
     pub(super) fn take(&mut self, list: &Listed, name: &str) -> Result<Taken, Failure> {
-        if list.more && self.after.is_some() && self.after == list.end {
+        let next = list.overlap.as_ref().or(list.end.as_ref());
+        if list.more && self.after.is_some() && [list.end.as_ref(), next].contains(&self.after.as_ref()) {
             return Err(Failure::changed(format!(
                 "a page of {TITLE}'s `{name}` names itself as the next one"
             )));
@@ -56,7 +57,7 @@ impl Place {
         }
         let ids = list.nodes.iter().map(id_of).collect::<Result<Vec<_>, _>>()?;
         self.back = self.after.take();
-        self.after = list.overlap.clone().or_else(|| list.end.clone()).filter(|_| list.more);
+        self.after = next.filter(|_| list.more).cloned();
         let kept = if list.overlap.is_some() && list.more { TAIL.min(ids.len()) } else { 0 };
         self.tail = ids[ids.len() - kept..].to_vec();
         Ok(Taken::Follows)
@@ -228,7 +229,10 @@ mod tests {
 
     #[test]
     fn a_page_that_names_itself_is_refused() {
-        let mut place = Place { after: Some("2".to_owned()), ..Place::default() };
-        assert!(place.take(&page(Cursors::Places, &["1", "2"], 0, true), "jobs").is_err());
+        for after in ["2", "1"] {
+            // The next page would begin behind its last record, or behind the one before.
+            let mut place = Place { after: Some(after.to_owned()), ..Place::default() };
+            assert!(place.take(&page(Cursors::Places, &["1", "2"], 0, true), "jobs").is_err(), "{after}");
+        }
     }
 }
