@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection as _;
-use fieldmirror::db::requests::RequestOutcome;
+use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::rows;
 use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::simulation::rig::{Ground, Rig, Setup};
 use crate::simulation::worlds::{Standing, world};
@@ -239,6 +240,13 @@ async fn what_cannot_be_is_said_and_changes_no_row() {
     }
 }
 
+/// Nobody allows anything to be gone.
+async fn ask_for_everything(rig: &Rig) -> Uuid {
+    let (connection, args) = (rig.connection, json!({"full": true}));
+    let new = NewRequest { connection, kind: RequestKind::Sync, args, sealed: None };
+    rig.db(move |conn| requests::create(conn, &new)).await
+}
+
 fn says(stream: &str, said: &str) -> String {
     format!(
         "SELECT coalesce(stalled_reason LIKE '%{said}%', false) FROM fieldmirror.stream_state
@@ -258,7 +266,7 @@ async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &
     } else {
         faults(rig, &[cause]);
     }
-    let asked = rig.ask_for_everything().await;
+    let asked = ask_for_everything(rig).await;
     until(rig, cause, &says(stream, said)).await;
     let ended = format!("SELECT done_at IS NOT NULL FROM fieldmirror.requests WHERE id = '{asked}'");
     until(rig, "the request has ended", &ended).await;
@@ -269,7 +277,7 @@ async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &
 
     rig.road.forge(None);
     faults(rig, &[]);
-    let asked = rig.ask_for_everything().await;
+    let asked = ask_for_everything(rig).await;
     let ended = format!("SELECT outcome = 'done' FROM fieldmirror.requests WHERE id = '{asked}'");
     until(rig, "it is over", &ended).await;
     until(rig, "all is well", ALL_READ).await;
