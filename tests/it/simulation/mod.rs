@@ -28,9 +28,9 @@
 //!    stream is idle, and two further polls write nothing.
 //!
 //! # What a seed fixes
-//! The script: world, settings, weather by the minute, what happens when, the dice of the stand-ins, and how long each
-//! request takes. Not the full jitter of pauses, which is drawn anew each time, nor which of two streams of a turn gets
-//! the database first; so a rare interleaving may need its seed to be run more than once.
+//! Everything: the script (world, settings, weather by the minute, what happens when, the dice of the stand-ins, how long
+//! each request takes), the time at which it begins, the jitter of pauses, and who gets the database first. But for waits
+//! for a limit that is kept on the database's clock, such as OnceHub's per address: these differ by milliseconds.
 
 mod clock;
 pub mod oracle;
