@@ -437,11 +437,12 @@ pub fn fates(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbErr
     .load(conn)?)
 }
 
-/// The fates of all tokens and keys at one provider's API: a walk that has closed is a success there.
+/// The fates of all tokens and keys at one provider's API: a walk that has closed is a success there. Its time is that of
+/// the daemon, whose clock may be ahead, and then proves nothing about later deaths.
 pub fn fates_at_api(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbError> {
     Ok(sql_query(
-        "SELECT t.connection_id, t.refused_at AS rejected_at, (SELECT max(s.last_success_at) \
-             FROM fieldmirror.stream_state s WHERE s.connection_id = t.connection_id) AS last_refresh_at \
+        "SELECT t.connection_id, t.refused_at AS rejected_at, (SELECT max(CASE WHEN s.last_success_at > now() \
+             THEN now() ELSE s.last_success_at END) FROM fieldmirror.stream_state s WHERE s.connection_id = t.connection_id) AS last_refresh_at \
          FROM fieldmirror.tokens t JOIN fieldmirror.connections c ON c.id = t.connection_id \
          WHERE c.provider = $1 AND c.state IN ('connected', 'needs_reauth')",
     )
