@@ -13,6 +13,7 @@ use crate::db::tokens::{self, Token};
 use crate::db::{audit, authorizations, streams};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
+use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, TokenFailure};
@@ -60,7 +61,8 @@ impl Auth {
         let revoked = match (by_request, held) {
             (Some(revoked), _) => revoked,
             (None, Some((Standing { connection, token: Some(token) }, _))) => {
-                let asked = self.answered(Box::pin(self.revoke(&connection, &token))).await;
+                let refresh_token = self.newest_refresh_token(&connection, &token).await;
+                let asked = self.answered(Box::pin(self.revoke(&connection, refresh_token))).await;
                 asked.unwrap_or_else(|failure| Revoked::Failed(failure.message))
             }
             (None, _) => Revoked::NotPossible,
@@ -100,8 +102,26 @@ impl Auth {
         }))
     }
 
-    async fn revoke(&self, connection: &Connection, token: &Token) -> Revoked {
-        let Some(sealed) = token.refresh_sealed.as_deref() else { return Revoked::NotPossible };
+    /// The refresh token that the provider honours: one that is kept, and that the database does not know (yet, or any
+    /// more), comes before the database's.
+    async fn newest_refresh_token(
+        &self,
+        connection: &Connection,
+        token: &Token,
+    ) -> Result<Option<Secret>, Failure> {
+        let kept = self.kept_replies(connection.id, token.grant_id, token.generation + 1, true).await;
+        if let Some(kept) = kept.into_iter().find_map(|(_, granted)| granted.tokens.refresh_token) {
+            return Ok(Some(kept));
+        }
+        let sealed = token.refresh_sealed.as_deref();
+        sealed.map(|sealed| self.open(connection.id, token.grant_id, REFRESH_COLUMN, sealed)).transpose()
+    }
+
+    async fn revoke(
+        &self,
+        connection: &Connection,
+        refresh_token: Result<Option<Secret>, Failure>,
+    ) -> Revoked {
         let Some(provider) = providers::provider(&connection.provider) else { return Revoked::NotPossible };
         let Some(settings) = self.settings.providers.get(&connection.provider) else {
             return Revoked::NotPossible;
@@ -111,9 +131,9 @@ impl Auth {
         else {
             return Revoked::NotPossible;
         };
-        let opened = self.open(connection.id, token.grant_id, REFRESH_COLUMN, sealed);
-        let (refresh_token, client) = match (opened, TokenClient::ours(provider, settings)) {
-            (Ok(refresh_token), Ok(client)) => (refresh_token, client),
+        let (refresh_token, client) = match (refresh_token, TokenClient::ours(provider, settings)) {
+            (Ok(Some(refresh_token)), Ok(client)) => (refresh_token, client),
+            (Ok(None), _) => return Revoked::NotPossible,
             (Err(failure), _) | (_, Err(failure)) => return Revoked::Failed(failure.message),
         };
         let deadline = Deadline::after(REVOKE_MAX);

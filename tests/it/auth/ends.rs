@@ -1,7 +1,9 @@
 //! The end of a grant, and the budget that token endpoints share.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use fieldmirror::auth::between::Step;
 use fieldmirror::auth::refresh::Why;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::rate_budget::{self, Lease};
@@ -14,7 +16,9 @@ use fieldmirror::jobs;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::rig::Rig;
+use super::rig::{Host, Rig};
+use super::spill::spills;
+use super::stage::dies_at;
 
 #[tokio::test]
 async fn a_disconnect_revokes_and_wipes() {
@@ -63,6 +67,21 @@ async fn a_disconnect_waits_for_a_refresh_and_revokes_what_it_brought() {
     refresh.await.expect("no panic").expect("the refresh was let end");
     assert_eq!(rig.fake.revoked()[0]["token"], "SECRET-RT-2");
     assert_eq!(rig.maybe_token(id).await, None);
+}
+
+/// The database knows an older token only: revoking that one would leave the grant alive at the provider.
+#[tokio::test]
+async fn a_disconnect_revokes_what_is_kept_of_an_interrupted_refresh() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let mortal =
+        rig.daemon_at(Host { name: "host", state: rig.state.path(), between: dies_at(Step::Spilled) });
+    mortal.refresh(id, Why::Asked).await.expect_err("it died");
+    assert_eq!(rig.token(id).await.generation, 1);
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    rig.auth.disconnect(id, false).await.expect("it ends");
+    assert_eq!(rig.fake.revoked()[0]["token"], "SECRET-RT-2");
+    assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
