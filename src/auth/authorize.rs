@@ -15,7 +15,7 @@ use super::{Auth, TokenClient, VERIFIER_COLUMN};
 use crate::config::ProviderSettings;
 use crate::db::authorizations::{self, Attempt, Authorization, NewAttempt, NewAuthorization};
 use crate::db::connections::{self, Connection};
-use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
+use crate::db::requests::{self, Request};
 use crate::db::{DbError, PgConnection};
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
@@ -191,14 +191,10 @@ impl Auth {
             expires_at,
         };
         let reply = crate::vault::sealed_box::seal_to(&reply_to, links.to_json().to_string().as_bytes());
-        let (id, request_id, attempt) = (connection.id, request.id, minted.attempt);
+        let (id, request_id, attempt, daemon) = (connection.id, request.id, minted.attempt, self.daemon);
         self.transaction(move |conn| {
             connections::lock(conn, id)?;
-            for earlier in requests::open(conn, id, RequestKind::Connect)? {
-                if earlier.id != request_id && earlier.id < request_id {
-                    requests::finish(conn, earlier.id, RequestOutcome::Superseded, Some(SUPERSEDED))?;
-                }
-            }
+            requests::supersede_connects(conn, id, Some(request_id), requests::SUPERSEDED, daemon)?;
             authorizations::close_all(conn, id)?;
             authorizations::create(conn, &authorization)?;
             authorizations::create_attempt(conn, &attempt)?;
@@ -437,5 +433,3 @@ fn attempt_of_browser(
     }
     Ok(open.pop().or(over).ok_or(Refusal::Invalid))
 }
-
-const SUPERSEDED: &str = "a later request for the same connection took its place";

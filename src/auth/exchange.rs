@@ -22,7 +22,7 @@ use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, thro
 use crate::config::ProviderSettings;
 use crate::db::authorizations;
 use crate::db::connections::{self, Connection, ConnectionState};
-use crate::db::requests::{self, RequestKind, RequestOutcome};
+use crate::db::requests;
 use crate::db::secrets::{self, SealedSecret};
 use crate::db::tokens::{self, NewToken};
 use crate::db::{DbError, PgConnection, audit, rate_budget, streams, turns};
@@ -417,7 +417,7 @@ fn write_down(
         secrets::replace(conn, id, secrets)?;
     }
     let ending = Ending::Connected { name, title, account };
-    end_requests(conn, id, request, &ending)?;
+    end_requests(conn, id, (request, daemon), &ending)?;
     record(conn, id, "done", None, daemon)?;
     requests::wake(conn)?;
     Ok(ending)
@@ -427,12 +427,12 @@ fn write_down(
 fn end_requests(
     conn: &mut PgConnection,
     id: ConnectionId,
-    request: Uuid,
+    (request, daemon): (Uuid, Uuid),
     ending: &Ending,
 ) -> Result<(), DbError> {
     let message = ending.message();
     requests::finish(conn, request, ending.outcome(), Some(&message))?;
-    requests::finish_open(conn, id, RequestKind::Connect, RequestOutcome::Superseded, Some(&message))?;
+    requests::supersede_connects(conn, id, None, &message, daemon)?;
     authorizations::close_all(conn, id)
 }
 

@@ -9,6 +9,7 @@ use diesel::sql_types::{BigInt, Bytea, Jsonb, Nullable, Text, Timestamptz, Uuid 
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::audit;
 use super::error::DbError;
 use crate::domain::ids::ConnectionId;
 use crate::domain::time::delta;
@@ -154,6 +155,9 @@ impl TryFrom<Row> for Request {
     }
 }
 
+/// What a request for a consent ends with that another one has overtaken.
+pub const SUPERSEDED: &str = "a later request for the same connection took its place";
+
 const COLUMNS: &str = "SELECT id, connection_id, kind, args, sealed, reply_sealed, job_id, requested_at, done_at, \
      outcome, message FROM fieldmirror.requests";
 
@@ -279,6 +283,27 @@ pub fn finish(
         tell(conn, id)?;
     }
     Ok(ended > 0)
+}
+
+/// Ends the open requests for a consent to a connection, those before `newest` or all, and says so in the audit log.
+pub fn supersede_connects(
+    conn: &mut PgConnection,
+    connection: ConnectionId,
+    newest: Option<Uuid>,
+    message: &str,
+    daemon: Uuid,
+) -> Result<(), DbError> {
+    let outcome = RequestOutcome::Superseded;
+    for request in open(conn, connection, RequestKind::Connect)? {
+        let is_earlier = newest.is_none_or(|newest| request.id < newest);
+        if is_earlier && finish(conn, request.id, outcome, Some(message))? {
+            let (event, outcome) = ("connect", outcome.as_str());
+            let entry =
+                audit::Entry { connection: Some(connection), event, outcome, detail: Some(message), daemon };
+            audit::write(conn, &entry)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends every open request of one kind for one connection. Returns how many.

@@ -32,9 +32,14 @@ async fn offer(auth: &Auth, id: ConnectionId) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::from(&error))?;
     let Some(newest) = open.pop() else { return Ok(()) };
-    for earlier in open {
-        let message = "a later request for the same connection took its place".to_owned();
-        finish(auth, &earlier, RequestOutcome::Superseded, message).await?;
+    if !open.is_empty() {
+        let (newest, daemon) = (newest.id, auth.daemon);
+        auth.db
+            .transaction(move |conn| {
+                requests::supersede_connects(conn, id, Some(newest), requests::SUPERSEDED, daemon)
+            })
+            .await
+            .map_err(|error| Failure::from(&error))?;
     }
     if !connection.grant.needs_consent() {
         return auth.verify_keys(&newest, &connection).await;

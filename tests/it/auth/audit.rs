@@ -47,7 +47,9 @@ async fn each_event_leaves_one_line() {
     let asked = rig.ask("b").await;
     assert_eq!(rig.come_back(&asked.authorize_url(), "error=access_denied").await.status, 400);
     assert_eq!(lines(&rig).await, ["b connect denied"]);
-    rig.ask("c").await;
+    let first = rig.ask("c").await;
+    rig.ask_for(first.connection).await;
+    assert_eq!(lines(&rig).await, ["c connect superseded"]);
     let later = rig.clock.now() + TimeDelta::days(2);
     rig.auth.expire_authorizations(later).await.expect("links expire");
     assert_eq!(lines(&rig).await, ["c connect expired"]);
