@@ -401,7 +401,7 @@ fn write_down(
         return Ok(Ending::WrongAccount { name, title });
     }
     // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
-    if connection.state != ConnectionState::Connected && authorizations::is_closed(conn, request)? {
+    if connection.state != ConnectionState::Connected && authorizations::is_replaced(conn, request)? {
         return Ok(Ending::Refused(Refusal::Closed));
     }
     let id = connection.id;

@@ -73,6 +73,13 @@ fn fate(name: Name, sent_at: DateTime<Utc>, on_record: Option<&OnRecord>) -> Fat
     }
 }
 
+/// A consent whose code was traded, and that has not led to a connection.
+enum Interrupted {
+    /// It can still be concluded: it was given in time, even where its link has expired since.
+    Waits(Box<Redeemed>),
+    Replaced,
+}
+
 /// What is left to be done, and needs providers.
 #[derive(Default)]
 pub struct Left {
@@ -122,11 +129,13 @@ impl Auth {
                     None
                 }
                 found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
-                    Some(redeemed) if redeemed.authorization.is_open => {
-                        left.consents.push((name, granted, redeemed));
+                    Some(Interrupted::Waits(redeemed)) => {
+                        left.consents.push((name, granted, *redeemed));
                         None
                     }
-                    Some(_) => Some("its consent was replaced, or has expired"),
+                    Some(Interrupted::Replaced) => {
+                        Some("another consent, or its connection's end, has replaced it")
+                    }
                     None if found == Fate::Ended => Some("its connection was disconnected"),
                     None if row.and_then(|row| row.issued_at) > Some(granted.sent_at) => {
                         Some("a later consent has replaced its grant")
@@ -300,7 +309,7 @@ impl Auth {
     }
 
     /// The consent that a first reply belongs to.
-    async fn interrupted(&self, name: Name) -> Result<Option<Redeemed>, Failure> {
+    async fn interrupted(&self, name: Name) -> Result<Option<Interrupted>, Failure> {
         let now = self.clock.now();
         self.transaction(move |conn| {
             let Some(attempt) = authorizations::attempt(conn, name.grant)? else { return Ok(None) };
@@ -308,8 +317,12 @@ impl Auth {
             let Some(authorization) = authorization.filter(|of| of.connection() == name.connection) else {
                 return Ok(None);
             };
+            if authorizations::is_replaced(conn, authorization.request_id)? {
+                return Ok(Some(Interrupted::Replaced));
+            }
             let connection = connections::get(conn, name.connection)?;
-            Ok(Some(Redeemed { attempt, authorization, connection, verifier: None }))
+            let redeemed = Redeemed { attempt, authorization, connection, verifier: None };
+            Ok(Some(Interrupted::Waits(Box::new(redeemed))))
         })
         .await
     }

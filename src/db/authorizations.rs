@@ -109,18 +109,20 @@ pub fn out(conn: &mut PgConnection) -> Result<Vec<LinkOut>, DbError> {
     Ok(query.load(conn)?)
 }
 
-/// Whether the request's start link is closed. A request without one has nothing to close.
-pub fn is_closed(conn: &mut PgConnection, request: Uuid) -> Result<bool, DbError> {
+/// Whether something has taken the place of the request's start link: a later one, or its connection's beginning or end.
+/// One that merely expired has not been replaced: a consent that was given in time still counts.
+pub fn is_replaced(conn: &mut PgConnection, request: Uuid) -> Result<bool, DbError> {
     let query = sql_query(
-        "SELECT bool_or(closed_at IS NOT NULL) IS TRUE AS value FROM fieldmirror.authorizations WHERE request_id = $1",
+        "SELECT bool_or(replaced_at IS NOT NULL) IS TRUE AS value FROM fieldmirror.authorizations WHERE request_id = $1",
     );
     rows::value::<Bool, bool, _>(conn, query.bind::<SqlUuid, _>(request))
 }
 
-/// Closes every open start link of the connection: superseded, connected or disconnected.
+/// Closes every start link of the connection for good: superseded, connected or disconnected.
 pub fn close_all(conn: &mut PgConnection, connection: ConnectionId) -> Result<(), DbError> {
     sql_query(
-        "UPDATE fieldmirror.authorizations SET closed_at = now() WHERE connection_id = $1 AND closed_at IS NULL",
+        "UPDATE fieldmirror.authorizations SET closed_at = coalesce(closed_at, now()), replaced_at = now() \
+         WHERE connection_id = $1 AND replaced_at IS NULL",
     )
     .bind::<BigInt, _>(connection.0)
     .execute(conn)?;

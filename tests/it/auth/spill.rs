@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use diesel::RunQueryDsl as _;
 use fieldmirror::auth::between::{Between, Step};
 use fieldmirror::auth::refresh::{Refreshed, Why};
@@ -11,6 +12,7 @@ use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::RequestOutcome;
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
+use fieldmirror::domain::time::Clock as _;
 use fieldmirror::vault::{Vault, generate_key};
 
 use super::fake::{Answer, Rotation};
@@ -432,6 +434,39 @@ async fn a_consent_is_concluded_after_a_stop_in_the_middle_of_it() {
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
     start_again(&rig, rig.state.path()).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+}
+
+/// Nobody at the customer is asked again because the database was away until the link had expired; but a consent that an
+/// admin has ended, or replaced, comes to nothing.
+#[tokio::test]
+async fn a_consent_that_was_given_in_time_outlives_its_link() {
+    for after in ["nothing", "disconnected", "asked for anew"] {
+        let rig = Rig::new().await;
+        let asked = rig.ask("acme").await;
+        rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+        let later = rig.clock.now() + TimeDelta::days(6);
+        rig.auth.expire_authorizations(later).await.expect("links expire");
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Expired), "{after}");
+        assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Failed, "{after}");
+        let other = tempfile::tempdir().expect("a folder");
+        let elsewhere =
+            || rig.daemon_at(Host { name: "other", state: other.path(), between: Between::default() });
+        let expected = match after {
+            "disconnected" => {
+                elsewhere().disconnect(asked.connection, false).await.expect("it ends");
+                ConnectionState::Disconnected
+            }
+            "asked for anew" => {
+                rig.ask_for(asked.connection).await;
+                ConnectionState::Failed
+            }
+            _ => ConnectionState::Connected,
+        };
+        start_again(&rig, rig.state.path()).await;
+        assert_eq!(rig.connection(asked.connection).await.state, expected, "{after}");
+        let is_kept = !spills(rig.state.path()).is_empty();
+        assert_eq!(is_kept, expected == ConnectionState::Connected, "{after}");
+    }
 }
 
 /// A database from before a reconnect says that the connection is disconnected: that is no reason to throw away what it

@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.authorizations DROP COLUMN replaced_at;
