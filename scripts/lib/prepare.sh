@@ -79,6 +79,36 @@ prepare_browser() {
     say "Skipped: the tests in a real browser (Debian: sudo apt-get install chromium chromium-driver to have them run)"
 }
 
+# Whether both programs run, by whose own words the proxies' lines in docs/OPERATIONS.md are good.
+has_proxies() { nginx -v >/dev/null 2>&1 && caddy version >/dev/null 2>&1; }
+
+# Unpacked, not installed: a web server that starts by itself is no part of a test. Their tests say so where there is none.
+prepare_proxies() {
+    local tools=$PWD/target/tools
+    PATH="$PATH:$tools/usr/bin:$tools/usr/sbin"
+    has_proxies && return 0
+    say "Unpacking nginx and caddy below target/tools"
+    if ! unpack "$tools" nginx caddy && may_install; then
+        as_root apt-get update -qq >/dev/null && unpack "$tools" nginx caddy || :
+    fi
+    has_proxies || say "Skipped: the reverse proxies' lines (Debian: sudo apt-get install nginx caddy to have them checked)"
+}
+
+# Puts the contents of Debian packages below a folder.
+unpack() {
+    local folder=$1 work package failed=0
+    shift
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    work=$(mktemp -d)
+    (cd "$work" && apt-get download -qq "$@") >/dev/null 2>&1 || failed=1
+    mkdir -p "$folder"
+    for package in "$work"/*.deb; do
+        ((failed)) || dpkg-deb -x "$package" "$folder" || failed=1
+    done
+    rm -rf "$work"
+    return "$failed"
+}
+
 prepare_packages() {
     local -a missing=()
     has_compiler || missing+=(gcc libc6-dev)

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::readme::blocks;
+use crate::support::not_checked;
 use crate::support::postgres::{TestDb, short_folder};
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -416,7 +417,7 @@ async fn the_program_of_the_document_mails() {
 
     for program in ["jq", "curl"] {
         if std::process::Command::new(program).arg("--version").output().is_err() {
-            eprintln!("not checked: the program of docs/ALERTS.md, since there is no `{program}`");
+            not_checked(&format!("the program of docs/ALERTS.md, since there is no `{program}`"));
             return;
         }
     }

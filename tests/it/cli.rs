@@ -17,6 +17,7 @@ use fieldmirror::vault::{Vault, generate_key, seal_to};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::support::not_checked;
 use crate::support::postgres::{TestDb, short_folder};
 
 /// More than any of these commands takes.
@@ -647,7 +648,7 @@ fn offered_by(shell: &str, site: &Site, line: &[&str]) -> Option<Vec<String>> {
     let output = match command.output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("not checked: completions for {shell}, which is not installed");
+            not_checked(&format!("completions for {shell}, which is not installed"));
             return None;
         }
         Err(error) => panic!("{shell}: {error}"),

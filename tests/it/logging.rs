@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::architecture::list;
 use crate::support::app::{PATIENCE, TestApp, small};
+use crate::support::not_checked;
 
 const DOCUMENT: &str = include_str!("../../docs/LOGGING.md");
 /// What every JSON line has.
@@ -232,7 +233,7 @@ async fn the_journal_gets_every_line_with_its_fields() {
     command.env("HOME", &app.folder).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let piped = std::process::Stdio::piped;
     let Ok(mut daemon) = command.kill_on_drop(true).stdout(piped()).stderr(piped()).spawn() else {
-        eprintln!("not checked: lines in the journal, since there is no `unshare`");
+        not_checked("lines in the journal, since there is no `unshare`");
         return;
     };
     // It is there once it has been looked whether the journal listens.
@@ -251,7 +252,7 @@ async fn the_journal_gets_every_line_with_its_fields() {
     };
     if first.is_none() {
         let said = daemon.wait_with_output().await.unwrap();
-        eprintln!("not checked: lines in the journal, since nothing can be mounted here");
+        not_checked("lines in the journal, since nothing can be mounted here");
         let said = String::from_utf8_lossy(&said.stderr).into_owned();
         assert!(said.contains("mount:") || said.contains("unshare:"), "{said}");
         return;

@@ -6,6 +6,7 @@ use std::path::Path;
 use fieldmirror::config::{self, Purpose, Sources};
 
 use crate::readme::blocks;
+use crate::support::not_checked;
 
 const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 
@@ -27,8 +28,8 @@ fn settings_load() {
 
 /// Lines of shell that the installation is tested with, that are run against a database, and that need a build or a service
 /// manager and are run nowhere.
-const INSTALLS: [&str; 7] =
-    ["install ", "umask ", "echo ", "chmod ", "fieldmirror ", "mv ", "(umask 077; fieldmirror "];
+const INSTALLS: [&str; 6] =
+    ["install ", "chmod ", "fieldmirror ", "mv ", "(umask 077; fieldmirror ", "(umask 077; echo "];
 const ADMINISTERS: [&str; 4] =
     ["sudo -u postgres createuser ", "sudo -u postgres createdb ", "pg_dump ", "pg_restore "];
 const NOT_RUN: [&str; 5] = ["cargo build ", "systemd-sysusers", "systemctl ", "chown ", "alias "];
@@ -161,7 +162,7 @@ fn reverse_proxies() {
     let tell = |program: &str, arguments: &[&str]| {
         let ran = std::process::Command::new(program).args(arguments).env("HOME", folder).output();
         let Ok(ran) = ran else {
-            eprintln!("not checked: the lines for {program}, which is not installed");
+            not_checked(&format!("the lines for {program}, which is not installed"));
             return false;
         };
         assert!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
@@ -233,7 +234,7 @@ fn administer(words: &str, app_url: &str, restored_url: &str, folder: &Path) -> 
             .output()
             .unwrap();
         if ran.status.code() == Some(127) {
-            eprintln!("not checked: `{line}` and what follows, since that is not installed");
+            not_checked(&format!("`{line}` and what follows, since that is not installed"));
             return false;
         }
         assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));

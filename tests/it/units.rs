@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::not_checked;
+
 /// The highest score for exposure: contract, section on systemd.
 const EXPOSURE_MAX: f64 = 1.2;
 
@@ -13,7 +15,7 @@ fn unit(name: &str) -> PathBuf {
 fn analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     let output = Command::new("systemd-analyze").args(arguments).arg(unit).output().ok();
     if output.is_none() {
-        eprintln!("not checked: `systemd-analyze {}`, which is not installed", arguments.join(" "));
+        not_checked(&format!("`systemd-analyze {}`, which is not installed", arguments.join(" ")));
     }
     output
 }

@@ -12,6 +12,7 @@ use tokio::process::Child;
 use url::Url;
 
 use crate::support::app::{HUB, PATIENCE, TestApp, free_address, get, small};
+use crate::support::not_checked;
 use crate::support::notify::NotifySocket;
 
 /// What the unit's `WatchdogSec=` would be.
@@ -321,7 +322,7 @@ async fn systemd_may_hold_the_socket() {
     }
     activate.args(["-l", &address, env!("CARGO_BIN_EXE_fieldmirror"), "run", "-q"]);
     let Ok(mut daemon) = activate.kill_on_drop(true).spawn() else {
-        eprintln!("not checked: socket activation, since there is no `systemd-socket-activate`");
+        not_checked("socket activation, since there is no `systemd-socket-activate`");
         return;
     };
     // The first one to connect starts the daemon, and waits for it.

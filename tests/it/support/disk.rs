@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::not_checked;
 use super::postgres::short_folder;
 
 const BYTES: u64 = 16 * 1024 * 1024;
@@ -27,7 +28,7 @@ impl SmallDisk {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&folder);
         if !mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
-            eprintln!("not checked: a disk that is really full, since nothing can be mounted here");
+            not_checked("a disk that is really full, since nothing can be mounted here");
             let _ = std::fs::remove_dir(&folder);
             return None;
         }

@@ -1,5 +1,7 @@
 //! What tests share.
 
+use std::io::Write as _;
+
 #[cfg(feature = "sandbox")]
 pub mod app;
 pub mod disk;
@@ -12,3 +14,9 @@ pub mod postgres;
 pub mod truth;
 #[cfg(feature = "sandbox")]
 pub mod webdriver;
+
+/// Says that something is not checked on this machine, and why, whatever becomes of the test's own output.
+pub fn not_checked(what: &str) {
+    let line = format!("not checked here: {what}\n");
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
+}

@@ -12,6 +12,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::not_checked;
+
 /// The longest that one command may take. Starting the browser takes the most.
 const COMMAND_MAX: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -43,7 +45,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// What of the two is there; else says on stderr that the test is skipped, whatever becomes of its output.
+    /// Both of the two; else says that the test is skipped.
     pub fn or_skip(test: &str) -> Option<Self> {
         let browser = ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|name| found(name));
         let (driver, missing) = (found("chromedriver"), browser.is_none());
@@ -51,8 +53,7 @@ impl Installed {
             return Some(Self { browser, driver });
         }
         let what = if missing { "Chromium" } else { "chromedriver" };
-        let line = format!("skipped: {test}: there is no {what} (Debian: chromium, chromium-driver)\n");
-        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
+        not_checked(&format!("{test}, since there is no {what} (Debian: chromium, chromium-driver)"));
         None
     }
 }
