@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error};
+use tracing::{Instrument as _, error, warn};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -150,10 +150,24 @@ impl Auth {
         Self { parts: Arc::new(parts), closing: self.closing.clone() }
     }
 
-    /// Returns when no exchange is under way any more. New ones are still let in: jobs are stopped before.
-    pub async fn drained(&self) {
+    /// Returns when no exchange is under way any more; after `deadline`, as soon as no reply is in this process alone. A
+    /// reply that is kept, and that a database without a word does not take, is the next daemon's to write down. New
+    /// exchanges are still let in: jobs are stopped before.
+    pub async fn drained(&self, deadline: Deadline) {
         self.tasks.close();
-        self.tasks.wait().await;
+        let given_up = async {
+            deadline.passed().await;
+            while self.spills.is_any_at_risk() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.tasks.wait() => {}
+            () = given_up => {
+                warn!("Exchanges of tokens that cannot come to their end are left: what was granted is kept");
+            }
+        }
     }
 
     /// Whether an exchange is under way: after the grace of [`Auth::close_within`], one whose tokens are in hand and

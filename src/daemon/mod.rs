@@ -40,6 +40,7 @@ use crate::domain::current::Current;
 use crate::domain::failure::{Failure, FailureKind, chain};
 use crate::domain::secret::Secret;
 use crate::domain::time::{Clock, SystemClock};
+use crate::http::deadline::Deadline;
 use crate::http::{Client, HttpError, HttpLimits};
 use crate::jobs::scheduler::Scheduler;
 use crate::jobs::{Hub, HubError, Pulse, QueueLimits, SILENCE_MAX, Sign};
@@ -54,7 +55,10 @@ const FORGET_AFTER: Duration = Duration::from_hours(24);
 /// How long running jobs have to save their place when the daemon stops, and exchanges of tokens to be answered. All
 /// limits of [`Daemon::stop`] together, the queue's own wait included, stay below 30 s; only tokens in hand that
 /// neither the database nor the disk takes are waited for longer.
-const GRACE: Duration = Duration::from_secs(18);
+const GRACE: Duration = Duration::from_secs(16);
+/// How long the workers have to end, and what they and exchanges had to write down: the queue's own wait comes after the
+/// grace.
+const DRAIN_MAX: Duration = Duration::from_secs(22);
 /// How long the scheduler and the endpoint have to end after that.
 const TASKS_END_MAX: Duration = Duration::from_secs(3);
 /// How long signing off in the database may take.
@@ -272,6 +276,11 @@ impl Daemon {
         &self.db
     }
 
+    /// How its parts are doing: what the watchdog looks at.
+    pub fn signs(&self) -> Vec<Sign> {
+        (self.signs)()
+    }
+
     /// Works with other settings from now on, as far as they can change while it runs: see [`reload`].
     fn take(&self, settings: Settings) {
         let now = self.engine.get();
@@ -297,16 +306,20 @@ impl Daemon {
         info!("Stopping");
         self.stop.cancel();
         self.auth.close_within(GRACE);
-        if let Err(error) = self.workers.await {
-            warn!(error = chain(&error), "The workers ended badly");
+        let drained_by = Deadline::after(DRAIN_MAX);
+        tokio::select! {
+            ended = self.workers => if let Err(error) = ended {
+                warn!(error = chain(&error), "The workers ended badly");
+            },
+            () = drained_by.passed() => warn!("The workers did not end in time: their jobs' leases will lapse"),
         }
-        self.auth.drained().await;
+        self.auth.drained(drained_by).await;
         self.tasks.close();
         if timeout(TASKS_END_MAX, self.tasks.wait()).await.is_err() {
             warn!("Not all parts of the daemon ended in time: what they had to save is saved");
         }
         // What a browser, or a look at the spills, began while the workers ended.
-        self.auth.drained().await;
+        self.auth.drained(drained_by).await;
         let id = self.id;
         let signed_off = self.db.run(move |connection| daemons::remove(connection, id));
         match timeout(SIGN_OFF_MAX, signed_off).await {

@@ -87,7 +87,7 @@ impl Shared {
 
     /// The lane of a kind, made on the first call; it outlives the workers, so that a restarted one keeps the limit.
     pub(super) fn lane(&self, kind: &'static str, slots: usize, silent_max: Duration) -> Arc<Lane> {
-        let new = || Arc::new(Lane::new(kind, slots, silent_max));
+        let new = || Arc::new(Lane::new(kind, slots, silent_max.min(self.limits.silent_max)));
         Arc::clone(lock(&self.lanes).entry(kind).or_insert_with(new))
     }
 
@@ -116,7 +116,8 @@ impl Shared {
 
     /// How the keeper and the workers are doing. A claimed job whose run does not begin is a worker that takes none.
     pub(super) fn signs(&self) -> Vec<Sign> {
-        let mut signs = vec![Sign::of("the keeper of the queue", &self.keeper_pulse, SILENCE_MAX)];
+        let allowed = SILENCE_MAX.min(self.limits.silent_max);
+        let mut signs = vec![Sign::of("the keeper of the queue", &self.keeper_pulse, allowed)];
         let lanes: Vec<Arc<Lane>> = lock(&self.lanes).values().map(Arc::clone).collect();
         let of_lane = |lane: &Arc<Lane>| {
             let part = format!("the workers for `{}` jobs", lane.kind);
@@ -126,7 +127,7 @@ impl Shared {
         let untaken = self.waiting().into_iter().map(|lease| Sign {
             part: format!("the worker that should take `{}` job {}", lease.kind, lease.job),
             silent_for: lease.held_for(),
-            allowed: SILENCE_MAX,
+            allowed,
         });
         signs.extend(untaken);
         signs

@@ -24,6 +24,8 @@ pub struct QueueLimits {
     pub lost_grace: Duration,
     /// How long closing waits for runs to be dropped and given back.
     pub close_wait: Duration,
+    /// No part is silent for longer without counting as stuck, whatever its kind allows.
+    pub silent_max: Duration,
 }
 
 impl Default for QueueLimits {
@@ -40,6 +42,7 @@ impl Default for QueueLimits {
             prune_max: 5_000,
             lost_grace: Duration::from_secs(2),
             close_wait: Duration::from_secs(5),
+            silent_max: Duration::MAX,
         }
     }
 }

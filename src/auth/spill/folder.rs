@@ -8,7 +8,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -36,6 +37,24 @@ const FILE_MODE: u32 = 0o600;
 pub struct Spills {
     folder: PathBuf,
     known: Mutex<Known>,
+    /// Replies that are in this process alone.
+    at_risk: AtomicUsize,
+}
+
+/// A reply that is in this process alone, as long as this lives.
+pub(super) struct AtRisk(Arc<Spills>);
+
+impl AtRisk {
+    pub fn of(spills: &Arc<Spills>) -> Self {
+        spills.at_risk.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(spills))
+    }
+}
+
+impl Drop for AtRisk {
+    fn drop(&mut self) {
+        self.0.at_risk.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Default)]
@@ -83,7 +102,12 @@ pub struct Found {
 impl Spills {
     /// Those below `state_dir`. Touches nothing yet.
     pub fn below(state_dir: &Path) -> Self {
-        Self { folder: state_dir.join(FOLDER), known: Mutex::default() }
+        Self { folder: state_dir.join(FOLDER), known: Mutex::default(), at_risk: AtomicUsize::new(0) }
+    }
+
+    /// Whether a reply is in this process alone: neither kept here nor written to the database.
+    pub fn is_any_at_risk(&self) -> bool {
+        self.at_risk.load(Ordering::SeqCst) > 0
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -26,6 +26,7 @@ use crate::domain::token::TokenSet;
 use crate::http::oauth::Granted;
 use crate::vault::{Bound, Vault, key_id_of};
 
+use folder::AtRisk;
 pub use folder::{Found, Spills};
 pub use name::{Name, NoName};
 
@@ -156,12 +157,19 @@ pub(super) fn look(spills: &Spills, vault: &Vault) -> io::Result<Found> {
     Ok(found)
 }
 
+/// What is in this process alone, under the name that it is to have.
+struct Unwritten {
+    name: Name,
+    sealed: Zeroizing<Vec<u8>>,
+    _at_risk: AtRisk,
+}
+
 /// A reply in hand, on its way to the folder of spills and to the database.
 pub(super) struct InHand {
     spills: Arc<Spills>,
     vault: Arc<Vault>,
-    /// The name that it is to have, and what is to be written; `None` once it is, or where nothing can be lost.
-    unwritten: Option<(Name, Zeroizing<Vec<u8>>)>,
+    /// `None` once it is written, or where nothing can be lost.
+    unwritten: Option<Unwritten>,
     written: Option<Name>,
     /// Whether it has been said that it cannot be written.
     said: bool,
@@ -183,7 +191,8 @@ impl InHand {
 
     /// Writes the spill, if it is not written yet. Failing is no reason to stop: the database may still take the reply.
     pub async fn keep(&mut self) {
-        let Some((name, sealed)) = self.unwritten.clone() else { return };
+        let Some(Unwritten { name, sealed, .. }) = &self.unwritten else { return };
+        let (name, sealed) = (*name, sealed.clone());
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         let task = tokio::task::spawn_blocking(move || {
             let written = spills.write_held(name, &sealed);
@@ -264,7 +273,8 @@ impl Auth {
         let name = Name { connection, grant, generation, copy: 0 };
         let bytes = Zeroizing::new(sealed(&self.vault, name, granted));
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
-        InHand { spills, vault, unwritten: Some((name, bytes)), written: None, said: false }
+        let unwritten = Unwritten { name, sealed: bytes, _at_risk: AtRisk::of(&spills) };
+        InHand { spills, vault, unwritten: Some(unwritten), written: None, said: false }
     }
 
     /// A reply that can simply be asked for again.
@@ -411,7 +421,7 @@ mod tests {
         let (state, vault) = (tempfile::tempdir().expect("a folder"), Arc::new(vault()));
         let spills = Arc::new(Spills::below(state.path()));
         let bytes = Zeroizing::new(sealed(&vault, name(3), &granted()));
-        let unwritten = Some((name(3), bytes));
+        let unwritten = Some(Unwritten { name: name(3), sealed: bytes, _at_risk: AtRisk::of(&spills) });
         let mut in_hand =
             InHand { spills: Arc::clone(&spills), vault, unwritten, written: None, said: false };
         // A runtime that has ended takes no work: the task breaks off before it has begun.
@@ -419,10 +429,10 @@ mod tests {
         let handle = ended.handle().clone();
         ended.shutdown_background();
         handle.block_on(in_hand.keep());
-        assert!(!in_hand.is_safe(), "it is in this process alone");
+        assert!(!in_hand.is_safe() && spills.is_any_at_risk(), "it is in this process alone");
         assert_eq!(spills.of(ConnectionId(7)), []);
         tokio::runtime::Runtime::new().expect("a runtime").block_on(in_hand.keep());
-        assert!(in_hand.is_safe());
+        assert!(in_hand.is_safe() && !spills.is_any_at_risk());
         assert_eq!(spills.of(ConnectionId(7)), [name(3)]);
     }
 

@@ -5,6 +5,7 @@ use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
 use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::Clock as _;
+use fieldmirror::http::deadline::Deadline;
 use fieldmirror::jobs;
 use serde_json::json;
 use url::Url;
@@ -377,7 +378,7 @@ async fn a_browser_that_is_closed_does_not_stop_the_exchange() {
     while rig.fake.asked().is_empty() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    rig.auth.drained().await;
+    rig.auth.drained(Deadline::after(std::time::Duration::from_mins(1))).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
 }
 

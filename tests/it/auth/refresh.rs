@@ -14,6 +14,7 @@ use fieldmirror::db::{PgConnection, rows, tokens};
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
+use fieldmirror::http::deadline::Deadline;
 use fieldmirror::jobs;
 use serde_json::json;
 use uuid::Uuid;
@@ -533,7 +534,7 @@ async fn a_caller_that_gives_up_does_not_stop_a_refresh() {
     rig.fake.be_slow(Duration::from_millis(300));
     let impatient = tokio::time::timeout(Duration::from_millis(100), rig.auth.refresh(id, Why::Asked));
     assert!(impatient.await.is_err());
-    rig.auth.drained().await;
+    rig.auth.drained(Deadline::after(Duration::from_mins(1))).await;
     assert_eq!(rig.token(id).await.generation, 2);
 }
 

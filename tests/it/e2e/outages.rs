@@ -12,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use url::Url;
 
+use super::service::{signal, terminate, under_systemd};
 use crate::support::app::{PATIENCE, TestApp, free_address, get, small};
 use crate::support::disk::SmallDisk;
 use crate::support::postgres::{options, short_folder};
@@ -102,12 +103,6 @@ async fn a_daemon_that_is_killed_ten_times() {
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.jobs WHERE state = 'parked'").await, 0);
 }
 
-async fn signal(daemon: &tokio::process::Child, name: &str) {
-    let pid = daemon.id().expect("it runs").to_string();
-    let sent = tokio::process::Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
-    assert!(sent.success());
-}
-
 /// A machine that stands still in the middle of a turn, until another has taken over, wakes up with pages in its hands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_was_frozen_writes_nothing_when_it_wakes() {
@@ -178,6 +173,7 @@ async fn a_database_that_goes_and_comes_back() {
     let metrics = free_address();
     let settings = [("providers.hubspot.page_size", "25"), ("metrics.listen", metrics.as_str())];
     let app = TestApp::over(small(1_200), &settings, server.url(), db, None).await;
+    let (app, socket) = under_systemd(app);
     app.faults(&["slow=100,on:batch_read"]);
     let mut daemon = app.spawn_daemon("");
     app.connect("acme").await;
@@ -216,10 +212,42 @@ async fn a_database_that_goes_and_comes_back() {
         app.rows("SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')").await,
         Vec::<Value>::new()
     );
-    daemon.kill().await.unwrap();
+    // It ends without a database as with one.
     app.db.close();
     server.stop().await;
+    let (ended, _) = terminate(&mut daemon).await;
+    assert!(ended.success(), "{ended}");
+    socket.wait_for("STOPPING=1", 0, |line| line == "STOPPING=1").await;
     let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A server whose processes all stand still, as on a machine that hangs: nobody is told that it is away. It goes on
+/// when this is dropped.
+struct Frozen(Vec<String>);
+
+impl Frozen {
+    fn freeze(state_dir: &Path) -> Self {
+        let pid_file = std::fs::read_to_string(state_dir.join("postgres/data/postmaster.pid")).unwrap();
+        let postmaster = pid_file.lines().next().expect("a process").to_owned();
+        // First, so that no more are born.
+        let mut frozen = Self(vec![postmaster.clone()]);
+        frozen.tell("STOP");
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        frozen.0.extend(children.unwrap().split_whitespace().map(str::to_owned));
+        frozen.tell("STOP");
+        frozen
+    }
+
+    fn tell(&self, signal: &str) {
+        let told = std::process::Command::new("kill").args(["-s", signal]).args(&self.0).status();
+        assert!(std::thread::panicking() || told.is_ok_and(|told| told.success()), "{:?}", self.0);
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.tell("CONT");
+    }
 }
 
 /// Puts the mirror's largest table on a small disk of its own, where there can be one. Only one test does.
@@ -306,6 +334,7 @@ async fn a_database_that_is_read_only_for_a_while() {
     let db = Db::connect(&server.url(), 2).unwrap();
     let app =
         TestApp::over(small(600), &[("providers.hubspot.page_size", "25")], server.url(), db, None).await;
+    let (app, socket) = under_systemd(app);
     app.faults(&["slow=100,on:batch_read"]);
     let mut daemon = app.spawn_daemon("");
     app.connect("acme").await;
@@ -331,6 +360,26 @@ async fn a_database_that_is_read_only_for_a_while() {
     hold_against_mirror(&app).await;
     let parked = "SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')";
     assert_eq!(app.rows(parked).await, Vec::<Value>::new());
+
+    // It ends in time with a database that says nothing at all, and loses no token that is granted meanwhile.
+    app.faults(&["slow=6000,on:token_refresh"]);
+    app.run("enqueue --refresh acme").await.done();
+    app.wait_until("it is under way", "SELECT count(*) = 1 FROM fieldmirror.refresh_attempts").await;
+    // The attempt is opened right before the question is sent.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let frozen = Frozen::freeze(&folder);
+    let (ended, _) = terminate(&mut daemon).await;
+    assert!(ended.success(), "{ended}");
+    socket.wait_for("STOPPING=1", 0, |line| line == "STOPPING=1").await;
+    drop(frozen);
+    assert_eq!(
+        app.number("SELECT generation FROM fieldmirror.tokens").await,
+        1,
+        "it could not be written down"
+    );
+    let mut daemon = app.spawn_daemon("");
+    app.wait_until("the new token is there", "SELECT generation = 2 FROM fieldmirror.tokens").await;
+    assert_eq!(app.asked("token_refresh"), 1, "the provider was asked once");
     daemon.kill().await.unwrap();
     app.db.close();
     server.stop().await;

@@ -1,17 +1,24 @@
 //! The daemon as systemd runs it: what it tells, and how it ends.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixDatagram;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection as _;
 use diesel::{Connection as _, PgConnection};
+use fieldmirror::daemon::service::{self, Manager, Order, Tell};
+use fieldmirror::daemon::{Daemon, Options};
+use fieldmirror::jobs::QueueLimits;
 use fieldmirror::sandbox::SandboxOptions;
 use futures_util::future::join_all;
+use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::process::Child;
 use url::Url;
 
-use crate::support::app::{HUB, PATIENCE, TestApp, free_address, get, small};
+use crate::support::app::{HUB, PATIENCE, TestApp, free_address, get, loaded, small};
 use crate::support::not_checked;
 use crate::support::notify::NotifySocket;
 
@@ -20,7 +27,7 @@ const WATCHDOG: Duration = Duration::from_secs(6);
 /// A daemon ends within this, whatever is under way.
 const END_MAX: Duration = Duration::from_secs(30);
 
-fn under_systemd(app: TestApp) -> (TestApp, NotifySocket) {
+pub fn under_systemd(app: TestApp) -> (TestApp, NotifySocket) {
     let socket = NotifySocket::bind(&app.folder);
     let mut app = app;
     app.environment.insert("NOTIFY_SOCKET".to_owned(), socket.path.display().to_string());
@@ -29,13 +36,13 @@ fn under_systemd(app: TestApp) -> (TestApp, NotifySocket) {
 }
 
 /// Sends a signal as `kill` does.
-async fn signal(daemon: &Child, name: &str) {
+pub async fn signal(daemon: &Child, name: &str) {
     let pid = daemon.id().expect("it runs").to_string();
     let sent = tokio::process::Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
     assert!(sent.success());
 }
 
-async fn terminate(daemon: &mut Child) -> (ExitStatus, Duration) {
+pub async fn terminate(daemon: &mut Child) -> (ExitStatus, Duration) {
     let asked = Instant::now();
     signal(daemon, "TERM").await;
     let ended = tokio::time::timeout(END_MAX, daemon.wait()).await.expect("it ends in time").unwrap();
@@ -86,10 +93,23 @@ fn longest_gap(heard: &[(Instant, String)], (from, to): (Instant, Instant)) -> D
     points.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
 
+/// What reading everything costs a processor at the least.
+const BUSY_MIN: Duration = Duration::from_millis(500);
+
+/// What a process has used so far, of all processors.
+fn processor_time(of: &Child) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", of.id().expect("it runs"))).unwrap();
+    // After the name, which may hold anything: the state is the third field, the times are the 14th and 15th.
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    // The kernel counts hundredths for programs, whatever its own clock is.
+    Duration::from_millis(ticks * 10)
+}
+
 /// Under full load: every worker reads an account, every slot for tokens is in the middle of an exchange.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn systemd_hears_how_things_stand_under_full_load() {
-    let options = SandboxOptions { accounts: usize::try_from(ACCOUNTS).unwrap(), ..small(600) };
+    let options = SandboxOptions { accounts: usize::try_from(ACCOUNTS).unwrap(), ..small(1_500) };
     let metrics = free_address();
     // Turns that end one by one would leave a worker without work for a moment.
     let settings = [
@@ -147,9 +167,17 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     // What was held is taken up again, and comes to its end.
     app.faults(&[]);
     let app = app.with("providers.hubspot.page_size", "100");
+    let before = socket.heard().len();
     let mut daemon = app.spawn_daemon("");
+    socket.wait_for("READY=1 again", before, |line| line == "READY=1").await;
+    let (began, used) = (Instant::now(), processor_time(&daemon));
     let done = "SELECT count(*) = 32 AND bool_and(backfill_done) FROM mirror.freshness";
     app.wait_until("everything has been read", done).await;
+    // Nothing keeps it waiting now: it does what a processor gives.
+    let (ended, used) = (Instant::now(), processor_time(&daemon).saturating_sub(used));
+    assert!(used > BUSY_MIN, "it had something to do: {used:?}");
+    let gap = longest_gap(&socket.heard(), (began, ended));
+    assert!(gap <= WATCHDOG / 2, "fed in time while it was busy: {gap:?}");
     let mirrored = app.rows(LIVE_ROWS).await;
     for account in (0..ACCOUNTS).map(|number| HUB + number) {
         let truth = app.truth_of(account).await;
@@ -159,6 +187,73 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     }
     terminate(&mut daemon).await;
     assert_eq!(socket.count("READY=1"), 2);
+}
+
+/// A kind's runs that are silent for so long count as stuck, in place of minutes.
+const SILENT_MAX: Duration = Duration::from_secs(2);
+
+/// As systemd's own watchdog would have it: the daemon's parts as `service::run` puts them together, one worker, and an
+/// answer that keeps it waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_hangs_starves_the_daemons_own_watchdog() {
+    let app = TestApp::new(small(30), &[("daemon.workers", "1")]).await;
+    let socket = NotifySocket::bind(&app.folder);
+    let (systemd, path) = (UnixDatagram::unbound().unwrap(), socket.path.clone());
+    let tell: Tell = Arc::new(move |states: &[NotifyState<'_>]| {
+        let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+        systemd.send_to(lines.join("\n").as_bytes(), &path).unwrap();
+    });
+    let manager = Manager { tell: Some(tell), watchdog: Some(Duration::from_millis(500)) };
+    let queue = QueueLimits { silent_max: SILENT_MAX, ..QueueLimits::default() };
+    let options = Options { queue, ..Options::default() };
+    let (order, orders) = tokio::sync::mpsc::channel(1);
+    let (settings, again) = (loaded(&app.environment), loaded(&app.environment));
+    let serving = service::run(settings, Box::new(move || Ok(again.clone())), options, manager, orders);
+    let looking = async {
+        app.mirrored("acme").await;
+        socket.wait_for("that it works", 0, |line| line == "WATCHDOG=1").await;
+        app.faults(&["slow=6000,1x"]);
+        let stuck = |line: &str| line.starts_with("STATUS=Stuck: the workers for `sync` jobs did nothing");
+        socket.wait_for("that they hang", 0, stuck).await;
+        let before = socket.heard().iter().position(|(_, line)| stuck(line)).unwrap();
+        socket.wait_for("that they work again", before, |line| line == "WATCHDOG=1").await;
+        let heard = socket.heard();
+        let fed = heard[before..].iter().find(|(_, line)| line == "WATCHDOG=1").unwrap().0;
+        assert!(fed - heard[before].0 > Duration::from_secs(1), "starved as long as they hang: {heard:?}");
+        order.send(Order::Stop).await.unwrap();
+    };
+    tokio::join!(async { serving.await.unwrap() }, looking);
+
+    every_part_comes_round(&app.daemon().await).await;
+}
+
+/// That each of the parts is looked at, and gets on with its work.
+async fn every_part_comes_round(daemon: &Daemon) {
+    let (mut before, mut seen) = (BTreeMap::new(), BTreeSet::new());
+    let deadline = Instant::now() + PATIENCE;
+    let expected: BTreeSet<String> = [
+        "the runtime",
+        "the scheduler",
+        "the keeper of the queue",
+        "the workers for `sync` jobs",
+        "the workers for `refresh_token` jobs",
+        "the workers for `connect` jobs",
+        "the workers for `disconnect` jobs",
+        "the workers for `rotate_key` jobs",
+    ]
+    .map(str::to_owned)
+    .into();
+    while seen != expected {
+        for sign in daemon.signs() {
+            let was = before.insert(sign.part.clone(), sign.silent_for);
+            if was.is_some_and(|was| sign.silent_for < was) {
+                seen.insert(sign.part);
+            }
+        }
+        assert!(Instant::now() < deadline, "{seen:?} of {before:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(before.into_keys().collect::<BTreeSet<_>>(), expected);
 }
 
 const LIVE_ROWS: &str = "SELECT c.account_id, count(*) FILTER (WHERE t.deleted_at IS NULL) AS live
@@ -229,6 +324,40 @@ async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
     socket.wait_for("READY=1", before, |line| line == "READY=1").await;
     terminate(&mut daemon).await;
 
+    // The database is well and migrated, and has sessions to spare; only the workers cannot begin.
+    let app = app.with("database.pool_size", "16");
+    let url = app.environment["FIELDMIRROR_DATABASE__URL"].clone();
+    let locking = tokio::task::spawn_blocking(move || {
+        let mut session = PgConnection::establish(&url).unwrap();
+        session.batch_execute("BEGIN; LOCK TABLE fieldmirror.jobs IN ACCESS EXCLUSIVE MODE").unwrap();
+        session
+    });
+    let locking = locking.await.unwrap();
+    let before = socket.heard().len();
+    let mut daemon = app.spawn_daemon("");
+    let readyz = Url::parse(&format!("{}/readyz", app.endpoint)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    // Asked for a while: it is not about to say so.
+    for _ in 0..10 {
+        let (mut status, mut body) = (0, String::new());
+        while status == 0 {
+            assert!(Instant::now() < deadline, "the endpoint does not answer");
+            (status, _, body) = get(&readyz).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let told: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (status, &told["database"], &told["workers"]),
+            (503, &json!(true), &json!(false)),
+            "{body}"
+        );
+        assert!(socket.heard()[before..].iter().all(|(_, line)| line != "READY=1"));
+    }
+    drop(locking);
+    socket.wait_for("READY=1 after all", before, |line| line == "READY=1").await;
+    assert_eq!(get(&readyz).await.0, 200);
+    terminate(&mut daemon).await;
+
     // A database that takes no writes, and none at all.
     app.execute(
         "DO $$ BEGIN
@@ -242,11 +371,7 @@ async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
     let app = app.with("database.url", "postgres://127.0.0.1:9/nothing");
     let ran = app.run("run --json").await;
     assert_eq!(ran.code, 2, "{ran:?}");
-    assert_eq!(
-        (socket.count("READY=1"), socket.count("WATCHDOG=1") > 0),
-        (1, true),
-        "of the one that served"
-    );
+    assert_eq!((socket.count("READY=1"), socket.count("WATCHDOG=1") > 0), (2, true), "of those that served");
 }
 
 const OPEN: &str = "SELECT count(*) = 1 FROM fieldmirror.refresh_attempts";

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection as _;
-use fieldmirror::config::{self, Purpose, Sources};
+use fieldmirror::config::{self, Loaded, Purpose, Sources};
 use fieldmirror::daemon::{Daemon, Options};
 use fieldmirror::db::{Db, rows};
 use fieldmirror::domain::secret::Secret;
@@ -130,9 +130,7 @@ impl TestApp {
 
     /// The daemon in this process, with other settings.
     pub async fn daemon_with(&self, environment: &BTreeMap<String, String>) -> Daemon {
-        let environment = environment.iter().map(|(name, value)| (name.clone(), value.into())).collect();
-        let sources = Sources { purpose: Purpose::Daemon, environment, ..Sources::none() };
-        let settings = config::load(&sources).expect("the test's settings are good").settings;
+        let settings = loaded(environment).settings;
         Daemon::start(settings, Options::default()).await.expect("the daemon starts")
     }
 
@@ -302,6 +300,13 @@ impl Drop for TestApp {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// The settings that a daemon with such an environment works with.
+pub fn loaded(environment: &BTreeMap<String, String>) -> Loaded {
+    let environment = environment.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+    let sources = Sources { purpose: Purpose::Daemon, environment, ..Sources::none() };
+    config::load(&sources).expect("the test's settings are good")
 }
 
 fn variable(key: &str) -> String {
