@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::auth::Ending;
 use crate::auth::authorize::Refusal;
 use crate::domain::failure::FailureKind;
+use crate::domain::text::is_invisible;
 
 /// Characters of a text from outside.
 const OUTSIDE_MAX: usize = 120;
@@ -178,8 +179,7 @@ fn shown(text: &str) -> String {
 }
 
 fn tamed(text: &str) -> String {
-    let invisible = |c: char| matches!(c, '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}');
-    let mut kept: String = text.chars().filter(|c| !c.is_control() && !invisible(*c)).collect();
+    let mut kept: String = text.chars().filter(|c| !c.is_control() && !is_invisible(*c)).collect();
     if let Some((end, _)) = kept.char_indices().nth(OUTSIDE_MAX) {
         kept.truncate(end);
         kept.push('…');

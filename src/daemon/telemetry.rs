@@ -6,6 +6,7 @@
 
 mod json;
 mod panics;
+mod plain;
 
 use std::io::IsTerminal;
 
@@ -47,7 +48,7 @@ pub fn start(format: LogFormat, verbosity: Verbosity) -> Result<(), NoJournal> {
         LogFormat::Text => registry
             .with(
                 tracing_subscriber::fmt::layer()
-                    .with_writer(std::io::stderr)
+                    .with_writer(move || plain::Lines { to: std::io::stderr(), coloured: colour })
                     .with_ansi(colour)
                     .with_target(false),
             )

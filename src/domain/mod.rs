@@ -12,6 +12,7 @@ pub mod record;
 pub mod secret;
 pub mod spec;
 pub mod step;
+pub mod text;
 pub mod time;
 pub mod token;
 pub mod values;

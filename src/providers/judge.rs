@@ -3,6 +3,7 @@
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::ProviderSpec;
 use crate::domain::step::{Body, Reply, Request, Verdict};
+use crate::domain::text::is_invisible;
 use crate::domain::token::TokenVerdict;
 
 /// The most of a provider's own words that goes into one of our sentences.
@@ -71,9 +72,12 @@ pub fn words(reply: &Reply) -> String {
     clip(reply.text_at("/message").or_else(|| reply.text_at("/error")).unwrap_or("no reason given"))
 }
 
+/// One line of it, without what would do something to a terminal.
 pub fn clip(text: &str) -> String {
-    match text.char_indices().nth(WORDS_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+    let shown = |c: char| if c.is_control() || is_invisible(c) { ' ' } else { c };
+    let mut kept: String = text.chars().take(WORDS_MAX).map(shown).collect();
+    if text.chars().nth(WORDS_MAX).is_some() {
+        kept.push('…');
     }
+    kept
 }

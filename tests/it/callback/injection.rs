@@ -8,7 +8,7 @@ use crate::auth::fake::Answer;
 use crate::auth::rig::{Asked, Rig, Shown, state_of};
 
 /// In every payload, and in nothing of ours.
-const MARK: &str = "zqmark";
+pub(super) const MARK: &str = "zqmark";
 
 const PAYLOADS: [&str; 12] = [
     "<script>zqmark</script>",
@@ -37,7 +37,7 @@ const ENCODED: [&str; 8] = [
 ];
 
 /// Every payload, encoded for an address.
-fn payloads() -> Vec<String> {
+pub(super) fn payloads() -> Vec<String> {
     let encoded = PAYLOADS.iter().map(|payload| byte_serialize(payload.as_bytes()).collect());
     encoded.chain(ENCODED.iter().map(ToString::to_string)).collect()
 }

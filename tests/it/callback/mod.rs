@@ -5,6 +5,8 @@ mod browser;
 #[cfg(feature = "sandbox")]
 mod flood;
 mod injection;
+#[cfg(feature = "sandbox")]
+mod log;
 mod raw;
 mod states;
 mod wire;
