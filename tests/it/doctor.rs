@@ -2,7 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::queue::pooler_before;
+use crate::support::not_checked;
 use crate::support::postgres::{TestDb, short_folder};
 
 /// A set-up with nothing wrong, and what a test changes about it.
@@ -25,6 +27,8 @@ struct Site {
     folder: PathBuf,
     key: Secret,
     environment: Vec<(String, String)>,
+    /// Who examines it; `None`: whoever runs the tests.
+    user: Option<u32>,
     /// Stands for the daemon's endpoint.
     _endpoint: TcpListener,
 }
@@ -84,8 +88,14 @@ impl Site {
         let address = endpoint.local_addr().unwrap();
         std::fs::create_dir(folder.join("state")).unwrap();
         std::fs::set_permissions(folder.join("state"), PermissionsExt::from_mode(0o700)).unwrap();
-        let mut site =
-            Self { database, folder, key: key.clone(), environment: Vec::new(), _endpoint: endpoint };
+        let mut site = Self {
+            database,
+            folder,
+            key: key.clone(),
+            environment: Vec::new(),
+            user: None,
+            _endpoint: endpoint,
+        };
         site.set("DATABASE__URL", site.database.url.expose().to_owned());
         site.set("DATABASE__POOL_SIZE", "4");
         site.set("DAEMON__STATE_DIR", site.folder.join("state").display().to_string());
@@ -133,6 +143,9 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fieldmirror"));
         command.env_clear().env("HOME", &self.folder).env("PATH", "/usr/bin:/bin");
         command.envs(self.environment.iter().cloned()).arg("doctor").args(flags.split_whitespace());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         let output = command.stdin(Stdio::null()).output().expect("the program starts");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program prints UTF-8");
         let (stdout, stderr) = (text(output.stdout), text(output.stderr));
@@ -225,6 +238,40 @@ async fn a_settings_file_that_is_no_toml() {
         text.contains("`/nonexistent.toml`") && text.contains("check its path and permissions"),
         "{text}"
     );
+}
+
+/// `nobody`, who may do nothing anywhere.
+const NOBODY: u32 = 65_534;
+
+/// What only the daemon's user may look at is no fault, and is not called well either.
+#[tokio::test]
+async fn what_this_user_may_not_look_at_is_unknown() {
+    let mut site = Site::new();
+    site.daemon().await;
+    site.file("key", site.key.expose(), 0o000);
+    let closed = site.folder.join("closed");
+    std::fs::create_dir_all(closed.join("state")).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
+    site.set("DAEMON__STATE_DIR", closed.join("state").display().to_string());
+    // Root may look at everything.
+    if std::fs::metadata(&site.folder).unwrap().uid() == 0 {
+        let program = env!("CARGO_BIN_EXE_fieldmirror");
+        let reached = Command::new(program).arg("--version").uid(NOBODY).gid(NOBODY).output();
+        if !reached.is_ok_and(|ran| ran.status.success()) {
+            not_checked("doctor for a user without rights, who cannot run the program where it was built");
+            return;
+        }
+        site.user = Some(NOBODY);
+    }
+    // A server of the tests' own may let nobody else in, which is another matter.
+    let is_ours = |finding: &&Value| finding["check"] != "database";
+    let (_, findings) = site.findings();
+    let ill: Vec<_> = findings.iter().filter(is_ours).filter(|finding| finding["level"] == "ill").collect();
+    assert!(ill.is_empty(), "{ill:#?}");
+    site.says("configuration", "unknown", "cannot be read by this user; the daemon's user may");
+    site.says("vault_key", "unknown", "the secrets could not be read as a whole");
+    site.says("state_dir", "unknown", "may not be looked at by this user");
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
 }
 
 #[tokio::test]

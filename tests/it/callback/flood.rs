@@ -41,7 +41,7 @@ async fn ask(app: &TestApp, provider: &str, name: &str) -> Value {
 }
 
 /// A browser follows the start link and agrees. Returns the address it is sent back to, and its cookie.
-async fn agree(app: &TestApp, asked: &Value, account: u64) -> (Url, String) {
+async fn agree(app: &TestApp, asked: &Value, account: impl std::fmt::Display) -> (Url, String) {
     let start = Url::parse(asked["start_url"].as_str().expect("a link was made")).unwrap();
     let started = visit(app, start.path(), None).await;
     assert_eq!(started.status, 302, "{}", started.body);
@@ -269,6 +269,14 @@ async fn look(app: Arc<TestApp>, over: Arc<AtomicBool>, looks: Arc<AtomicUsize>)
     }
 }
 
+/// The code of one answer with the state of another.
+fn crossed(code: &Url, state: &Url) -> String {
+    let part = |url: &Url, name: &str| {
+        url.query_pairs().find(|(key, _)| key == name).expect("it has it").1.into_owned()
+    };
+    format!("{}?code={}&state={}", state.path(), part(code, "code"), part(state, "state"))
+}
+
 /// A code that was caught on its way is of no use with any other state: the proof key is another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_code_connects_nothing() {
@@ -277,12 +285,7 @@ async fn a_foreign_code_connects_nothing() {
     let (victim, evil) = (ask(&app, "hubspot", "victim").await, ask(&app, "hubspot", "evil").await);
     let (theirs, their_cookie) = agree(&app, &victim, HUB).await;
     let (own, own_cookie) = agree(&app, &evil, HUB + 1).await;
-    let part = |url: &Url, name: &str| {
-        url.query_pairs().find(|(key, _)| key == name).expect("it has it").1.into_owned()
-    };
-    let crossed =
-        format!("/oauth/callback/hubspot?code={}&state={}", part(&theirs, "code"), part(&own, "state"));
-    let shown = visit(&app, &crossed, Some(&own_cookie)).await;
+    let shown = visit(&app, &crossed(&theirs, &own), Some(&own_cookie)).await;
     assert!([400, 502].contains(&shown.status), "{}", shown.body);
     // The attacker's answer, followed by the victim's browser.
     let shown = visit(&app, target(&own), Some(&their_cookie)).await;
@@ -296,5 +299,48 @@ async fn a_foreign_code_connects_nothing() {
     let account = "SELECT account_id FROM mirror.connections WHERE name = 'victim'";
     assert_eq!(app.one(account).await, HUB.to_string());
     assert_eq!(app.number(connected).await, 1);
+    daemon.stop().await;
+}
+
+/// Where the provider knows no proof keys, a caught code is as good with a state of one's own. It still reaches no account
+/// that is somebody's already, changes the account of no connection, and what it makes bears the account's own name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_code_without_a_proof_key_takes_nothing_over() {
+    let app = TestApp::new(SandboxOptions { accounts: 2, ..small(20) }, &[]).await;
+    let daemon = app.daemon().await;
+    let ids = app.sandbox.control().oncehub().account_ids();
+    let by_consent =
+        async |what: &str| app.run(&format!("enqueue {what} --no-wait --json")).await.done().last();
+    let connect = "--grant authorization_code --connect oncehub --name";
+    let held =
+        "SELECT jsonb_object_agg(name, account_id) FROM fieldmirror.connections WHERE state = 'connected'";
+
+    // An account that is connected: its code makes no second connection.
+    let (victim, evil) =
+        (by_consent(&format!("{connect} victim")).await, by_consent(&format!("{connect} evil")).await);
+    let (theirs, their_cookie) = agree(&app, &victim, &ids[0]).await;
+    assert_eq!(visit(&app, target(&theirs), Some(&their_cookie)).await.status, 200);
+    let again = by_consent("--reconnect victim").await;
+    let (theirs, their_cookie) = agree(&app, &again, &ids[0]).await;
+    let (own, own_cookie) = agree(&app, &evil, &ids[1]).await;
+    let shown = visit(&app, &crossed(&theirs, &own), Some(&own_cookie)).await;
+    assert_eq!(shown.status, 400, "{}", shown.body);
+    assert!(shown.body.contains("connected already"), "{}", shown.body);
+    assert_eq!(app.one(held).await, serde_json::json!({"victim": ids[0]}));
+    // Nor does the attacker's answer in the victim's browser.
+    assert_eq!(visit(&app, target(&own), Some(&their_cookie)).await.status, 400);
+
+    // A connection keeps its account, whoever consents.
+    let (own, own_cookie) = agree(&app, &evil, &ids[1]).await;
+    let shown = visit(&app, target(&own), Some(&own_cookie)).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    let again = by_consent("--reconnect victim").await;
+    let (mine, my_cookie) = agree(&app, &again, &ids[0]).await;
+    let other = by_consent("--reconnect evil").await;
+    let (own, _) = agree(&app, &other, &ids[1]).await;
+    let shown = visit(&app, &crossed(&own, &mine), Some(&my_cookie)).await;
+    assert_eq!(shown.status, 400, "{}", shown.body);
+    assert!(shown.body.contains("another account"), "{}", shown.body);
+    assert_eq!(app.one(held).await, serde_json::json!({"victim": ids[0], "evil": ids[1]}));
     daemon.stop().await;
 }
