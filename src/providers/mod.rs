@@ -111,6 +111,13 @@ pub trait Provider: Send + Sync + 'static {
         Ok(vec![Presence::Unknown; ids.len()])
     }
 
+    /// What the reply to a [`Provider::probe`] for `ids` teaches about asking for them, where it shows nothing else: they are
+    /// asked for once more with these facts known. `None`: there is nothing to learn, or it would not help.
+    fn taught(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Option<Facts> {
+        let _ = (cx, ids, reply);
+        None
+    }
+
     /// Where a walk stands that reads these records whole, and nothing else: a place from which [`Provider::step`] goes
     /// on, in a walk that reads everything. `None`: they are asked for as by [`Provider::probe`].
     fn reread(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<Position> {

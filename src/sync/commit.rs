@@ -129,10 +129,16 @@ pub fn aside(
     shown: Ready,
     counts: &mut Counts,
 ) -> Result<StreamWrite, DbError> {
+    if !shown.facts.is_empty() {
+        turns::lock(connection, source.key.connection)?;
+    }
     if streams::lock(connection, source.key)? == StreamWrite::Lost {
         return Ok(StreamWrite::Lost);
     }
     meet(connection, source, &shown)?;
+    if !shown.facts.is_empty() {
+        turns::learn(connection, source.key.connection, &shown.facts)?;
+    }
     let balance = write(connection, source, shown, counts)?;
     streams::adjust(connection, source.key, balance.living, balance.deleted)?;
     sync_runs::count(connection, source.run, counts)?;

@@ -15,20 +15,20 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::commit::{self, Ready, Source};
+use super::probe::{Probed, asks_by_id, probe};
 use super::send::{Halt, Sender, Tally};
 use super::suspicion::{self, Advance};
 use super::watermark;
 use crate::config::SyncSettings;
 use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
 use crate::db::sync_runs::Counts;
-use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs};
+use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs, turns};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::measure;
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Options, Page, Params, Position, Presence, Step, StepContext, Walk};
 use crate::domain::time::delta;
-use crate::providers::Provider;
 
 /// Pages that wait to be written, and pages that go into one transaction.
 const PAGES_WAITING_MAX: usize = 6;
@@ -385,17 +385,21 @@ impl Drive<'_> {
         tally: &Tally,
         counts: &mut Counts,
     ) -> Result<Vec<String>, Halt> {
-        let (source, cx) = (open.source, self.context(open));
+        let source = open.source;
+        // The walk may have learned how to ask.
+        let known = self.db.run(move |connection| turns::facts(connection, source.key.connection));
+        let mut facts = known.await.map_err(halt)?;
         let mut left = Vec::new();
-        for (place, ids) in self.by_place(&cx, &source, unmet).await? {
+        for (place, ids) in self.by_place(&self.context(open), &source, unmet).await? {
             let mut rest = ids.as_slice();
             while !rest.is_empty() {
-                let (ids, page) = match self.sender.provider.probe_at(&cx, place.as_deref(), rest) {
-                    Some((request, taken)) => {
-                        let ids = &rest[..taken.clamp(1, rest.len())];
-                        let reply = self.sender.send(&request, open.deadline, tally).await?;
-                        let shown = self.sender.provider.probed(&cx, ids, &reply).map_err(Halt::Failed)?;
-                        (ids, shown_page(ids, shown, reply.sent_at))
+                let cx = StepContext { facts: &facts, ..self.context(open) };
+                let asked = probe(self.sender, &cx, place.as_deref(), rest, open.deadline, tally).await?;
+                let (ids, page) = match asked {
+                    Some(probed) => {
+                        facts.extend(probed.learned.clone());
+                        let ids = &rest[..probed.taken];
+                        (ids, shown_page(ids, probed))
                     }
                     None => (rest, Page { met: rest.to_vec(), ..Page::default() }),
                 };
@@ -647,11 +651,6 @@ fn is_sweeping(row: &WalkRow, mode: Mode) -> bool {
     mode == Mode::Sweep || (row.sweeping && mode == Mode::Backfill)
 }
 
-/// Whether records of the stream can be asked for by their ids.
-pub fn asks_by_id(provider: &dyn Provider, cx: &StepContext<'_>) -> bool {
-    provider.place_column(cx).is_some() || provider.probe(cx, &[String::new()]).is_some()
-}
-
 /// Rows that a walk which reads everything has not met, unless the brake holds.
 fn unmet(
     connection: &mut PgConnection,
@@ -674,8 +673,9 @@ fn unmet(
 }
 
 /// What probes have shown, as a page.
-fn shown_page(ids: &[String], shown: Vec<Presence>, sent_at: DateTime<Utc>) -> Page {
-    let mut page = Page::default();
+fn shown_page(ids: &[String], probed: Probed) -> Page {
+    let Probed { shown, sent_at, learned, .. } = probed;
+    let mut page = Page { facts: learned, ..Page::default() };
     for (id, presence) in ids.iter().zip(shown) {
         match presence {
             Presence::Gone { evidence } => page.tombstones.push(Tombstone {

@@ -10,6 +10,7 @@ pub mod extract;
 pub mod history;
 pub mod merge;
 pub mod plan;
+mod probe;
 pub mod requests;
 pub mod send;
 mod setback;

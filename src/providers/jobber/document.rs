@@ -113,21 +113,28 @@ impl Records {
     /// that is named or holds what is named, and all that is left where nothing is named that is asked for. Empty: leaving
     /// out does not help.
     pub(super) fn also_without(&self, names: &[String], without: &[String]) -> Vec<String> {
-        let left: Vec<(&str, &str)> =
-            self.parts().filter(|(name, _)| !without.iter().any(|gone| gone == name)).collect();
-        let holds =
-            |line: &str, name: &str| line.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
-        let by_name = left.iter().find(|(part, _)| names.iter().any(|name| name == part));
-        let within = || left.iter().find(|(_, line)| names.first().is_some_and(|name| holds(line, name)));
-        if let Some((part, _)) = by_name.or_else(within) {
-            return vec![(*part).to_owned()];
+        if let Some(part) = self.part_of(names, without) {
+            return vec![part.to_owned()];
         }
         let needed = self.fields.lines().take_while(|line| !line.contains('#'));
         let mut asked = needed.chain(self.query.lines()).chain([self.one]);
         if names.first().is_some_and(|name| asked.any(|line| holds(line, name))) {
             return Vec::new();
         }
-        left.into_iter().map(|(part, _)| part.to_owned()).collect()
+        self.left(without).map(|(part, _)| part.to_owned()).collect()
+    }
+
+    /// The part that a refusal names, or that holds what it names.
+    pub(super) fn part_of(&self, names: &[String], without: &[String]) -> Option<&'static str> {
+        let by_name = self.left(without).find(|(part, _)| names.iter().any(|name| name == part));
+        let within =
+            || self.left(without).find(|(_, line)| names.first().is_some_and(|name| holds(line, name)));
+        by_name.or_else(within).map(|(part, _)| part)
+    }
+
+    /// The parts that are asked for still.
+    fn left(&self, without: &[String]) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.parts().filter(|(name, _)| !without.iter().any(|gone| gone == name))
     }
 
     /// A record as it was answered to a query without some parts.
@@ -141,6 +148,10 @@ impl Records {
         let without = lacks.map(str::to_owned).collect();
         Ok(Record { id: id_of(node)?, raw: node.clone(), sent_at, deleted: None, without })
     }
+}
+
+fn holds(line: &str, name: &str) -> bool {
+    line.split(|c: char| !c.is_alphanumeric()).any(|word| word == name)
 }
 
 /// A text as a literal; GraphQL escapes as JSON does.

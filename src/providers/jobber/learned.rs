@@ -23,6 +23,9 @@ const ACCOUNT: &str = "account_id";
 pub(super) struct Learned {
     /// Records that a page may have; `None`: as set.
     pub(super) page: Option<u32>,
+    /// Records that a request for ids may name; `None`: as many as it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) probed: Option<u32>,
     /// Parts of the query that are refused.
     pub(super) without: Vec<String>,
     /// What was said to that.
@@ -33,7 +36,7 @@ pub(super) struct Learned {
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { page: None, without: Vec::new(), why: None, points_max: POINTS_MAX, since: None }
+        Self { page: None, probed: None, without: Vec::new(), why: None, points_max: POINTS_MAX, since: None }
     }
 }
 

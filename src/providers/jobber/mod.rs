@@ -9,6 +9,7 @@ mod document;
 mod learned;
 mod list;
 mod people;
+mod presence;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -25,7 +26,9 @@ use crate::domain::spec::ColumnType::{Boolean, Numeric, Text, TextArray, Timesta
 use crate::domain::spec::{
     BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, Mode, ProviderSpec, Read, StreamSpec, col,
 };
-use crate::domain::step::{Body, Options, Position, Presence, Reply, Request, Step, StepContext, Verdict};
+use crate::domain::step::{
+    Body, Facts, Options, Position, Presence, Reply, Request, Step, StepContext, Verdict,
+};
 use crate::domain::token::TokenVerdict;
 use trouble::Trouble;
 
@@ -37,8 +40,6 @@ const GUARD: &str = "requests";
 /// Query cost: 10,000 points, of which 500 come back each second.
 const POINTS: &str = "points";
 const BUCKETS: &[&str] = &[GUARD, POINTS];
-/// Records that one probe asks for.
-const PROBED_MAX: usize = 20;
 /// "Service temporarily unavailable" may last.
 const UNAVAILABLE_WAIT_MS: u64 = 60_000;
 /// The version that is asked for where nothing is set.
@@ -260,46 +261,16 @@ impl Provider for Jobber {
         })
     }
 
-    /// Records are asked for by their ids, beside the account: `null` is also what an id of another account gives.
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
-        let records = walk::records_of(cx.stream.name).ok()?;
-        let ids = &ids[..ids.len().min(PROBED_MAX)];
-        let document = records.some(ids, &learned::of(cx).without);
-        Some((ask(cx.options, "probe", document, json!({})), ids.len()))
+        presence::probe(cx, ids)
+    }
+
+    fn taught(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Option<Facts> {
+        presence::taught(cx, ids, reply)
     }
 
     fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
-        let records = walk::records_of(cx.stream.name)?;
-        match trouble::of(reply) {
-            // A version without that field leaves the complete list as the proof.
-            Some(Trouble::Refused(refused))
-                if refused.names.iter().any(|name| name == records.one) && !refused.hidden =>
-            {
-                let evidence = format!("not among all {} that Jobber lists", records.list);
-                return Ok(vec![Presence::Gone { evidence }; ids.len()]);
-            }
-            Some(Trouble::Refused(refused)) => return Err(walk::refusal(records, &refused)),
-            Some(_) => return Ok(vec![Presence::Unknown; ids.len()]),
-            None => {}
-        }
-        if !learned::is_our_account(cx, reply) {
-            return Ok(vec![Presence::Unknown; ids.len()]);
-        }
-        let without = &learned::of(cx).without;
-        let shown = |(place, _): (usize, &String)| match reply
-            .json()
-            .and_then(|body| body.pointer(&format!("/data/r{place}")))
-        {
-            Some(Value::Null) => {
-                let evidence = format!("Jobber knows no {} of this id", records.one);
-                Ok(Presence::Gone { evidence })
-            }
-            // Not everybody who is assigned is in it.
-            Some(node) if people::open(node).is_some() => Ok(Presence::Here(None)),
-            Some(node) => Ok(Presence::Here(Some(Box::new(records.record(node, reply.sent_at, without)?)))),
-            None => Ok(Presence::Unknown),
-        };
-        ids.iter().enumerate().map(shown).collect()
+        presence::probed(cx, ids, reply)
     }
 
     /// Of jobs the newest changes come first, of clients one can ask for those since a moment; visits tell no change.

@@ -148,12 +148,12 @@ fn requests_name_the_version_and_what_they_cost() {
     assert_eq!(asked("account", Value::Null).headers[0].1, VERSION, "where nothing is set");
 }
 
-/// What a probe for two jobs shows, as words.
-fn probed(facts: &Facts, body: Value) -> Result<Vec<String>, Failure> {
+/// Does something in a sweep of jobs.
+fn in_sweep<T>(facts: &Facts, then: impl FnOnce(&StepContext<'_>) -> T) -> T {
     let walk = Walk { mode: Mode::Sweep, started_at: DateTime::UNIX_EPOCH, from: None };
     let (params, options) = (Params::new(), Options::new());
     let stream = SPEC.stream("jobs").unwrap();
-    let cx = StepContext {
+    then(&StepContext {
         stream,
         walk: &walk,
         api_version: "",
@@ -161,12 +161,66 @@ fn probed(facts: &Facts, body: Value) -> Result<Vec<String>, Failure> {
         facts,
         params: &params,
         options: &options,
+    })
+}
+
+fn ids(count: u32) -> Vec<String> {
+    (0..count).map(|n| format!("J{n}")).collect()
+}
+
+#[test]
+fn a_probe_learns_what_it_may_cost_and_ask_for() {
+    let mut facts = Facts::new();
+    // The points that the next probe asks for, and the records.
+    let asked = |facts: &Facts| {
+        in_sweep(facts, |cx| {
+            let (request, taken) = Jobber.probe(cx, &ids(30)).unwrap();
+            (request.points, taken)
+        })
     };
-    let ids: Vec<String> = (0..30).map(|n| format!("J{n}")).collect();
-    let (request, taken) = Jobber.probe(&cx, &ids).unwrap();
-    assert_eq!(taken, PROBED_MAX);
-    assert_eq!(request.points, 2 + 20 * 29);
-    let shown = Jobber.probed(&cx, &ids[..2], &reply(200, body))?;
+    let teach = |facts: &mut Facts, of: u32, body: Value| {
+        let news = in_sweep(facts, |cx| Jobber.taught(cx, &ids(of), &reply(200, body)));
+        facts.extend(news.expect("there is something to learn"));
+    };
+    assert_eq!(asked(&facts), (2 + 20 * 29, 20));
+    // By what the budget holds; and where a field costs more than we reckon, by half of what was asked for.
+    teach(&mut facts, 20, throttled(582, 400, 400));
+    assert_eq!(asked(&facts), (2 + 5 * 29, 5));
+    teach(&mut facts, 5, throttled(500, 400, 400));
+    assert_eq!(asked(&facts), (2 + 2 * 29, 2));
+    let hidden = error("The field total on an object of type Job was hidden due to permissions", Value::Null);
+    teach(&mut facts, 2, hidden.clone());
+    assert_eq!(asked(&facts), (2 + 2 * 28, 2));
+    let unknown = error(
+        "Field 'outstandingAmount' doesn't exist on type 'JobBalanceTotals'",
+        json!({"code": "undefinedField", "fieldName": "outstandingAmount"}),
+    );
+    teach(&mut facts, 2, unknown);
+    assert_eq!(asked(&facts), (2 + 2 * 25, 2));
+
+    // What is no lesson: one record that is too dear, a part that is left out already, what no query can do without, an id
+    // that is not taken, and an answer.
+    let needed =
+        error("The field jobNumber on an object of type Job was hidden due to permissions", Value::Null);
+    let invalid = error("Variable $id was provided invalid value", json!({"problems": []}));
+    for (of, body) in [
+        (1, throttled(500, 400, 400)),
+        (2, hidden),
+        (2, needed),
+        (2, invalid),
+        (2, throttled(100, 50, 400)),
+        (2, json!({"data": {"account": {"id": "A"}}})),
+    ] {
+        let taught = in_sweep(&facts, |cx| Jobber.taught(cx, &ids(of), &reply(200, body.clone())));
+        assert_eq!(taught, None, "{body}");
+    }
+    let dear = |cx: &StepContext<'_>| Jobber.probed(cx, &ids(1), &reply(200, throttled(500, 400, 400)));
+    assert_eq!(in_sweep(&facts, dear).unwrap_err().kind, FailureKind::ProviderChanged);
+}
+
+/// What a probe for two jobs shows, as words.
+fn probed(facts: &Facts, body: Value) -> Result<Vec<String>, Failure> {
+    let shown = in_sweep(facts, |cx| Jobber.probed(cx, &ids(2), &reply(200, body)))?;
     Ok(shown
         .into_iter()
         .map(|presence| match presence {

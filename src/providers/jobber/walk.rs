@@ -27,7 +27,7 @@ const CHANGED_MAX: u32 = 50;
 const WINDOW_BACK: TimeDelta = TimeDelta::days(2);
 const WINDOW_AHEAD: TimeDelta = TimeDelta::days(14);
 /// A query takes no more than this part of what the budget holds, so that others get their turn.
-const SHARE: u32 = 2;
+pub(super) const SHARE: u32 = 2;
 /// Stands among the parts to do without for the filter that finds visits by their jobs.
 const JOB_IDS: &str = "jobIds";
 
@@ -322,10 +322,7 @@ impl Walking<'_> {
         let mut learned = here.learned.take().unwrap_or_default();
         let size = learned.page(self.cx);
         if size == 1 {
-            return Err(Failure::changed(format!(
-                "one record of `{}` costs {requested} points, and {TITLE}'s budget never holds more than {max}",
-                self.cx.stream.name
-            )));
+            return Err(too_dear(self.cx, requested, max));
         }
         learned.page = Some(size / 2);
         learned.points_max = u32::try_from(max).unwrap_or(learned.points_max);
@@ -349,6 +346,14 @@ impl Walking<'_> {
         here.learned = Some(learned);
         Ok(self.send(stage, here))
     }
+}
+
+/// A request that asks for one record is not to be made smaller.
+pub(super) fn too_dear(cx: &StepContext<'_>, requested: u64, max: u64) -> Failure {
+    Failure::changed(format!(
+        "one record of `{}` costs {requested} points, and {TITLE}'s budget never holds more than {max}",
+        cx.stream.name
+    ))
 }
 
 /// A refusal that no leaving out helps against.

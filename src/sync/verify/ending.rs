@@ -19,7 +19,7 @@ const DIFFERENCES_MAX: usize = 100;
 impl Verifying<'_> {
     /// Ends the comparison of a stream. What differs is asked to be read again, as an admin would ask.
     pub(super) async fn end(&self, subject: Subject) -> Result<(), Halt> {
-        let Subject { open, spec, mut progress } = subject;
+        let Subject { open, spec, mut progress, .. } = subject;
         let (of, now) = (self.turn.connection.id, self.engine.clock.now());
         let key = StreamKey { connection: of, stream: spec.name, epoch: self.turn.epoch };
         let differing: Vec<String> = progress.found.keys().cloned().collect();

@@ -27,7 +27,7 @@ use crate::db::verifications::{self, Open, Span};
 use crate::db::{DbError, PgConnection, turns};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Position, StepContext, Walk};
+use crate::domain::step::{Facts, Position, StepContext, Walk};
 use crate::domain::verification::{Difference, Part, Report, SAMPLE, SAMPLE_MAX};
 
 /// Rows that are gone are at most this part of a sample, and at most so many.
@@ -114,6 +114,8 @@ struct Verifying<'a> {
 struct Subject {
     open: Open,
     spec: &'static StreamSpec,
+    /// What is known of the account: the turn's walks may have learned it, or a probe.
+    facts: Facts,
     progress: Progress,
 }
 
@@ -166,13 +168,16 @@ impl Verifying<'_> {
     async fn request(&self, request: &Request) -> Result<(), Halt> {
         let (id, spec) = (request.id, self.turn.provider.spec());
         let args = Args::deserialize(&request.args).unwrap_or_default();
-        let open =
-            self.engine.db.run(move |connection| verifications::open(connection, id)).await.map_err(halt)?;
+        let of = self.turn.connection.id;
+        let read = move |connection: &mut PgConnection| {
+            Ok((verifications::open(connection, id)?, turns::facts(connection, of)?))
+        };
+        let (open, facts) = self.engine.db.run(read).await.map_err(halt)?;
         let mut waits = false;
         for open in open {
             let Some(stream) = spec.stream(&open.stream) else { continue };
             let progress = Progress::deserialize(&open.progress).unwrap_or_default();
-            let mut subject = Subject { open, spec: stream, progress };
+            let mut subject = Subject { open, spec: stream, facts: facts.clone(), progress };
             match self.compare(&mut subject, &args).await {
                 Ok(Goes::On) => self.end(subject).await?,
                 Ok(Goes::Waits) => waits = true,
@@ -221,7 +226,7 @@ impl Verifying<'_> {
         let sample = args.sample.unwrap_or(SAMPLE).min(SAMPLE_MAX);
         let gone = if sample == 0 { 0 } else { (sample / GONE_SHARE).clamp(1, GONE_MAX) };
         let walk = walk_of(Mode::Incremental, complete_to, None);
-        let window = self.turn.provider.window(&self.context(spec, &walk));
+        let window = self.turn.provider.window(&self.context(spec, &walk, &subject.facts));
         let drawn = self.engine.db.run(move |connection| {
             let ids = verifications::draw(connection, spec, of, i64::from(sample), i64::from(gone))?;
             let span = match &window {
@@ -280,7 +285,7 @@ impl Verifying<'_> {
             subject.progress.stage = Stage::Wait;
             return Ok(Goes::On);
         };
-        let next = match self.next(&self.context(subject.spec, &walk), at).await {
+        let next = match self.next(&self.context(subject.spec, &walk, &subject.facts), at).await {
             Err(Halt::Restart(why)) if subject.progress.restarts < RESTARTS_MAX => {
                 subject.progress.restarts += 1;
                 subject.progress.begin_list();
@@ -448,13 +453,18 @@ impl Verifying<'_> {
         if saved.await.map_err(halt)? { Ok(()) } else { Err(Halt::Lost) }
     }
 
-    fn context<'b>(&'b self, stream: &'static StreamSpec, walk: &'b Walk) -> StepContext<'b> {
+    fn context<'b>(
+        &'b self,
+        stream: &'static StreamSpec,
+        walk: &'b Walk,
+        facts: &'b Facts,
+    ) -> StepContext<'b> {
         StepContext {
             stream,
             walk,
             api_version: &self.turn.provider_settings.api_version,
             page_size: self.turn.page_size(),
-            facts: &self.turn.facts,
+            facts,
             params: &self.turn.params,
             options: &self.turn.provider_settings.extra,
         }
@@ -469,7 +479,7 @@ impl Verifying<'_> {
         }
         let (from, to) = progress.span?;
         let walk = walk_of(Mode::Incremental, to, Some(from));
-        let window = self.turn.provider.window(&self.context(subject.spec, &walk))?;
+        let window = self.turn.provider.window(&self.context(subject.spec, &walk, &subject.facts))?;
         Some((walk, progress.at.clone().unwrap_or(window.at)))
     }
 }

@@ -8,13 +8,15 @@ use serde_json::Value;
 use super::compare::{self, Finding, Held, Shown};
 use super::{CHUNK, Subject, Verifying, walk_of};
 use crate::db::mirror::{self, Row};
+use crate::db::turns;
 use crate::db::verifications::{self, Compared};
 use crate::domain::failure::Failure;
 use crate::domain::record::{Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Page, Position, Presence, Step, StepContext};
-use crate::sync::drive::{asks_by_id, halt};
+use crate::domain::step::{Facts, Page, Position, Presence, Step, StepContext};
+use crate::sync::drive::halt;
 use crate::sync::extract;
+use crate::sync::probe::{asks_by_id, probe};
 use crate::sync::send::Halt;
 
 /// Steps without a request or a page before a list is taken to be stuck.
@@ -48,10 +50,11 @@ pub enum Next {
 impl Verifying<'_> {
     /// Asks for some of what is to be asked for, and takes them off the list. `None`: this cannot be asked for by id.
     pub(super) async fn by_id(&self, subject: &mut Subject) -> Result<Option<Vec<Seen>>, Halt> {
-        let (spec, todo) = (subject.spec, &mut subject.progress.todo);
+        let Subject { spec, facts, progress, open, .. } = subject;
+        let (spec, todo) = (*spec, &mut progress.todo);
         let ids = &todo[..todo.len().min(CHUNK)];
-        let walk = walk_of(Mode::Backfill, subject.open.started_at, None);
-        let cx = self.context(spec, &walk);
+        let walk = walk_of(Mode::Backfill, open.started_at, None);
+        let cx = self.context(spec, &walk, facts);
         if let Some(at) = self.turn.provider.reread(&cx, ids) {
             let ids = ids.to_vec();
             let seen = self.whole(&cx, &ids, at).await?;
@@ -62,18 +65,33 @@ impl Verifying<'_> {
             return Ok(None);
         }
         let (place, ids) = self.of_one_place(&cx, ids).await?;
-        let probe = self.turn.provider.probe_at(&cx, place.as_deref(), &ids);
-        let (ids, shown) = if let Some((request, taken)) = probe {
-            let ids = ids[..taken.clamp(1, ids.len())].to_vec();
-            let reply = self.sender.send(&request, self.deadline, &self.tally).await?;
-            let shown = self.turn.provider.probed(&cx, &ids, &reply).map_err(Halt::Failed)?;
-            (ids, shown)
+        let asked = probe(self.sender, &cx, place.as_deref(), &ids, self.deadline, &self.tally).await?;
+        let (ids, shown) = if let Some(probed) = asked {
+            self.learn(&probed.learned).await?;
+            facts.extend(probed.learned);
+            (ids[..probed.taken].to_vec(), probed.shown)
         } else {
             let nothing = vec![Presence::Unknown; ids.len()];
             (ids, nothing)
         };
         todo.retain(|id| !ids.contains(id));
         Ok(Some(ids.into_iter().zip(shown).map(|(id, presence)| of_presence(spec, id, presence)).collect()))
+    }
+
+    /// Keeps what was learned on the way for the walks.
+    async fn learn(&self, learned: &Facts) -> Result<(), Halt> {
+        let (of, epoch, learned) = (self.turn.connection.id, self.turn.epoch, learned.clone());
+        if learned.is_empty() {
+            return Ok(());
+        }
+        let kept = self.engine.db.transaction(move |connection| {
+            let owned = turns::owns(connection, of, epoch)?;
+            if owned {
+                turns::learn(connection, of, &learned)?;
+            }
+            Ok(owned)
+        });
+        if kept.await.map_err(halt)? { Ok(()) } else { Err(Halt::Lost) }
     }
 
     /// Those of some ids whose rows are in one place, where a request has to say which.
