@@ -294,14 +294,16 @@ impl Provider for OnceHub {
             .then(|| (Request::get(format!("/bookings/{id}"), PROBE, BUCKETS), 1))
     }
 
-    /// Whether a booking that is deleted for good answers 404 or redacted is not documented: both prove it.
+    /// Whether a booking that is deleted for good answers 404 or redacted is not documented: both prove it. A 404 of anything
+    /// that stands before the API, such as a proxy, proves nothing.
     fn probed(&self, _cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
         let Some(id) = ids.first() else { return Ok(Vec::new()) };
         let body = reply.json().filter(|body| body.get("id").and_then(Value::as_str) == Some(id.as_str()));
         Ok(vec![match body {
-            _ if reply.status == 404 => {
+            _ if reply.status == 404 && names_no_object(reply) => {
                 Presence::Gone { evidence: "OnceHub answers 404 for its id".to_owned() }
             }
+            _ if reply.status == 404 => Presence::Unknown,
             Some(body) if is_redacted(body) => Presence::Gone { evidence: REDACTED.to_owned() },
             Some(body) => {
                 let (id, sent_at) = (id.clone(), reply.sent_at);
@@ -361,6 +363,11 @@ fn bury_redacted(mut page: Page) -> Page {
         sent_at: record.sent_at,
     }));
     page
+}
+
+/// The API's own way of saying that there is no object of this id.
+fn names_no_object(reply: &Reply) -> bool {
+    reply.text_at("/type") == Some("invalid_request_error") && reply.text_at("/param") == Some("id")
 }
 
 fn is_redacted(object: &Value) -> bool {

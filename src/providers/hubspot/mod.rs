@@ -294,14 +294,19 @@ fn id_text(value: &Value) -> Option<String> {
 
 /// The array that every list answer carries.
 ///
-/// A 207 names in `errors` what it leaves out. What is not there is reported as not found; any other reason (a shard
-/// that did not answer, a missing right) makes the answer incomplete, and nothing may be concluded from what is missing.
+/// A batch that is not `COMPLETE` lacks what it has not come to. A 207 names in `errors` what it leaves out. What is not
+/// there is reported as not found; any other reason (a shard that did not answer, a missing right) makes the answer
+/// incomplete, and nothing may be concluded from what is missing.
 fn results<'a>(reply: &'a Reply, purpose: &str) -> Result<&'a Vec<Value>, Failure> {
     let body = reply.json();
     let errors = body.and_then(|body| body.get("errors")?.as_array()).into_iter().flatten();
     if let Some(other) = errors.into_iter().find(|error| !tells_absence(error)) {
         let category = clip(other.get("category").and_then(Value::as_str).unwrap_or("no reason given"));
         return Err(Failure::transient(format!("HubSpot answered `{purpose}` in part only: {category}")));
+    }
+    if let Some(status) = reply.text_at("/status").filter(|status| *status != "COMPLETE") {
+        let status = clip(status);
+        return Err(Failure::transient(format!("HubSpot answered `{purpose}` in part only: {status}")));
     }
     body.and_then(|body| body.get("results")?.as_array())
         .ok_or_else(|| Failure::changed(format!("HubSpot's answer to `{purpose}` has no `results` list")))

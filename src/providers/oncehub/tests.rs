@@ -106,4 +106,17 @@ fn probes() {
     assert!(matches!(shown(200, json!({"id": "BKNG-2", "object": "booking"})), Presence::Here(Some(_))));
     assert_eq!(shown(200, json!({"id": "BKNG-9", "deleted": true})), Presence::Unknown);
     assert_eq!(shown(200, json!([])), Presence::Unknown);
+    // Not what the API says of an object that is not there.
+    for body in [
+        json!({"id": "BKNG-2", "deleted": true}),
+        json!({"message": "no route"}),
+        json!({"type": "invalid_request_error", "message": "no such path"}),
+        json!({"type": "invalid_request_error", "param": "expand"}),
+        json!({"type": "api_error", "param": "id"}),
+        Value::Null,
+    ] {
+        assert_eq!(shown(404, body.clone()), Presence::Unknown, "{body}");
+    }
+    let html = Reply { body: Body::Text("<html>404 Not Found</html>".to_owned()), ..reply(404, Value::Null) };
+    assert_eq!(OnceHub.probed(&cx, &ids[1..], &html).unwrap(), [Presence::Unknown]);
 }

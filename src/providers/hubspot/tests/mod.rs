@@ -48,6 +48,32 @@ fn only_the_last_page_names_no_next_one() {
     assert_eq!(next_after(&reply(200, json(serde_json::json!({"results": []}))), "list").unwrap(), None);
 }
 
+#[test]
+fn what_an_answer_lacks_is_gone_only_if_it_is_complete() {
+    let ids = ["1".to_owned(), "2".to_owned()];
+    let found = serde_json::json!([{"id": "1"}]);
+    let absent = serde_json::json!([{"category": "OBJECT_NOT_FOUND", "context": {"ids": ["2"]}}]);
+    let other = serde_json::json!([{"category": "INTERNAL_ERROR", "context": {"ids": ["2"]}}]);
+    for (status, body, expected) in [
+        (200, serde_json::json!({"status": "COMPLETE", "results": found}), Some([true, false])),
+        (200, serde_json::json!({"results": found}), Some([true, false])),
+        (
+            207,
+            serde_json::json!({"status": "COMPLETE", "results": found, "errors": absent}),
+            Some([true, false]),
+        ),
+        (207, serde_json::json!({"status": "COMPLETE", "results": found, "errors": other}), None),
+        (200, serde_json::json!({"status": "PROCESSING", "results": found}), None),
+        (200, serde_json::json!({"status": "CANCELED", "results": []}), None),
+        (200, serde_json::json!({"message": "hello"}), None),
+    ] {
+        let shown = tickets::probed(&ids, &reply(status, json(body.clone()))).ok();
+        let here =
+            shown.map(|shown| shown.iter().map(|one| *one == Presence::Here(None)).collect::<Vec<_>>());
+        assert_eq!(here, expected.map(Vec::from), "{body}");
+    }
+}
+
 fn reply(status: u16, body: Body) -> Reply {
     Reply { status, headers: [].into(), body, sent_at: DateTime::UNIX_EPOCH }
 }
