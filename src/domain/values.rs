@@ -57,17 +57,17 @@ pub fn cell<'a>(kind: ColumnType, record: &'a Value, pointer: &str) -> Cell<'a> 
     if kind != ColumnType::TextArray || !pointer.contains('*') {
         return read(kind, at(record, pointer));
     }
-    let found = all(record, pointer);
-    let set = found.into_iter().filter(|value| !matches!(value, Value::Null) && value.as_str() != Some(""));
-    match set.map(text).collect::<Option<Vec<_>>>() {
-        Some(items) if items.is_empty() => Cell::Null,
-        Some(items) => Cell::Array(items),
-        None => Cell::Misfit,
+    match array(all(record, pointer)) {
+        Cell::Array(items) if items.is_empty() => Cell::Null,
+        other => other,
     }
 }
 
-fn array(items: &[Value]) -> Cell<'_> {
-    items.iter().map(text).collect::<Option<Vec<_>>>().map_or(Cell::Misfit, Cell::Array)
+/// Elements that are not set are left out: they say nothing of the others.
+fn array<'a>(items: impl IntoIterator<Item = &'a Value>) -> Cell<'a> {
+    let is_set = |value: &&Value| !value.is_null() && value.as_str() != Some("");
+    let set = items.into_iter().filter(is_set).map(text);
+    set.collect::<Option<Vec<_>>>().map_or(Cell::Misfit, Cell::Array)
 }
 
 /// All that a pointer with `*` leads to, in order.
@@ -339,7 +339,9 @@ mod tests {
         check(ColumnType::Text, json!([1]), None);
         check(ColumnType::Boolean, json!("TRUE"), Some("true"));
         check(ColumnType::Boolean, json!("yes"), None);
-        let value = json!(["1", 2]);
+        let value = json!(["1", null, 2, ""]);
         assert_eq!(read(ColumnType::TextArray, Some(&value)), Cell::Array(vec!["1".into(), "2".into()]));
+        assert_eq!(read(ColumnType::TextArray, Some(&json!([]))), Cell::Array(Vec::new()));
+        assert_eq!(read(ColumnType::TextArray, Some(&json!(["1", {}]))), Cell::Misfit);
     }
 }

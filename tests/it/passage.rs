@@ -102,12 +102,11 @@ fn every_column_takes_what_may_come() {
                     let mut no_list = record.clone();
                     put(&mut no_list.raw, whole, json!(word));
                     assert_eq!(read(stream, &no_list, place).0, None, "{name}");
-                    if within.is_some() {
-                        // One of the list lacks what is gathered from the others.
-                        let some = [json!(word), Value::Null, json!(""), beyond()];
-                        assert_eq!(listed(&some), (both, false), "{name}");
-                        assert_eq!(listed(&[Value::Null]), (None, false), "{name}");
-                    }
+                    // One of the list is not set, or lacks what is gathered from the others.
+                    let some = [json!(word), Value::Null, json!(""), beyond()];
+                    assert_eq!(listed(&some), (both, false), "{name}");
+                    let none = within.is_none().then(|| "{}".to_owned());
+                    assert_eq!(listed(&[Value::Null]), (none, false), "{name}");
                 }
             }
         }
