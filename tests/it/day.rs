@@ -91,12 +91,10 @@ fn hubspot_search() {
 fn hubspot_by_token() {
     let plan = all_day(5);
     let demand = requests(&[&["ten_secondly"]]);
-    let account =
-        Account::new(named("hubspot"), demand, plan.clone(), "ten_secondly").telling(Tells::Headers);
-    let world = World::new(vec![account])
+    let world = two("hubspot", &demand, &plan, "ten_secondly", Tells::Headers)
         .each(Some("ten_secondly"), || Limiter::windows(100, 10_000))
         .each(None, || Limiter::day(250_000, 0));
-    check("hubspot by token", world, left_to_two(250_000, DAY, &plan) / 2.0);
+    check("hubspot by token", world, left_to_two(250_000, DAY, &plan));
 }
 
 /// Points come back evenly, 500 in a second; and no more than 2,500 requests in five minutes.

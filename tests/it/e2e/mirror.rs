@@ -1,11 +1,13 @@
 //! What is in the mirror is what is at the provider: after the first read, after changes, and at what price.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
+use fieldmirror::http::pace::less_reserve;
 use fieldmirror::sandbox::SandboxOptions;
 use serde_json::{Value, json};
 
-use crate::support::app::{TestApp, small};
+use crate::support::app::{HUB, TestApp, small};
 use crate::support::truth::hold_against_mirror;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,8 +199,7 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
         json!({"do": "bulk_create", "count": MANY, "properties": {"subject": "bulk"}}),
     )
     .unwrap();
-    let made =
-        tokio::task::spawn_blocking(move || control.hubspot().change(crate::support::app::HUB, &change));
+    let made = tokio::task::spawn_blocking(move || control.hubspot().change(HUB, &change));
     assert_eq!(made.await.unwrap().unwrap().count, MANY as usize);
     // At the pace that the reserve leaves it takes half a minute and more: each half has its own time.
     app.wait_until(
@@ -229,4 +230,38 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
         app.number("SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE mode = 'archived'").await;
     assert!(app.asked("list") <= u64::try_from(lists).unwrap(), "only archived tickets were listed");
     hold_against_mirror(&app).await;
+}
+
+/// While a bulk change is read, what the reserve leaves of five searches in a second is used, and none is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn searches_are_as_many_as_may_be() {
+    const SPAN: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_mins(2);
+    let left_secondly = f64::from(less_reserve(5, 0.1));
+    let app = TestApp::new(small(20), &[("providers.hubspot.page_size", "5")]).await;
+    let daemon = app.daemon().await;
+    app.mirrored("acme").await;
+    app.sandbox.control().ledger().reset();
+    let bulk = json!({"do": "bulk_create", "count": 3_000, "properties": {"subject": "bulk"}});
+    let bulk = serde_json::from_value(bulk).unwrap();
+    app.sandbox.control().hubspot().change(HUB, &bulk).unwrap();
+    // A machine that stands still for a while does not count: it is a span of some five seconds in which all is used.
+    let (began, mut seen) = (Instant::now(), VecDeque::new());
+    loop {
+        seen.push_back((Instant::now(), app.asked("search")));
+        while seen.len() > 1 && seen[1].0.elapsed() >= SPAN {
+            seen.pop_front();
+        }
+        let (since, before) = seen[0];
+        let more = f64::from(u32::try_from(app.asked("search") - before).unwrap());
+        if since.elapsed() >= SPAN && more >= 0.9 * left_secondly * since.elapsed().as_secs_f64() {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} searches in {:?}", app.asked("search"), began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let pending = "SELECT 3000 - count(*) FROM mirror.hubspot_tickets WHERE subject = 'bulk'";
+    assert!(app.number(pending).await > 0, "there was more to read all the time");
+    daemon.stop().await;
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
 }
