@@ -27,8 +27,8 @@ pub struct Held {
     pub synced_at: DateTime<Utc>,
     #[diesel(sql_type = Binary)]
     pub content_hash: Vec<u8>,
-    #[diesel(sql_type = Bool)]
-    pub deleted: bool,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub deleted_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Bool)]
     pub merged: bool,
 }
@@ -61,8 +61,7 @@ pub fn held(
     // reading all rows of the connection takes longer.
     let query = format!(
         "SELECT row.* FROM unnest($2) AS asked (id) CROSS JOIN LATERAL (
-             SELECT id, source_updated_at, synced_at, content_hash, deleted_at IS NOT NULL AS deleted,
-                    {merged} AS merged
+             SELECT id, source_updated_at, synced_at, content_hash, deleted_at, {merged} AS merged
              FROM mirror.{} WHERE connection_id = $1 AND id = asked.id LIMIT 1
          ) AS row",
         stream.table
@@ -190,7 +189,7 @@ struct Removed {
     was: Replaced,
 }
 
-/// Marks rows as gone; they keep what they last held.
+/// Marks rows as gone, since the time that is known or that the provider tells; they keep what they last held.
 pub fn bury(
     connection: &mut PgConnection,
     stream: &StreamSpec,
@@ -205,9 +204,10 @@ pub fn bury(
         if stream.merges { ", merged_into = coalesce(gone.merged_into, row.merged_into)" } else { "" };
     let query = format!(
         "UPDATE mirror.{} row
-         SET deleted_at = coalesce(row.deleted_at, gone.deleted_at), deleted_evidence = gone.evidence,
+         SET deleted_at = CASE WHEN gone.told THEN gone.deleted_at ELSE coalesce(row.deleted_at, gone.deleted_at) END,
+             deleted_evidence = gone.evidence,
              synced_at = gone.synced_at, sync_run_id = $2{merged}
-         FROM unnest($3, $4, $5, $6, $7) AS gone (id, deleted_at, evidence, synced_at, merged_into)
+         FROM unnest($3, $4, $5, $6, $7, $8) AS gone (id, deleted_at, evidence, synced_at, merged_into, told)
          WHERE row.connection_id = $1 AND row.id = gone.id",
         stream.table
     );
@@ -221,6 +221,7 @@ pub fn bury(
         .bind::<Array<Text>, _>(texts(|t| &t.deletion.evidence))
         .bind::<Array<Timestamptz>, _>(tombstones.iter().map(|t| t.sent_at).collect::<Vec<_>>())
         .bind::<Array<Nullable<Text>>, _>(merged_into)
+        .bind::<Array<Bool>, _>(tombstones.iter().map(|t| t.deletion.told).collect::<Vec<_>>())
         .execute(connection)?;
     Ok(())
 }

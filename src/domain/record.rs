@@ -24,6 +24,9 @@ pub struct Record {
 pub struct Deletion {
     /// When it went, where the provider says so; otherwise when we learned of it.
     pub at: DateTime<Utc>,
+    /// Whether the provider says so.
+    #[serde(default)]
+    pub told: bool,
     /// A sentence for `deleted_evidence`.
     pub evidence: String,
 }

@@ -358,7 +358,7 @@ fn bury_redacted(mut page: Page) -> Page {
     page.records = living;
     page.tombstones.extend(redacted.into_iter().map(|record| Tombstone {
         id: record.id,
-        deletion: Deletion { at: record.sent_at, evidence: REDACTED.to_owned() },
+        deletion: Deletion { at: record.sent_at, told: false, evidence: REDACTED.to_owned() },
         merged_into: None,
         sent_at: record.sent_at,
     }));

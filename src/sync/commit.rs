@@ -194,13 +194,13 @@ fn write(
             updated_at: incoming.row.source_updated_at,
             sent_at: incoming.row.synced_at,
             hash: incoming.row.content_hash,
-            deletion: incoming.deletion.take(),
+            deletion: incoming.deletion.take().map(storable),
         };
         fold.record(&id, version, incoming);
     }
     for tombstone in page.tombstones {
         let sent_at = extract::microseconds(tombstone.sent_at);
-        fold.tombstone(Tombstone { sent_at, ..tombstone });
+        fold.tombstone(Tombstone { sent_at, deletion: storable(tombstone.deletion), ..tombstone });
     }
     let (writes, balance) = fold.finish();
     let mut won = Won { rows: Vec::with_capacity(writes.len()), ..Won::default() };
@@ -279,17 +279,17 @@ impl Won {
         was: &HashMap<String, mirror::Replaced>,
     ) -> Vec<changes::Change> {
         let mut changes = Vec::new();
-        // Of each row that was replaced and is then buried: whether it lived in between.
+        // Of each row that was replaced and is then buried: what it was in between.
         let mut in_between = HashMap::new();
         for row in &self.rows {
             let (Some(held), Some(was)) = (held.get(&row.id), was.get(&row.id)) else { continue };
-            in_between.insert(&row.id, row.deleted_at.is_none());
+            in_between.insert(&row.id, row.deleted_at);
             changes.extend(history::of_row(spec, held, was, row));
         }
         for tombstone in &self.burials {
             let Some(held) = held.get(&tombstone.id) else { continue };
-            let lived = in_between.get(&tombstone.id).copied().unwrap_or(!held.deleted);
-            changes.push(history::of_burial(tombstone, lived));
+            let was = in_between.get(&tombstone.id).copied().unwrap_or(held.deleted_at);
+            changes.push(history::of_burial(tombstone, was));
         }
         changes
     }
@@ -334,6 +334,11 @@ fn gathered(won: &Won) -> Vec<Found> {
     gathered.into_values().collect()
 }
 
+/// As the database keeps it, so that what comes again is known again.
+fn storable(deletion: Deletion) -> Deletion {
+    Deletion { at: extract::microseconds(deletion.at), ..deletion }
+}
+
 fn holding(row: &mirror::Held) -> Held {
     // A hash of another length is of another time, or was forgotten because the row is not what the provider shows: the
     // next read is written, whatever time of modification the row bears.
@@ -342,7 +347,7 @@ fn holding(row: &mirror::Held) -> Held {
         updated_at: row.source_updated_at.filter(|_| hash.is_some()),
         sent_at: row.synced_at,
         hash: hash.unwrap_or([0; 32]),
-        deleted: row.deleted,
+        deleted_at: row.deleted_at,
         merged: row.merged,
     }
 }

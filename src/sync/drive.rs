@@ -680,7 +680,7 @@ fn shown_page(ids: &[String], probed: Probed) -> Page {
         match presence {
             Presence::Gone { evidence } => page.tombstones.push(Tombstone {
                 id: id.clone(),
-                deletion: Deletion { at: sent_at, evidence },
+                deletion: Deletion { at: sent_at, told: false, evidence },
                 merged_into: None,
                 sent_at,
             }),
@@ -712,7 +712,8 @@ fn with_requests(counts: Counts, tally: &Tally) -> Counts {
 
 fn absent(id: String, started_at: DateTime<Utc>) -> Tombstone {
     let evidence = format!("absent from a complete read that began at {}", started_at.to_rfc3339());
-    Tombstone { id, deletion: Deletion { at: started_at, evidence }, merged_into: None, sent_at: started_at }
+    let deletion = Deletion { at: started_at, told: false, evidence };
+    Tombstone { id, deletion, merged_into: None, sent_at: started_at }
 }
 
 fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {

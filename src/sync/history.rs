@@ -4,6 +4,7 @@
 //! under `raw` what turns the record as it is into the record as it was, as a JSON merge patch (RFC 7396). So what one
 //! key of a large record was costs as much as that key.
 
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Number, Value};
 
 use crate::db::changes::{Change, Op};
@@ -25,7 +26,7 @@ pub fn unknown_words(words: &[String]) -> Vec<&str> {
 
 /// The change that a row makes to the one that it replaces; none where the two say the same.
 pub fn of_row(spec: &StreamSpec, held: &Held, replaced: &Replaced, row: &Row) -> Option<Change> {
-    let op = match (held.deleted, row.deleted_at.is_some()) {
+    let op = match (held.deleted_at.is_some(), row.deleted_at.is_some()) {
         (false, true) => Op::Delete,
         (true, false) => Op::Restore,
         _ => Op::Update,
@@ -47,11 +48,13 @@ pub fn of_row(spec: &StreamSpec, held: &Held, replaced: &Replaced, row: &Row) ->
     })
 }
 
-/// The change that a proof of deletion makes to a row, which otherwise keeps what it says.
-pub fn of_burial(tombstone: &Tombstone, lived: bool) -> Change {
-    let op = if lived { Op::Delete } else { Op::Update };
+/// The change that a proof of deletion makes to a row, which otherwise keeps what it says. `was`: since when it was gone.
+pub fn of_burial(tombstone: &Tombstone, was: Option<DateTime<Utc>>) -> Change {
+    let op = if was.is_none() { Op::Delete } else { Op::Update };
     let merged = tombstone.merged_into.as_ref().map(|_| ("merged_into".to_owned(), Value::Null));
-    let before = merged.into_iter().collect();
+    let moved = was.is_some_and(|was| tombstone.deletion.told && tombstone.deletion.at != was);
+    let moved = moved.then(|| ("deleted_at".to_owned(), time(was)));
+    let before = merged.into_iter().chain(moved).collect();
     Change { record_id: tombstone.id.clone(), op, source_updated_at: None, before }
 }
 
@@ -89,7 +92,7 @@ fn cell(column: &Column, record: &Value) -> Value {
     }
 }
 
-fn time(time: Option<chrono::DateTime<chrono::Utc>>) -> Value {
+fn time(time: Option<DateTime<Utc>>) -> Value {
     time.map_or(Value::Null, |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true).into())
 }
 
@@ -156,7 +159,7 @@ mod tests {
             source_updated_at: Some(at(10)),
             synced_at: at(10),
             content_hash: Vec::new(),
-            deleted: was_gone,
+            deleted_at: gone(was_gone),
             merged: false,
         };
         let replaced = Replaced {
@@ -254,12 +257,17 @@ mod tests {
 
     #[test]
     fn a_burial_takes_nothing_away_but_life() {
-        let deletion = Deletion { at: at(1), evidence: "gone".into() };
+        let deletion = Deletion { at: at(1), told: false, evidence: "gone".into() };
         let tombstone = Tombstone { id: "1".into(), deletion, merged_into: None, sent_at: at(1) };
-        let told = of_burial(&tombstone, true);
+        let told = of_burial(&tombstone, None);
         assert_eq!((told.op, told.source_updated_at, told.before.len()), (Op::Delete, None, 0));
-        let merged = of_burial(&Tombstone { merged_into: Some("2".into()), ..tombstone }, false);
+        let merged = Tombstone { merged_into: Some("2".into()), ..tombstone.clone() };
+        let merged = of_burial(&merged, Some(at(50)));
         assert_eq!((merged.op, Value::Object(merged.before)), (Op::Update, json!({"merged_into": null})));
+        let deletion = Deletion { told: true, ..tombstone.deletion.clone() };
+        let dated = of_burial(&Tombstone { deletion, ..tombstone }, Some(at(50)));
+        let before = json!({"deleted_at": "1970-01-01T00:00:50Z"});
+        assert_eq!((dated.op, Value::Object(dated.before)), (Op::Update, before));
     }
 
     #[test]

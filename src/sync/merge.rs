@@ -2,7 +2,7 @@
 //!
 //! Versions are ordered by `(source_updated_at, request sent at)`. An older version never overwrites a newer one; an
 //! unchanged one costs no write; a live one clears a deletion only if its request was sent later; a record that was
-//! merged away stays so.
+//! merged away stays so; when a record went is what the provider says of it, as soon as it does.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub struct Held {
     pub updated_at: Option<DateTime<Utc>>,
     pub sent_at: DateTime<Utc>,
     pub hash: [u8; 32],
-    pub deleted: bool,
+    pub deleted_at: Option<DateTime<Utc>>,
     pub merged: bool,
 }
 
@@ -36,7 +36,7 @@ pub enum Decision {
     Keep,
     /// Write the row.
     Write,
-    /// Mark the row that is held as gone, and leave the rest of it.
+    /// Mark the row that is held as gone, or as gone since another time, and leave the rest of it.
     Bury,
 }
 
@@ -48,17 +48,10 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
     }
     let newer = is_newer(version.updated_at, held.updated_at);
     let sent_later = version.sent_at >= held.sent_at;
-    match (&version.deletion, held.deleted) {
-        (Some(_), true) => {
-            if newer {
-                Decision::Write
-            } else {
-                Decision::Keep
-            }
-        }
-        (Some(_), false) if newer => Decision::Write,
-        (Some(_), false) => {
-            if sent_later {
+    match (&version.deletion, held.deleted_at) {
+        (Some(_), _) if newer => Decision::Write,
+        (Some(deletion), known) => {
+            if sent_later && known.is_none_or(|known| corrects(deletion, known)) {
                 Decision::Bury
             } else {
                 Decision::Keep
@@ -67,15 +60,15 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
         // Also for a record that is gone: a feed may repeat what it was before it went.
         (None, _) if is_newer(held.updated_at, version.updated_at) => Decision::Keep,
         // Restoring a record need not move its modification time, so only the time of asking counts.
-        (None, true) => {
+        (None, Some(_)) => {
             if version.sent_at > held.sent_at {
                 Decision::Write
             } else {
                 Decision::Keep
             }
         }
-        (None, false) if !newer && !sent_later => Decision::Keep,
-        (None, false) => {
+        (None, None) if !newer && !sent_later => Decision::Keep,
+        (None, None) => {
             if version.hash == held.hash {
                 Decision::Keep
             } else {
@@ -90,8 +83,13 @@ pub fn decide_tombstone(held: Option<&Held>, tombstone: &Tombstone) -> Decision 
     // A record that the mirror never held is not made up from its tombstone.
     let Some(held) = held else { return Decision::Keep };
     let merges = tombstone.merged_into.is_some() && !held.merged;
-    let proves = !held.deleted && tombstone.sent_at >= held.sent_at;
-    if merges || proves { Decision::Bury } else { Decision::Keep }
+    let proves = held.deleted_at.is_none_or(|known| !held.merged && corrects(&tombstone.deletion, known));
+    if merges || (proves && tombstone.sent_at >= held.sent_at) { Decision::Bury } else { Decision::Keep }
+}
+
+/// Whether the provider says of a record that is known to be gone when it went: what is held may be when we noticed.
+fn corrects(deletion: &Deletion, known: DateTime<Utc>) -> bool {
+    deletion.told && deletion.at != known
 }
 
 /// Unknown times are neither newer nor older than any.
@@ -124,7 +122,7 @@ pub struct Balance {
 
 impl<R> Fold<R> {
     pub fn new(held: BTreeMap<String, Held>) -> Self {
-        let before = held.iter().map(|(id, held)| (id.clone(), held.deleted)).collect();
+        let before = held.iter().map(|(id, held)| (id.clone(), held.deleted_at.is_some())).collect();
         Self { held, before, writes: BTreeMap::new() }
     }
 
@@ -141,7 +139,7 @@ impl<R> Fold<R> {
                     updated_at: version.updated_at,
                     sent_at: version.sent_at,
                     hash: version.hash,
-                    deleted: deletion.is_some(),
+                    deleted_at: deletion.as_ref().map(|deletion| deletion.at),
                     merged: false,
                 };
                 self.held.insert(id.to_owned(), held);
@@ -157,9 +155,10 @@ impl<R> Fold<R> {
     }
 
     /// Both for a row that is held and for one that an earlier event of this page is about to write.
-    fn bury(&mut self, tombstone: Tombstone) {
+    fn bury(&mut self, mut tombstone: Tombstone) {
         let Some(held) = self.held.get_mut(&tombstone.id) else { return };
-        held.deleted = true;
+        let known = held.deleted_at.filter(|_| !tombstone.deletion.told);
+        held.deleted_at = known.or(Some(tombstone.deletion.at));
         held.sent_at = held.sent_at.max(tombstone.sent_at);
         held.merged |= tombstone.merged_into.is_some();
         match self.writes.get_mut(&tombstone.id) {
@@ -170,7 +169,14 @@ impl<R> Fold<R> {
             Some(Write::Row(..)) => {
                 self.writes.insert(format!("{}\u{0}", tombstone.id), Write::Burial(tombstone));
             }
-            _ => {
+            Some(Write::Burial(before)) => {
+                if !tombstone.deletion.told {
+                    (tombstone.deletion.at, tombstone.deletion.told) =
+                        (before.deletion.at, before.deletion.told);
+                }
+                *before = tombstone;
+            }
+            None => {
                 self.writes.insert(tombstone.id.clone(), Write::Burial(tombstone));
             }
         }
@@ -181,9 +187,9 @@ impl<R> Fold<R> {
         let mut balance = Balance::default();
         for (id, held) in &self.held {
             let before = self.before.get(id).copied();
-            balance.living += i64::from(!held.deleted) - i64::from(before == Some(false));
-            balance.deleted += i64::from(held.deleted) - i64::from(before == Some(true));
-            balance.newly_deleted += i64::from(held.deleted && before == Some(false));
+            balance.living += i64::from(held.deleted_at.is_none()) - i64::from(before == Some(false));
+            balance.deleted += i64::from(held.deleted_at.is_some()) - i64::from(before == Some(true));
+            balance.newly_deleted += i64::from(held.deleted_at.is_some() && before == Some(false));
         }
         (self.writes.into_values().collect(), balance)
     }
@@ -200,11 +206,17 @@ mod tests {
     }
 
     fn held(updated: i64, sent: i64, hash: u8, deleted: bool) -> Held {
-        Held { updated_at: Some(at(updated)), sent_at: at(sent), hash: [hash; 32], deleted, merged: false }
+        Held {
+            updated_at: Some(at(updated)),
+            sent_at: at(sent),
+            hash: [hash; 32],
+            deleted_at: deleted.then(|| at(sent)),
+            merged: false,
+        }
     }
 
     fn version(updated: i64, sent: i64, hash: u8, deleted: bool) -> Version {
-        let deletion = deleted.then(|| Deletion { at: at(sent), evidence: "flag".into() });
+        let deletion = deleted.then(|| Deletion { at: at(sent), told: false, evidence: "flag".into() });
         Version { updated_at: Some(at(updated)), sent_at: at(sent), hash: [hash; 32], deletion }
     }
 
@@ -245,6 +257,41 @@ mod tests {
     }
 
     #[test]
+    fn when_a_record_went_is_what_the_provider_says() {
+        let told = |second, sent| {
+            let deletion = Deletion { at: at(second), told: true, evidence: "flag".into() };
+            Tombstone { deletion, ..tombstone("1", sent, None) }
+        };
+        let gone = held(10, 100, 1, true);
+        let merged = Held { merged: true, ..gone.clone() };
+        for (held, tombstone, expected) in [
+            (&gone, tombstone("1", 150, None), Decision::Keep),
+            (&gone, told(90, 150), Decision::Bury),
+            (&gone, told(100, 150), Decision::Keep),
+            (&gone, told(90, 50), Decision::Keep),
+            (&merged, told(90, 150), Decision::Keep),
+        ] {
+            assert_eq!(decide_tombstone(Some(held), &tombstone), expected, "{held:?} {tombstone:?}");
+            let version = Version { deletion: Some(tombstone.deletion), ..version(10, 0, 1, true) };
+            let version = Version { sent_at: tombstone.sent_at, ..version };
+            assert_eq!(decide(Some(held), &version), expected, "{held:?} {version:?}");
+        }
+        // What a guess says of the same page takes nothing of it away, whichever comes first.
+        for events in
+            [[told(90, 150), tombstone("1", 160, Some("2"))], [tombstone("1", 150, None), told(90, 160)]]
+        {
+            let mut fold: Fold<()> = Fold::new([("1".to_owned(), held(10, 100, 1, false))].into());
+            for event in events {
+                fold.tombstone(event);
+            }
+            assert_eq!(fold.held["1"].deleted_at, Some(at(90)));
+            let (writes, balance) = fold.finish();
+            assert!(matches!(&writes[..], [Write::Burial(t)] if t.deletion.at == at(90) && t.deletion.told));
+            assert_eq!(balance, Balance { living: -1, deleted: 1, newly_deleted: 1 });
+        }
+    }
+
+    #[test]
     fn a_row_and_its_merge_in_one_page() {
         let mut fold = Fold::new(BTreeMap::new());
         fold.record("1", version(1, 1, 1, false), "row");
@@ -258,7 +305,7 @@ mod tests {
     fn tombstone(id: &str, sent: i64, merged_into: Option<&str>) -> Tombstone {
         Tombstone {
             id: id.into(),
-            deletion: Deletion { at: at(sent), evidence: "gone".into() },
+            deletion: Deletion { at: at(sent), told: false, evidence: "gone".into() },
             merged_into: merged_into.map(str::to_owned),
             sent_at: at(sent),
         }
@@ -280,7 +327,7 @@ mod tests {
                 let entry = newest.entry(id).or_insert(*updated);
                 *entry = (*entry).max(*updated);
             }
-            let living = fold.held.values().filter(|held| !held.deleted).count();
+            let living = fold.held.values().filter(|held| held.deleted_at.is_none()).count();
             for (id, held) in &fold.held {
                 let wanted = at(newest[id]);
                 // A live version with an older modification may win over a deletion only, by being asked for later.

@@ -64,7 +64,7 @@ fn ticket(subject: &str, second: i64) -> Record {
 }
 
 fn deletion(second: i64) -> Deletion {
-    Deletion { at: at(second), evidence: "said so".into() }
+    Deletion { at: at(second), told: false, evidence: "said so".into() }
 }
 
 fn page(record: Record) -> Page {
@@ -117,6 +117,15 @@ async fn every_change_is_told_by_what_it_took_away() {
         let absent = Page { tombstones: vec![burial(500, None)], ..Page::default() };
         then(connection, absent.clone(), Some(json!({"op": "delete", "modified": null, "before": {}})))?;
         then(connection, absent, None)?;
+        // The provider says when it went, which was before anybody noticed.
+        let dated = Tombstone { deletion: Deletion { told: true, ..deletion(450) }, ..burial(550, None) };
+        let dated = Page { tombstones: vec![dated], ..Page::default() };
+        let update =
+            json!({"op": "update", "modified": null, "before": {"deleted_at": "1970-01-01T00:08:20Z"}});
+        then(connection, dated.clone(), Some(update))?;
+        then(connection, dated, None)?;
+        let since = "SELECT extract(epoch FROM deleted_at)::bigint AS at FROM mirror.hubspot_tickets";
+        assert_eq!(objects(connection, since)?, [json!({"at": 450})]);
         // Written again and merged away in one page, after it was gone.
         let both = Page { tombstones: vec![burial(600, Some("8"))], ..page(ticket("ten", 600)) };
         write(connection, &source, both)?;
@@ -129,7 +138,7 @@ async fn every_change_is_told_by_what_it_took_away() {
             connection,
             "SELECT count(*) FROM mirror.changes JOIN mirror.sync_runs r ON r.id = sync_run_id",
         )?;
-        assert_eq!(runs, [json!({"count": 6})]);
+        assert_eq!(runs, [json!({"count": 7})]);
         Ok(())
     });
     done.await.unwrap();

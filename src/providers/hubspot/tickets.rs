@@ -285,11 +285,19 @@ fn archived_at(record: &Value) -> Option<DateTime<Utc>> {
     record.get("archivedAt").and_then(values::timestamp)
 }
 
+fn archived(record: &Value, sent_at: DateTime<Utc>) -> Deletion {
+    let told = archived_at(record);
+    Deletion {
+        at: told.unwrap_or(sent_at),
+        told: told.is_some(),
+        evidence: "the record's own `archived` flag".to_owned(),
+    }
+}
+
 fn archived_tombstone(id: &str, entry: &Value, reply: &Reply) -> Tombstone {
-    let at = archived_at(entry).unwrap_or(reply.sent_at);
     Tombstone {
         id: id.to_owned(),
-        deletion: Deletion { at, evidence: "the record's own `archived` flag".to_owned() },
+        deletion: archived(entry, reply.sent_at),
         merged_into: None,
         sent_at: reply.sent_at,
     }
@@ -541,6 +549,7 @@ fn missing_read(cx: &StepContext<'_>, mut here: At, mut replies: Vec<Reply>) -> 
         id,
         deletion: Deletion {
             at: sent_at,
+            told: false,
             evidence: "HubSpot returns it neither as live nor as archived when asked by id".to_owned(),
         },
         merged_into: None,
@@ -578,10 +587,7 @@ fn record(
         found.insert(kind.clone(), ids.into());
     }
     raw.as_object_mut()?.insert("associations".to_owned(), Value::Object(found));
-    let deleted = is_archived(&raw).then(|| Deletion {
-        at: archived_at(&raw).unwrap_or(sent_at),
-        evidence: "the record's own `archived` flag".to_owned(),
-    });
+    let deleted = is_archived(&raw).then(|| archived(&raw, sent_at));
     Some(Record { id, raw, sent_at, deleted, without: Vec::new() })
 }
 
@@ -593,7 +599,7 @@ fn merged_away(survivor: &Value, sent_at: DateTime<Utc>) -> Vec<Tombstone> {
     ids.filter(|id| !id.is_empty() && *id != into)
         .map(|id| Tombstone {
             id: id.to_owned(),
-            deletion: Deletion { at: sent_at, evidence: format!("merged into {into}") },
+            deletion: Deletion { at: sent_at, told: false, evidence: format!("merged into {into}") },
             merged_into: Some(into.clone()),
             sent_at,
         })

@@ -218,7 +218,7 @@ fn deletion(raw: &Value, sent_at: DateTime<Utc>) -> Option<Deletion> {
         Some(into) => format!("the record says `active`: false and `mergedToId`: {into}"),
         None => "the record says `active`: false".to_owned(),
     };
-    Some(Deletion { at: changed.unwrap_or(sent_at), evidence })
+    Some(Deletion { at: changed.unwrap_or(sent_at), told: changed.is_some(), evidence })
 }
 
 /// Asks the list, which takes ids, for rows that a walk over everything has not met.

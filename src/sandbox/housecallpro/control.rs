@@ -111,6 +111,13 @@ impl Housecallpro {
         Ok(Kind::ALL.into_iter().flat_map(of_kind).collect())
     }
 
+    /// The company and the locations below it, as `GET /company` shows each of them.
+    pub fn companies(&self, account: &str) -> Result<Vec<Value>, ControlError> {
+        let account = self.account(account).ok_or_else(|| ControlError::NoAccount(account.to_owned()))?;
+        let account = account.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(account.companies.iter().map(render::company).collect())
+    }
+
     /// What `GET /control/housecallpro/accounts` tells of one.
     pub(super) fn describe(&self, account: &Account) -> Value {
         let locations = account.companies.iter().skip(1);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Hubspot;
 use super::account::{Account, ChangeError, Moment, Values};
 use super::properties::Selection;
+use super::reference;
 use super::refusals::Refusal;
 use super::route::link_kind;
 use super::ticket::{Link, LinkKind, Standing, Ticket};
@@ -145,6 +146,19 @@ impl Hubspot {
             (!chunk.is_empty()).then(|| Ok::<_, std::io::Error>(Bytes::from(chunk)))
         }));
         Ok(Body::from_stream(chunks))
+    }
+
+    /// What tickets refer to, as lists show it: `{"kind": "owners|pipelines|properties", "record"}`.
+    pub fn reference(&self, hub_id: u64) -> Result<Vec<Value>, ControlError> {
+        let account = self.accounts.get(&hub_id).ok_or(ControlError::NoAccount(hub_id))?;
+        let account = account.read().unwrap_or_else(PoisonError::into_inner);
+        let pipelines = reference::PIPELINES.iter().filter_map(|known| reference::pipeline_of(known.id));
+        let owners = [false, true].into_iter().flat_map(reference::owner_range);
+        let owners = owners.map(|index| reference::owner(index, &account.domain));
+        let properties = account.catalogue.all().iter().map(super::properties::Property::to_json);
+        let line = |kind: &'static str| move |record: Value| json!({"kind": kind, "record": record});
+        let lines = owners.map(line("owners")).chain(pipelines.map(line("pipelines")));
+        Ok(lines.chain(properties.map(line("properties"))).collect())
     }
 
     /// The lines of [`TRUTH_LINES`] tickets from an index on.

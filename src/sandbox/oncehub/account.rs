@@ -116,7 +116,7 @@ pub enum Change {
     Create {
         count: usize,
     },
-    /// Fields of a booking get other values.
+    /// Fields of a booking, or of what bookings refer to, get other values.
     Set {
         id: String,
         fields: Map<String, Value>,
@@ -288,11 +288,11 @@ impl Account {
         id
     }
 
-    fn booking(&mut self, id: &str) -> Option<&mut Object> {
-        self.tables[Kind::Booking as usize].iter_mut().find(|object| object.id == id)
+    fn object(&mut self, id: &str) -> Option<&mut Object> {
+        self.tables.iter_mut().flatten().find(|object| object.id == id)
     }
 
-    /// Makes it happen. `None`: there is no such booking.
+    /// Makes it happen. `None`: there is no such object.
     pub fn change(&mut self, change: &Change, now_ms: i64) -> Option<Vec<String>> {
         let (id, fields) = match change {
             Change::Create { count } => {
@@ -300,7 +300,7 @@ impl Account {
             }
             Change::Delete { id, gone } => {
                 let standing = if *gone { Standing::Gone } else { Standing::Redacted };
-                self.booking(id)?.standing = standing;
+                self.object(id)?.standing = standing;
                 return Some(vec![id.clone()]);
             }
             Change::Set { id, fields } => (id, fields.clone()),
@@ -312,9 +312,11 @@ impl Account {
                 (id, fields.as_object().cloned().unwrap_or_default())
             }
         };
-        let object = self.booking(id)?;
+        let object = self.object(id)?;
         object.value.as_object_mut()?.extend(fields);
-        object.value["last_updated_time"] = iso(now_ms).into();
+        if let Some(told) = object.value.get_mut("last_updated_time") {
+            *told = iso(now_ms).into();
+        }
         object.updated_ms = now_ms;
         Some(vec![id.clone()])
     }
@@ -326,5 +328,15 @@ impl Account {
     pub fn truth(&self) -> Vec<Value> {
         let line = |object: &Object| json!({"id": object.id, "deleted": object.standing != Standing::Listed, "booking": object.value});
         self.table(Kind::Booking).iter().map(line).collect()
+    }
+
+    /// What bookings refer to.
+    pub fn reference(&self) -> Vec<Value> {
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Booking);
+        let lines =
+            kinds.flat_map(|kind| self.table(kind).iter().map(move |object| (kind.purpose(), object)));
+        lines
+            .map(|(kind, object)| json!({"kind": kind, "deleted": object.standing != Standing::Listed, "record": object.value}))
+            .collect()
     }
 }

@@ -173,8 +173,7 @@ impl OnceHub {
         format!("ohk_{}", account.to_ascii_lowercase().replace('-', ""))
     }
 
-    /// Changes an account. Returns the ids of the bookings that it concerned; `None`: there is no such account or
-    /// booking.
+    /// Changes an account. Returns the ids of what it concerned; `None`: there is no such account or object.
     pub fn change(&self, account: &str, change: &Change) -> Option<Vec<String>> {
         let mut account = self.accounts.get(account)?.write().unwrap_or_else(PoisonError::into_inner);
         account.change(change, self.shared.now_ms())
@@ -183,6 +182,11 @@ impl OnceHub {
     /// Every booking that there is or was: `{"id", "deleted", "booking"}`.
     pub fn truth(&self, account: &str) -> Option<Vec<Value>> {
         Some(self.accounts.get(account)?.read().unwrap_or_else(PoisonError::into_inner).truth())
+    }
+
+    /// What bookings refer to, and did: `{"kind", "deleted", "record"}` with the names of streams.
+    pub fn reference(&self, account: &str) -> Option<Vec<Value>> {
+        Some(self.accounts.get(account)?.read().unwrap_or_else(PoisonError::into_inner).reference())
     }
 
     /// The users of an account.
