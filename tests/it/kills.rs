@@ -261,6 +261,9 @@ impl Scene {
         self.hold_full_read().await?;
         self.wait_for("the state is settled", IDLE).await?;
         self.kill().await?;
+        for account in &mut self.accounts {
+            account.oracle.look_at_all();
+        }
         self.hold().await?;
         for account in &mut self.accounts {
             account.oracle.same();

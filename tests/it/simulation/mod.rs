@@ -9,7 +9,9 @@
 //! Versions of a record are all that the stand-in ever had of it, each with the moment from when on it was true. By the
 //! provider's clock, at every look (after each turn, and whenever something has happened):
 //!
-//! 1. **Nothing made up.** A row agrees with some version of its record, in every field that is kept.
+//! 1. **Nothing made up.** A row is some version of its record, in every field but those that its stream is known not to
+//!    keep, and so is what it shows of other records; each of its columns says what `raw` says; it is merged into what its
+//!    record was merged into.
 //! 2. **Nothing older.** It never goes from a version to one before it.
 //! 3. **No phantom deletion.** A row that is newly called gone belongs to a record that was gone at some moment between
 //!    its evidence (`synced_at`: when the request left, or when the complete read began) and the look. The same the other
@@ -24,8 +26,9 @@
 //!    row that lives. This watermark is by our clock: deletions carry no time of the provider's.
 //! 6. Watermarks never go back, rows are never removed, and the counts that are told are those of the rows.
 //! 7. **The same in the end.** When the weather is fine and nothing happens any more, a full resync ends `done`; then
-//!    every living record has a living row with its newest version, every row of one that is gone is called gone, every
-//!    stream is idle, and two further polls write nothing.
+//!    every living record has a living row with its newest version, every row of one that is gone is called gone, since
+//!    when and merged into what the provider says, every stream is idle, and two further polls write nothing. All rows are
+//!    looked at for that, whenever they were written.
 //!
 //! # What a seed fixes
 //! Everything: the script (world, settings, weather by the minute, what happens when, the dice of the stand-ins, how long
@@ -33,6 +36,7 @@
 //! for a limit that is kept on the database's clock, such as OnceHub's per address: these differ by milliseconds.
 
 mod clock;
+mod columns;
 pub mod oracle;
 pub mod rig;
 mod road;
@@ -228,6 +232,7 @@ impl Game {
                 None => {}
             }
         };
+        self.state.borrow_mut().oracle.look_at_all();
         self.check().await;
         if !matches!(outcome, Some((RequestOutcome::Done, _))) {
             self.state

@@ -11,6 +11,7 @@ use fieldmirror::domain::spec::StreamSpec;
 use fieldmirror::providers;
 use serde_json::Value;
 
+use super::columns;
 use super::worlds::{Key, Real, Standing, Truth, World};
 
 /// More than these are not told.
@@ -29,11 +30,15 @@ struct Version {
 type Track = Vec<Version>;
 
 /// What a row of the mirror says, as versions of its record that it may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Held {
     oldest: usize,
     newest: usize,
+    /// The same of what it shows of others. `None`: of a row that is called gone nothing is demanded.
+    ties: Option<(usize, usize)>,
     gone: bool,
+    gone_at: Option<i64>,
+    merged_into: Option<String>,
 }
 
 #[derive(Debug, QueryableByName)]
@@ -48,6 +53,13 @@ struct Row {
     evidence: String,
     #[diesel(sql_type = Timestamptz)]
     synced_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    deleted_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    merged_into: Option<String>,
+    /// All columns but the large ones.
+    #[diesel(sql_type = Text)]
+    cells: String,
 }
 
 /// How a stream stands.
@@ -76,6 +88,8 @@ pub struct Look {
     pub stands: Vec<Stands>,
     /// See [`Oracle::run`].
     run: i64,
+    /// All rows of the mirror are in it.
+    whole: bool,
 }
 
 #[derive(QueryableByName)]
@@ -137,6 +151,11 @@ impl Oracle {
         }
     }
 
+    /// The next look is at all rows again, whenever they were written.
+    pub fn look_at_all(&mut self) {
+        self.run = 0;
+    }
+
     /// Something may have happened at the provider, by its clock just now.
     pub fn note(&mut self, world: &dyn World, truth: Truth, now: DateTime<Utc>) {
         let unit = world.marker_unit();
@@ -175,7 +194,13 @@ impl Oracle {
         move |connection| {
             connection.build_transaction().repeatable_read().run(|connection| {
                 let spec = providers::provider(provider).expect("a provider of ours").spec();
-                let mut look = Look { rows: Vec::new(), counts: BTreeMap::new(), stands: Vec::new(), run: 0 };
+                let mut look = Look {
+                    rows: Vec::new(),
+                    counts: BTreeMap::new(),
+                    stands: Vec::new(),
+                    run: 0,
+                    whole: run == 0,
+                };
                 for stream in spec.streams {
                     look.rows.push((stream.name, rows(connection, stream, of, run)?));
                     let count = format!(
@@ -208,10 +233,20 @@ impl Oracle {
     pub fn check(&mut self, world: &dyn World, look: Look, now: DateTime<Utc>) {
         self.checks += 1;
         for (stream, rows) in look.rows {
+            let seen: BTreeSet<String> = rows.iter().map(|row| row.id.clone()).collect();
             for row in rows {
                 self.rows_seen += 1;
                 self.row(world, stream, row, now);
             }
+            let held = || self.held.keys().filter(|key| key.0 == stream);
+            let removed = held().find(|key| look.whole && !seen.contains(&key.1));
+            let count = i64::try_from(held().count()).expect("few rows");
+            let wrong = removed.map(|key| format!("{key:?} was in the mirror, and is no more"));
+            let known = look.counts[stream];
+            let wrong = wrong.or_else(|| {
+                (count != known).then(|| format!("`{stream}` has {known} rows, and had {count}"))
+            });
+            self.wrongs(wrong.into_iter().collect());
         }
         self.run = look.run;
         for stands in &look.stands {
@@ -244,21 +279,14 @@ impl Oracle {
     /// A row that was written.
     fn row(&mut self, world: &dyn World, stream: &'static str, row: Row, now: DateTime<Utc>) {
         let key = (stream, row.id.clone());
-        let before = self.held.get(&key).copied();
+        let before = self.held.get(&key);
         let Some(track) = self.tracks.get(&key) else {
-            if is_followed(&self.truth, stream) {
-                self.wrong(format!("{key:?} is in the mirror, and was never at the provider"));
-            }
-            return;
+            return self.wrong(format!("{key:?} is in the mirror, and was never at the provider"));
         };
-        let raw = world.kept(stream, serde_json::from_str(&row.raw).expect("`raw` is JSON"));
-        let mut fits = (0..track.len()).filter(|at| agrees(&raw, &track[*at].real.content));
-        let Some(oldest) = fits.next() else {
-            let newest = track.last().map(|version| difference(&raw, &version.real.content));
-            self.wrong(format!("{key:?} says what was never true: {}", newest.unwrap_or_default()));
-            return;
+        let held = match held(world, self.provider, stream, track, &row) {
+            Ok(held) => held,
+            Err(what) => return self.wrong(format!("{key:?} {what}")),
         };
-        let held = Held { oldest, newest: fits.next_back().unwrap_or(oldest), gone: row.gone };
         // The evidence is of this moment or later.
         let asked_at = row.synced_at - self.skew;
         let stood = |wanted: fn(Standing) -> bool| stood(track, wanted, asked_at, now);
@@ -266,7 +294,8 @@ impl Oracle {
         if before.is_some_and(|before| held.newest < before.oldest) {
             wrong.push(format!("{key:?} has become older: {before:?}, and now {held:?}"));
         }
-        if held.gone && before.is_none_or(|before| !before.gone) && !stood(|of| of == Standing::Gone) {
+        let was_gone = before.is_some_and(|before| before.gone);
+        if held.gone && !was_gone && !stood(|of| of == Standing::Gone) {
             wrong.push(format!("{key:?} is called gone ({}), and lived since {asked_at}", row.evidence));
         }
         if !held.gone && before.is_none_or(|before| before.gone) && !stood(|of| of != Standing::Gone) {
@@ -339,6 +368,7 @@ impl Oracle {
                 (Some(held), Standing::Gone) if !held.gone => {
                     wrong.push(format!("{key:?} is gone, and in the mirror as {held:?}"));
                 }
+                (Some(held), Standing::Gone) => wrong.extend(self.end(key, real, held)),
                 _ => {}
             }
         }
@@ -347,6 +377,20 @@ impl Oracle {
             wrong.push(format!("{key:?} is in the mirror only"));
         }
         self.wrongs(wrong);
+    }
+
+    /// Of a record that is gone: since when, and where it went.
+    fn end(&self, key: &Key, real: &Real, held: &Held) -> Option<String> {
+        let dated = real.gone_at.zip(held.gone_at).is_none_or(|(real, held)| (real - held).abs() <= 1);
+        let lives = |id: &String| {
+            self.truth.get(&(key.0, id.clone())).is_some_and(|real| real.standing == Standing::Alive)
+        };
+        // What became of a record tells the one that it went into, as long as that one can be read.
+        let told = held.merged_into.is_some() || !real.merged_into.iter().any(lives);
+        let Real { gone_at, merged_into, .. } = real;
+        (!dated || !told).then(|| {
+            format!("{key:?} is gone since {gone_at:?}, merged into {merged_into:?}, and in the mirror as {held:?}")
+        })
     }
 
     pub fn blame(&mut self, what: String) {
@@ -360,18 +404,55 @@ fn rows(
     of: ConnectionId,
     run: i64,
 ) -> Result<Vec<Row>, diesel::result::Error> {
+    let merged_into = if stream.merges { "merged_into" } else { "NULL::text AS merged_into" };
     let sql = format!(
         "SELECT id, raw::text AS raw, deleted_at IS NOT NULL AS gone, coalesce(deleted_evidence, '') AS evidence,
-                synced_at
-         FROM mirror.{} WHERE connection_id = $1 AND sync_run_id >= $2",
+                synced_at, deleted_at, {merged_into}, (to_jsonb(t) - 'raw' - 'content_hash')::text AS cells
+         FROM mirror.{} t WHERE connection_id = $1 AND sync_run_id >= $2",
         stream.table
     );
     diesel::sql_query(sql).bind::<BigInt, _>(of.0).bind::<BigInt, _>(run).load(connection)
 }
 
-/// Streams without a record in the truth are not followed.
-fn is_followed(truth: &Truth, stream: &'static str) -> bool {
-    truth.range((stream, String::new())..).next().is_some_and(|(key, _)| key.0 == stream)
+/// What a row says, or what cannot be.
+fn held(world: &dyn World, provider: &str, stream: &str, track: &Track, row: &Row) -> Result<Held, String> {
+    let spec = providers::provider(provider).and_then(|provider| provider.spec().stream(stream));
+    let raw: Value = serde_json::from_str(&row.raw).expect("`raw` is JSON");
+    let cells = serde_json::from_str(&row.cells).expect("an object");
+    if let Some(wrong) = columns::wrong(spec.expect("a stream of ours"), &raw, &cells) {
+        return Err(wrong);
+    }
+    let [content, ties] = world.split(stream, raw);
+    let never = |says: &str, told: &Value, real: fn(&Real) -> &Value| {
+        let newest = track.last().map(|version| difference(told, real(&version.real)));
+        format!("{says} what was never true: {}", newest.unwrap_or_default())
+    };
+    let (oldest, newest) = span(track, &content, |real| &real.content)
+        .ok_or_else(|| never("says", &content, |real| &real.content))?;
+    let shown = span(track, &ties, |real| &real.ties);
+    if shown.is_none() && !row.gone {
+        return Err(never("shows of others", &ties, |real| &real.ties));
+    }
+    if let Some(into) = &row.merged_into
+        && !(row.gone && track.iter().any(|version| version.real.merged_into.contains(into)))
+    {
+        return Err(format!("was never merged into {into}"));
+    }
+    Ok(Held {
+        oldest,
+        newest,
+        ties: shown.filter(|_| !row.gone),
+        gone: row.gone,
+        gone_at: row.deleted_at.map(|at| at.timestamp_micros()),
+        merged_into: row.merged_into.clone(),
+    })
+}
+
+/// The oldest and the newest version that this part of a row may be of.
+fn span(track: &Track, told: &Value, part: fn(&Real) -> &Value) -> Option<(usize, usize)> {
+    let mut fits = (0..track.len()).filter(|at| agrees(told, part(&track[*at].real)));
+    let oldest = fits.next()?;
+    Some((oldest, fits.next_back().unwrap_or(oldest)))
 }
 
 /// Whether the record stood so at some moment between the two.
@@ -394,10 +475,13 @@ fn newest_told(track: &Track) -> Option<(usize, i64)> {
 
 /// The newest version that a row says: what came about since may have left the record as it was.
 fn reaches(track: &Track, held: &Held) -> usize {
-    let same = track[held.newest..]
-        .iter()
-        .take_while(|version| version.real.content == track[held.newest].real.content);
-    held.newest + same.count() - 1
+    let ties = held.ties.map_or(track.len() - 1, |(_, newest)| reach(track, newest, |real| &real.ties));
+    reach(track, held.newest, |real| &real.content).min(ties)
+}
+
+fn reach(track: &Track, from: usize, part: fn(&Real) -> &Value) -> usize {
+    let same = track[from..].iter().take_while(|version| part(&version.real) == part(&track[from].real));
+    from + same.count() - 1
 }
 
 /// Since when the record is gone without a break.
@@ -410,11 +494,12 @@ fn at(micros: i64) -> String {
     DateTime::from_timestamp_micros(micros).map_or_else(String::new, |time| time.to_rfc3339())
 }
 
-/// Whether everything that `told` says is so in `real`. What is kept of a record may be less than there is.
+/// Whether two say the same; numbers in whatever way they are written.
 fn agrees(told: &Value, real: &Value) -> bool {
     match (told, real) {
         (Value::Object(told), Value::Object(real)) => {
-            told.iter().all(|(name, value)| real.get(name).is_some_and(|real| agrees(value, real)))
+            told.len() == real.len()
+                && told.iter().all(|(name, value)| real.get(name).is_some_and(|real| agrees(value, real)))
         }
         (Value::Array(told), Value::Array(real)) => {
             told.len() == real.len() && told.iter().zip(real).all(|(told, real)| agrees(told, real))
@@ -430,10 +515,12 @@ fn agrees(told: &Value, real: &Value) -> bool {
 /// Where the two part, for people.
 fn difference(told: &Value, real: &Value) -> String {
     if let (Value::Object(told), Value::Object(real)) = (told, real) {
-        for (name, value) in told {
-            let other = real.get(name).cloned().unwrap_or_default();
-            if !agrees(value, &other) {
-                return format!("/{name}{}", difference(value, &other));
+        for name in told.keys().chain(real.keys()) {
+            let (told, real) = (told.get(name), real.get(name));
+            if !told.zip(real).is_some_and(|(told, real)| agrees(told, real)) {
+                let [told, real] =
+                    [told, real].map(|value| value.cloned().unwrap_or_else(|| "nothing".into()));
+                return format!("/{name}{}", difference(&told, &real));
             }
         }
     }

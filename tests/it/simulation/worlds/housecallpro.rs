@@ -1,4 +1,5 @@
-//! Housecall Pro: jobs, customers and employees of a company and its locations, in lists that move while they are read.
+//! Housecall Pro: a company and its locations, and their jobs, customers and employees, in lists that move while they are
+//! read.
 
 use fieldmirror::sandbox::Sandbox;
 use fieldmirror::sandbox::housecallpro::Change;
@@ -6,7 +7,10 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, without};
+use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, trimmed, without};
+
+/// What is kept of those who are sent to a job.
+const OF_CREW: [&str; 6] = ["id", "first_name", "last_name", "company_id", "created_at", "updated_at"];
 
 #[derive(Default)]
 pub struct World {
@@ -25,9 +29,26 @@ fn stream(kind: &Value) -> &'static str {
     }
 }
 
+/// A record as it may be kept.
+fn kept(stream: &str, record: &Value) -> Value {
+    let mut kept = trimmed("housecallpro", stream, record.clone());
+    let crew = kept.get_mut("assigned_employees").and_then(Value::as_array_mut);
+    for employee in crew.into_iter().flatten() {
+        let fields = employee.as_object_mut().expect("an employee has fields");
+        fields.retain(|name, _| OF_CREW.contains(&name.as_str()));
+    }
+    kept
+}
+
 impl super::World for World {
     fn truth(&self, sandbox: &Sandbox) -> Truth {
-        let lines = sandbox.housecallpro().truth(&account(sandbox)).expect("the account is there");
+        let of = account(sandbox);
+        let lines = sandbox.housecallpro().truth(&of).expect("the account is there");
+        let companies = sandbox.housecallpro().companies(&of).expect("the account is there");
+        let companies = companies.into_iter().map(|company| {
+            let content = self.split("locations", kept("locations", &company));
+            (("locations", text(&company["id"])), Real::new(Standing::Alive, None, content))
+        });
         lines
             .into_iter()
             .map(|line| {
@@ -38,9 +59,10 @@ impl super::World for World {
                     _ => Standing::Gone,
                 };
                 let marker = micros(&record["updated_at"]).filter(|_| stream != "employees");
-                let real = Real { standing, marker, content: self.kept(stream, record.clone()) };
+                let real = Real::new(standing, marker, self.split(stream, kept(stream, record)));
                 ((stream, text(&record["id"])), real)
             })
+            .chain(companies)
             .collect()
     }
 
@@ -52,8 +74,13 @@ impl super::World for World {
     }
 
     /// A job shows its customer, whose changes are not the job's.
-    fn kept(&self, stream: &str, raw: Value) -> Value {
-        if stream == "jobs" { without(raw, &["customer"]) } else { raw }
+    fn split(&self, stream: &str, raw: Value) -> [Value; 2] {
+        if stream == "jobs" {
+            let customer = raw["customer"].clone();
+            [without(raw, &["customer"]), customer]
+        } else {
+            [raw, Value::Null]
+        }
     }
 
     fn marker_unit(&self) -> i64 {

@@ -6,7 +6,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, without};
+use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, trimmed, without};
 
 #[derive(Default)]
 pub struct World {
@@ -23,21 +23,19 @@ impl super::World for World {
         for line in sandbox.jobber().truth(&account(sandbox)).expect("the account is there") {
             let standing = if line["state"] == "live" { Standing::Alive } else { Standing::Gone };
             let record = &line["record"];
-            let real = Real {
-                standing,
-                marker: micros(&record["updatedAt"]),
-                content: self.kept("jobs", record.clone()),
-            };
+            let content = self.split("jobs", trimmed("jobber", "jobs", record.clone()));
+            let real = Real::new(standing, micros(&record["updatedAt"]), content);
             truth.insert(("jobs", text(&record["id"])), real);
             for visit in line["visits"].as_array().into_iter().flatten() {
-                let content = self.kept("visits", visit.clone());
-                let real = Real { standing: Standing::Alive, marker: None, content };
+                let content = self.split("visits", trimmed("jobber", "visits", visit.clone()));
+                let real = Real::new(Standing::Alive, None, content);
                 truth.insert(("visits", text(&visit["id"])), real);
             }
         }
         for client in sandbox.jobber().clients(&account(sandbox)).expect("the account is there") {
             let (id, marker) = (text(&client["id"]), micros(&client["updatedAt"]));
-            truth.insert(("clients", id), Real { standing: Standing::Alive, marker, content: client });
+            let content = self.split("clients", trimmed("jobber", "clients", client));
+            truth.insert(("clients", id), Real::new(Standing::Alive, marker, content));
         }
         truth
     }
@@ -49,21 +47,26 @@ impl super::World for World {
         format!("{change:?}: {done:?}")
     }
 
-    /// A job shows its client, whose changes are not the job's; some states are only a matter of the time of asking.
-    fn kept(&self, stream: &str, raw: Value) -> Value {
-        let mut kept = without(raw, &["client"]);
+    /// A job shows its client, whose changes are not the job's; some states are only a matter of the time of asking. Of
+    /// users no more is asked for than their whole names.
+    fn split(&self, stream: &str, mut raw: Value) -> [Value; 2] {
         match stream {
-            "jobs" => kept["jobStatus"] = json!(kept["jobStatus"] == "archived"),
-            "visits" => {
-                kept["visitStatus"] = json!(kept["visitStatus"] == "COMPLETED");
-                let users = kept["assignedUsers"].get("nodes").unwrap_or(&kept["assignedUsers"]);
-                let ids: Vec<Value> =
-                    users.as_array().into_iter().flatten().map(|user| user["id"].clone()).collect();
-                kept["assignedUsers"] = ids.into();
+            "jobs" => {
+                raw["jobStatus"] = json!(raw["jobStatus"] == "archived");
+                let client = raw["client"].as_object();
+                let client = client.map(|client| json!({"id": client["id"], "name": client["name"]}));
+                [without(raw, &["client"]), json!(client)]
             }
-            _ => {}
+            "visits" => {
+                raw["visitStatus"] = json!(raw["visitStatus"] == "COMPLETED");
+                let users = raw["assignedUsers"].get("nodes").unwrap_or(&raw["assignedUsers"]).as_array();
+                let users = users.into_iter().flatten();
+                let users = users.map(|user| json!([user["id"], user["name"]["full"]])).collect();
+                raw["assignedUsers"] = users;
+                [raw, Value::Null]
+            }
+            _ => [raw, Value::Null],
         }
-        kept
     }
 
     fn faults(&self) -> &'static [&'static str] {

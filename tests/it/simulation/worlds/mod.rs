@@ -9,6 +9,7 @@ mod servicetitan;
 use std::collections::BTreeMap;
 
 use chrono::DateTime;
+use fieldmirror::providers;
 use fieldmirror::sandbox::Sandbox;
 use rand::Rng as _;
 use rand::rngs::StdRng;
@@ -33,8 +34,20 @@ pub struct Real {
     pub standing: Standing,
     /// Its change marker, in microseconds since 1970; `None`: the stream has none.
     pub marker: Option<i64>,
-    /// What a row of the mirror has to agree with.
+    /// What a row of the mirror has to say.
     pub content: Value,
+    /// What it shows of other records, which change without it.
+    pub ties: Value,
+    /// The record that it was merged into, the one that this was merged into, and so on.
+    pub merged_into: Vec<String>,
+    /// Since when it is gone, in microseconds since 1970, where the provider tells.
+    pub gone_at: Option<i64>,
+}
+
+impl Real {
+    pub fn new(standing: Standing, marker: Option<i64>, [content, ties]: [Value; 2]) -> Self {
+        Self { standing, marker, content, ties, merged_into: Vec::new(), gone_at: None }
+    }
 }
 
 pub type Truth = BTreeMap<Key, Real>;
@@ -47,8 +60,10 @@ pub trait World {
     /// Makes something happen to one or more records, and says what.
     fn change(&mut self, sandbox: &Sandbox, truth: &Truth, dice: &mut StdRng) -> String;
 
-    /// The part of a row's `raw` that has to agree with [`Real::content`].
-    fn kept(&self, stream: &str, raw: Value) -> Value;
+    /// What of a row's `raw` has to be [`Real::content`], and what [`Real::ties`].
+    fn split(&self, _stream: &str, raw: Value) -> [Value; 2] {
+        [raw, Value::Null]
+    }
 
     /// The smallest unit of the change marker, in microseconds.
     fn marker_unit(&self) -> i64 {
@@ -126,6 +141,32 @@ pub fn text(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
         other => other.to_string(),
+    }
+}
+
+/// A record without what its stream does not keep.
+pub fn trimmed(provider: &str, stream: &str, mut record: Value) -> Value {
+    let spec = providers::provider(provider).and_then(|provider| provider.spec().stream(stream));
+    let spec = spec.expect("a stream of ours");
+    for pointer in spec.omit {
+        omit(&mut record, pointer);
+    }
+    if let Some(fields) = record.as_object_mut().filter(|_| !spec.keep_only.is_empty()) {
+        fields.retain(|name, _| spec.keep_only.contains(&name.as_str()));
+    }
+    record
+}
+
+fn omit(value: &mut Value, pointer: &str) {
+    if let Some((list, of_each)) = pointer.split_once("/*") {
+        for item in value.pointer_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            omit(item, of_each);
+        }
+        return;
+    }
+    let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+    if let Some(fields) = value.pointer_mut(parent).and_then(Value::as_object_mut) {
+        fields.remove(name);
     }
 }
 

@@ -1,4 +1,5 @@
-//! OnceHub: bookings, newest first, in windows of modification times. What is deleted leaves the lists without a trace.
+//! OnceHub: bookings, newest first, in windows of modification times, and short lists of what they refer to. What is
+//! deleted leaves the lists without a trace.
 
 use fieldmirror::sandbox::Sandbox;
 use fieldmirror::sandbox::oncehub::Change;
@@ -6,7 +7,11 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-use super::{Purse, Real, Standing, Truth, fresh, micros, one, text};
+use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, trimmed};
+
+const CALENDARS: &str = "booking_calendars";
+/// Short lists.
+const LISTS: [&str; 5] = ["users", CALENDARS, "booking_pages", "master_pages", "event_types"];
 
 #[derive(Default)]
 pub struct World {
@@ -19,18 +24,20 @@ fn account(sandbox: &Sandbox) -> String {
 
 impl super::World for World {
     fn truth(&self, sandbox: &Sandbox) -> Truth {
-        let lines = sandbox.oncehub().truth(&account(sandbox)).expect("the account is there");
-        lines
-            .into_iter()
-            .map(|line| {
-                let standing = if line["deleted"] == true { Standing::Gone } else { Standing::Alive };
-                let booking = &line["booking"];
-                let real = Real {
-                    standing,
-                    marker: micros(&booking["last_updated_time"]),
-                    content: booking.clone(),
-                };
-                (("bookings", text(&line["id"])), real)
+        let of = account(sandbox);
+        let bookings = sandbox.oncehub().truth(&of).expect("the account is there");
+        let lists = sandbox.oncehub().reference(&of).expect("the account is there");
+        let bookings = bookings.iter().map(|line| ("bookings", &line["booking"], &line["deleted"]));
+        let listed = |line: &Value| LISTS.into_iter().find(|name| line["kind"] == *name).expect("a stream");
+        let lists = lists.iter().map(|line| (listed(line), &line["record"], &line["deleted"]));
+        bookings
+            .chain(lists)
+            .map(|(stream, record, deleted)| {
+                let standing = if *deleted == true { Standing::Gone } else { Standing::Alive };
+                let marker = micros(&record["last_updated_time"]);
+                let content = trimmed("oncehub", stream, record.clone());
+                let real = Real::new(standing, marker, self.split(stream, content));
+                ((stream, text(&record["id"])), real)
             })
             .collect()
     }
@@ -40,10 +47,6 @@ impl super::World for World {
         let change: Change = serde_json::from_value(change).expect("a change");
         let done = sandbox.oncehub().change(&account(sandbox), &change);
         format!("{change:?}: {}", done.unwrap_or_default().join(" "))
-    }
-
-    fn kept(&self, _stream: &str, raw: Value) -> Value {
-        raw
     }
 
     /// The next page begins after the last record of a page, so their order is what a walk stands on.
@@ -67,6 +70,9 @@ impl super::World for World {
             "stuck_cursor=#,on:bookings",
             "refused_cursor=#,on:bookings",
             "empty_list=1x,on:users",
+            "empty_list=1x,on:event_types",
+            "torn=#,on:booking_calendars",
+            "http_500=#,on:master_pages",
             "malformed=/data/*/id,#,on:bookings",
             "malformed=/data,#,on:bookings",
             "malformed=/has_more,#,on:users",
@@ -83,11 +89,20 @@ impl World {
         let Some((_, id)) = one(truth, &["bookings"], Standing::Alive, dice) else {
             return json!({"do": "create", "count": 3});
         };
+        let calendar = one(truth, &[CALENDARS], Standing::Alive, dice).map(|(_, id)| id);
         match dice.random_range(0..100) {
             50..62 => json!({"do": "create", "count": dice.random_range(1..4)}),
             // More of one millisecond than a page holds.
             62..68 => json!({"do": "create", "count": dice.random_range(5..60)}),
             68..80 => json!({"do": "cancel", "id": id, "reason": words}),
+            44..50 => {
+                let (stream, id) = one(truth, &LISTS, Standing::Alive, dice).expect("something lives");
+                let field = if stream == "users" { "first_name" } else { "name" };
+                json!({"do": "set", "id": id, "fields": {field: words}})
+            }
+            92..94 if calendar.is_some() && self.purse.pays() => {
+                json!({"do": "delete", "id": calendar, "gone": true})
+            }
             80..92 if self.purse.pays() => json!({"do": "delete", "id": id, "gone": dice.random_bool(0.5)}),
             _ => json!({"do": "set", "id": id, "fields": {"subject": words}}),
         }

@@ -7,7 +7,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-use super::{Purse, Real, Standing, Truth, fresh, micros, one, text};
+use super::{Purse, Real, Standing, Truth, fresh, micros, one, text, trimmed};
 
 /// Streams, their records' words for a change.
 const KINDS: [(&str, &str); 10] = [
@@ -49,10 +49,9 @@ impl super::World for World {
                 let standing = if flagged { Standing::Gone } else { Standing::Alive };
                 let field = if stream == "job_canceled_logs" { "createdOn" } else { "modifiedOn" };
                 let marker = micros(&record[field]).filter(|_| !LISTS.contains(&stream));
-                (
-                    (stream, text(&record["id"])),
-                    Real { standing, marker, content: self.kept(stream, record.clone()) },
-                )
+                let content = self.split(stream, trimmed("servicetitan", stream, record.clone()));
+                let gone_at = marker.filter(|_| flagged);
+                ((stream, text(&record["id"])), Real { gone_at, ..Real::new(standing, marker, content) })
             })
             .collect()
     }
@@ -65,15 +64,6 @@ impl super::World for World {
         let change: Change = serde_json::from_value(change).expect("a change");
         let done = sandbox.servicetitan().change(TENANT_FIRST, &change);
         format!("{change:?}: {done:?}")
-    }
-
-    /// Lists leave out what is private of technicians: of those only the name is compared.
-    fn kept(&self, stream: &str, raw: Value) -> Value {
-        if stream == "technicians" {
-            json!({"id": raw["id"], "name": raw["name"], "active": raw["active"]})
-        } else {
-            raw
-        }
     }
 
     fn marks_deletions(&self) -> bool {
