@@ -73,11 +73,13 @@ pub fn lease(
     wait_max: Duration,
 ) -> Result<Lease, DbError> {
     connection.transaction(|connection| {
-        // The row is locked before the clock is read: waiting for others must not count as time that is free.
+        // The row is locked before the clock is read: waiting for others must not count as time that is free. A clock that
+        // was set back since the last time takes what is taken back with it.
         let query = sql_query(
             "INSERT INTO fieldmirror.rate_budget AS budget (scope, bucket, taken_until) \
              VALUES ($1, $2, clock_timestamp()) \
-             ON CONFLICT (scope, bucket) DO UPDATE SET taken_until = budget.taken_until \
+             ON CONFLICT (scope, bucket) DO UPDATE SET touched_at = clock_timestamp(), \
+                 taken_until = budget.taken_until - greatest(budget.touched_at - clock_timestamp(), interval '0') \
              RETURNING extract(epoch FROM taken_until - clock_timestamp())::float8 AS value",
         )
         .bind::<Text, _>(scope)
@@ -108,7 +110,8 @@ pub fn refused(
     sql_query(
         "INSERT INTO fieldmirror.rate_budget AS budget (scope, bucket, taken_until) \
          VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) \
-         ON CONFLICT (scope, bucket) DO UPDATE SET taken_until = greatest(budget.taken_until, excluded.taken_until)",
+         ON CONFLICT (scope, bucket) DO UPDATE SET touched_at = clock_timestamp(), taken_until = greatest( \
+             budget.taken_until - greatest(budget.touched_at - clock_timestamp(), interval '0'), excluded.taken_until)",
     )
     .bind::<Text, _>(scope)
     .bind::<Text, _>(bucket.name)

@@ -143,6 +143,15 @@ async fn a_budget_is_shared_by_all_who_ask() {
     };
     assert!(near(&waits[0], 0.0) && near(&waits[1], 10.0) && near(&waits[2], 20.0), "{waits:?}");
     assert!(matches!(waits[3], Lease::Full { wait } if wait > Duration::from_secs(20)), "{waits:?}");
+    // The clock was set back, and what is taken with it: by nobody is an hour waited for that never was taken.
+    rig.execute(
+        "UPDATE fieldmirror.rate_budget SET taken_until = taken_until + interval '1 hour', \
+         touched_at = touched_at + interval '1 hour'",
+    )
+    .await;
+    let after =
+        rig.db(move |conn| rate_budget::lease(conn, "x/client", &bucket, 1, Duration::from_mins(1))).await;
+    assert!(near(&after, 30.0), "{after:?}");
     let free = rig.db(move |conn| rate_budget::lease(conn, "x/other", &bucket, 1, Duration::ZERO)).await;
     assert!(near(&free, 0.0), "another scope");
     rig.db(move |conn| rate_budget::refused(conn, "x/other", &bucket, Duration::from_mins(1))).await;

@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.rate_budget DROP COLUMN touched_at;
