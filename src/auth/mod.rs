@@ -59,7 +59,7 @@ pub use ending::Ending;
 use between::{Between, Step};
 use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};
 use closing::Closing;
-use refresh::{Refreshed, Why};
+use refresh::{Refreshed, Renewing, Why};
 use spill::Spills;
 
 /// The longest that [`Auth::access_token`] waits for a refresh: one exchange of ours, or somebody else's open one.
@@ -91,6 +91,7 @@ pub struct Parts {
 pub struct Auth {
     parts: Arc<Parts>,
     closing: Closing,
+    renewing: Renewing,
 }
 
 impl Deref for Auth {
@@ -129,7 +130,7 @@ pub(crate) struct Standing {
 
 impl Auth {
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts), closing: Closing::default() }
+        Self { parts: Arc::new(parts), closing: Closing::default(), renewing: Renewing::default() }
     }
 
     /// The same grants under other settings. Whoever works with these here ends with them.
@@ -147,7 +148,7 @@ impl Auth {
             spills: Arc::clone(spills),
             between: between.clone(),
         };
-        Self { parts: Arc::new(parts), closing: self.closing.clone() }
+        Self { parts: Arc::new(parts), closing: self.closing.clone(), renewing: self.renewing.clone() }
     }
 
     /// Returns when no exchange is under way any more; after `deadline`, as soon as no reply is in this process alone. A

@@ -11,6 +11,8 @@
 //!
 //! Keys have nothing to renew: they are probed instead, with the same exclusion.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -62,6 +64,33 @@ pub enum Refreshed {
     Later { wait: Duration, reason: Failure },
 }
 
+/// The connections whose tokens this process is renewing. The attempts in the database exclude all others, but by a clock
+/// that may be set, and in rows that a failover may lose.
+#[derive(Clone, Default)]
+pub(super) struct Renewing(Arc<Mutex<BTreeSet<ConnectionId>>>);
+
+/// One of them, until it is dropped.
+pub(super) struct Ours {
+    all: Renewing,
+    id: ConnectionId,
+}
+
+impl Renewing {
+    pub fn begin(&self, id: ConnectionId) -> Option<Ours> {
+        self.ids().insert(id).then(|| Ours { all: self.clone(), id })
+    }
+
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<ConnectionId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.all.ids().remove(&self.id);
+    }
+}
+
 /// An attempt that was opened.
 struct Opened {
     connection: Connection,
@@ -96,6 +125,7 @@ impl Auth {
     }
 
     async fn refresh_here(&self, id: ConnectionId, why: Why) -> Result<Refreshed, Failure> {
+        let Some(_ours) = self.renewing.begin(id) else { return Ok(Refreshed::Busy { wait: LOOK_EVERY }) };
         // Started before the attempt is opened, so that it ends before the attempt does.
         let deadline = Deadline::after(EXCHANGE_MAX);
         let (provider, settings) = self.provider(&self.standing(id).await?.connection.provider)?;
@@ -160,7 +190,8 @@ impl Auth {
             let left_open = left_open
                 .filter(|open| (open.grant_id, open.generation) == (token.grant_id, token.generation));
             let by = auth.refresher(connection.grant);
-            let opened = refresh_attempts::open(conn, id, &token, &by, exclusion)?;
+            let opened =
+                refresh_attempts::open(conn, id, (token.grant_id, token.generation), &by, exclusion)?;
             Ok(match opened {
                 Some(attempt) => {
                     Begun::Open(Box::new(Opened { connection, token, attempt, permit_in, left_open }))
@@ -172,7 +203,7 @@ impl Auth {
     }
 
     /// Who we are to others. What can simply be asked for again is in no folder that anybody would have to wait for.
-    fn refresher(&self, grant: GrantKind) -> Refresher<'_> {
+    pub(super) fn refresher(&self, grant: GrantKind) -> Refresher<'_> {
         let spills = self.spills.id().filter(|_| grant == GrantKind::AuthorizationCode);
         Refresher { daemon: self.daemon, host: &self.host, spills }
     }
@@ -214,7 +245,8 @@ impl Auth {
                     // The grant ends: a reply on another machine is not waited for.
                     let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: Duration::ZERO };
                     let by = auth.refresher(connection.grant);
-                    let opened = refresh_attempts::open(conn, id, &token, &by, exclusion)?;
+                    let opened =
+                        refresh_attempts::open(conn, id, (token.grant_id, token.generation), &by, exclusion)?;
                     Ok(match opened {
                         Some(attempt) => {
                             Held::Mine(Box::new((Standing { connection, token: Some(token) }, attempt)))

@@ -3,6 +3,7 @@
 //! What a failure does to the connection is written by [`super::setback`].
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -17,7 +18,7 @@ use super::spill::{InHand, Name};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
-use crate::db::refresh_attempts::{RefreshAttempt, Standing};
+use crate::db::refresh_attempts::{self, RefreshAttempt, Standing};
 use crate::db::tokens::{self, Renewal, Renewed, Token};
 use crate::db::{DbError, PgConnection, audit, rate_budget};
 use crate::domain::chance;
@@ -37,6 +38,8 @@ use chrono::{DateTime, Utc};
 const SECOND_TRY_MIN: Duration = Duration::from_secs(5);
 /// The pause before it.
 const SECOND_TRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a reply is waited for that a process which stood still may find.
+const LATE_MAX: Duration = Duration::from_secs(5);
 /// Refresh tokens that one refresh tries.
 const OFFERS_MAX: usize = 4;
 /// How often new tokens that are kept are offered to a database that does not take them; with pauses of at most 5 s.
@@ -101,8 +104,7 @@ impl Work<'_> {
         if let Some(other) = self.names_another_account(&granted) {
             let title = self.provider.spec().title;
             let ours = self.connection.account_id.as_deref().unwrap_or_default();
-            let text =
-                format!("{title} answered with tokens of account {other}, not of {ours}: they are not used");
+            let text = format!("{title} answered with tokens of {other}, not of {ours}: they are not used");
             return self.set_back(passing(Failure::changed(text)), "refresh").await;
         }
         let mut in_hand = match self.connection.grant {
@@ -122,6 +124,7 @@ impl Work<'_> {
     /// The account that a reply names, where it names one and that is not ours: rows of two accounts under one connection
     /// could never be told apart again.
     fn names_another_account(&self, granted: &Granted) -> Option<String> {
+        let ours = self.connection.account_id.as_deref()?;
         let named = self.provider.identity(&Clues {
             grant: self.connection.grant,
             granted: &granted.extra,
@@ -131,8 +134,14 @@ impl Work<'_> {
             options: &self.settings.extra,
             replies: &[],
         });
-        let ours = self.connection.account_id.as_deref()?;
-        named.ok().map(|account| account.id).filter(|id| id != ours)
+        match named {
+            Ok(account) => (account.id != ours).then(|| format!("account {}", account.id)),
+            // What names none is no proof, but one that contradicts what the connection was made with is.
+            Err(failure) if failure.kind == FailureKind::Misconfigured => {
+                Some(format!("another account ({failure})"))
+            }
+            Err(_) => None,
+        }
     }
 
     fn tell_of(&self, written: Swap, generation: i64) {
@@ -175,8 +184,10 @@ impl Work<'_> {
         if self.connection.grant != GrantKind::AuthorizationCode {
             return Vec::new();
         }
-        let anew = self.left_open.is_some();
-        self.auth.kept_replies(self.connection.id, self.token.grant_id, self.token.generation + 1, anew).await
+        let (id, grant, from) = (self.connection.id, self.token.grant_id, self.token.generation + 1);
+        // A daemon that shares the folder may have written one since the last look, in a database that has lost it since.
+        let anew = self.left_open.is_some() || self.auth.spills.has_unseen(id, grant, from);
+        self.auth.kept_replies(id, grant, from, anew).await
     }
 
     /// Trades the newest refresh token that there is; an older one where the provider calls that dead. Returns the spill
@@ -187,7 +198,14 @@ impl Work<'_> {
         kept: Vec<(Name, Granted)>,
         deadline: Deadline,
     ) -> Result<(Granted, Option<Name>), Fault> {
-        let mut offers = self.offers(kept).map_err(passing)?;
+        let mut offers = match self.offers(kept) {
+            Ok(offers) => offers,
+            // What the row holds does not open: the folder may have the same.
+            Err(failure) => match self.last_offers(&[]).await {
+                kept if kept.is_empty() => return Err(passing(failure)),
+                kept => kept,
+            },
+        };
         let mut tried: Vec<Secret> = Vec::new();
         loop {
             let offer = offers.remove(0);
@@ -266,10 +284,10 @@ impl Work<'_> {
 
     /// Asks the token endpoint; once more where the reply was lost, since the old token may still be good.
     async fn trade(&self, offer: &Offer, deadline: Deadline) -> Result<Granted, Fault> {
-        let first = self.ask(offer, deadline).await?;
+        let (first, sent) = self.ask(offer, deadline).await?;
         let lost = matches!(first, Err(TokenFailure::Unavailable { sent: true, .. }));
         if !lost || deadline.left() < SECOND_TRY_MIN {
-            return first.map_err(|failure| self.fault(failure));
+            return first.map_err(|failure| self.fault(failure, &sent));
         }
         warn!(
             connection.id = self.connection.id.0,
@@ -278,14 +296,19 @@ impl Work<'_> {
             self.connection.name
         );
         tokio::time::sleep(SECOND_TRY_PAUSE).await;
-        let again = self.ask(offer, deadline).await?;
+        let (again, sent) = self.ask(offer, deadline).await?;
         again.map_err(|failure| {
-            self.fault(failure)
+            self.fault(failure, &sent)
                 .after("the reply to the try before it was lost, and perhaps a new token with it")
         })
     }
 
-    async fn ask(&self, offer: &Offer, deadline: Deadline) -> Result<Result<Granted, TokenFailure>, Fault> {
+    /// Returns the secrets that were sent as well: a refusal may quote them.
+    async fn ask(
+        &self,
+        offer: &Offer,
+        deadline: Deadline,
+    ) -> Result<(Result<Granted, TokenFailure>, Vec<Secret>), Fault> {
         let auth = self.auth;
         let (http, clock) = (&auth.http, auth.clock.as_ref());
         let url = &self.settings.token_url;
@@ -293,19 +316,48 @@ impl Work<'_> {
             let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
             let client = self.client(TokenStep::ClientCredentials, &secrets).map_err(passing)?;
             let endpoint = client.endpoint(url);
-            return Ok(
-                oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await
-            );
+            let asked =
+                oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await;
+            return Ok((asked, secrets.into_values().collect()));
         };
         let client = self.client(TokenStep::Refresh, &BTreeMap::new()).map_err(passing)?;
         let endpoint = client.endpoint(url);
-        let asked = oauth::refresh(http, &endpoint, refresh_token, deadline, clock);
-        let asked = auth.between.during(self.connection.id, Step::Sent, asked).await;
-        Ok(asked.map(|mut granted| {
+        let asked = oauth::refresh(http, &endpoint, refresh_token, Deadline::never(), clock);
+        let asked = auth.between.during(self.connection.id, Step::Sent, asked);
+        let asked = self.in_time(asked, deadline).await.map(|mut granted| {
             // What is kept of the reply must be enough to go on with.
             granted.tokens.refresh_token.get_or_insert_with(|| refresh_token.clone());
             granted
-        }))
+        });
+        Ok((asked, client.secret.into_iter().chain([refresh_token.clone()]).collect()))
+    }
+
+    /// What is asked, until the deadline. A process that stood still beyond it may find the reply waiting: it is read after
+    /// all, as long as nobody else has begun a refresh, and nobody can while it is.
+    async fn in_time(
+        &self,
+        asked: impl Future<Output = Result<Granted, TokenFailure>>,
+        deadline: Deadline,
+    ) -> Result<Granted, TokenFailure> {
+        if deadline.left().is_zero() {
+            return Err(oauth::unavailable(
+                false,
+                "the time for it had passed before the token endpoint was asked",
+            ));
+        }
+        let mut asked = pin!(asked);
+        tokio::select! {
+            biased;
+            done = &mut asked => return done,
+            () = deadline.passed() => {}
+        }
+        let late = || oauth::unavailable(true, "the token endpoint did not answer in time");
+        let attempt = self.attempt.clone();
+        let held = self.auth.transaction(move |conn| refresh_attempts::hold(conn, &attempt, LATE_MAX * 2));
+        if !matches!(tokio::time::timeout(LATE_MAX, held).await, Ok(Ok(true))) {
+            return Err(late());
+        }
+        tokio::time::timeout(LATE_MAX, asked).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// The client that other connections use too, by the scope of its permits.
@@ -326,7 +378,8 @@ impl Work<'_> {
         self.auth.open(self.connection.id, self.token.grant_id, REFRESH_COLUMN, sealed)
     }
 
-    fn fault(&self, failure: TokenFailure) -> Fault {
+    /// What a refusal means. It may quote what was `sent`.
+    fn fault(&self, failure: TokenFailure, sent: &[Secret]) -> Fault {
         let title = self.provider.spec().title;
         match failure {
             TokenFailure::Throttled { wait } => {
@@ -337,37 +390,30 @@ impl Work<'_> {
             }
             TokenFailure::Refused { status, body } => {
                 let verdict = self.provider.judge_token(status, &body);
-                self.judged(verdict)
+                self.judged(verdict, &sent.iter().collect::<Vec<_>>())
             }
         }
     }
 
-    /// What a refusal may quote of what it was sent.
-    fn masked(&self, said: &str) -> String {
-        let refresh_token = self.refresh_token().ok();
-        let secrets: Vec<&Secret> = refresh_token.iter().chain(&self.settings.client_secret).collect();
-        masked(said, &secrets)
-    }
-
     /// For client credentials the client is the account's own: its refusal concerns nobody else.
-    fn judged(&self, verdict: TokenVerdict) -> Fault {
+    fn judged(&self, verdict: TokenVerdict, sent: &[&Secret]) -> Fault {
         let title = self.provider.spec().title;
         let own_client = self.connection.grant == GrantKind::ClientCredentials;
         match verdict {
             TokenVerdict::Dead(said) => {
-                let text = format!("{title} says that the grant is dead: {}", self.masked(&said));
+                let text = format!("{title} says that the grant is dead: {}", masked(&said, sent));
                 dead(text, Witness::TokenEndpoint)
             }
             TokenVerdict::Misconfigured(said) if own_client => {
-                let text = format!("{title} refuses these client credentials: {}", self.masked(&said));
+                let text = format!("{title} refuses these client credentials: {}", masked(&said, sent));
                 dead(text, Witness::TokenEndpoint)
             }
             TokenVerdict::Misconfigured(said) => passing(Failure::new(
                 FailureKind::Misconfigured,
-                format!("{title} refuses our client, not the account: {}", self.masked(&said)),
+                format!("{title} refuses our client, not the account: {}", masked(&said, sent)),
             )),
             TokenVerdict::Retry(why) => {
-                passing(Failure::transient(format!("{title}: {}", self.masked(&why))))
+                passing(Failure::transient(format!("{title}: {}", masked(&why, sent))))
             }
         }
     }

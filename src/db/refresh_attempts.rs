@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::error::DbError;
 use super::session;
-use super::tokens::Token;
 use crate::domain::ids::ConnectionId;
 
 /// An open refresh: held by one daemon until it is closed or its time has passed.
@@ -64,12 +63,12 @@ macro_rules! passed {
     };
 }
 
-/// Opens a refresh of `token`, unless another one is open and its time has not passed. The transaction's commit waits for
+/// Opens a refresh of that generation of a grant, unless another one is open and its time has not passed. The transaction's commit waits for
 /// the disk: a server that forgets it in a crash would let another one begin meanwhile.
 pub fn open(
     conn: &mut PgConnection,
     connection: ConnectionId,
-    token: &Token,
+    (grant_id, generation): (Uuid, i64),
     by: &Refresher<'_>,
     exclusion: Exclusion,
 ) -> Result<Option<RefreshAttempt>, DbError> {
@@ -86,8 +85,8 @@ pub fn open(
         " RETURNING started_at"
     ))
     .bind::<BigInt, _>(connection.0)
-    .bind::<SqlUuid, _>(token.grant_id)
-    .bind::<BigInt, _>(token.generation)
+    .bind::<SqlUuid, _>(grant_id)
+    .bind::<BigInt, _>(generation)
     .bind::<SqlUuid, _>(by.daemon)
     .bind::<Text, _>(by.host)
     .bind::<Double, _>(exclusion.blocked_for.as_secs_f64())
@@ -97,11 +96,32 @@ pub fn open(
     .optional()?;
     Ok(opened.map(|opened| RefreshAttempt {
         connection,
-        grant_id: token.grant_id,
-        generation: token.generation,
+        grant_id,
+        generation,
         daemon: by.daemon,
         started_at: opened.started_at,
     }))
+}
+
+/// Keeps others out of an open refresh for `blocked_for` more. Returns whether it still was ours.
+pub fn hold(
+    conn: &mut PgConnection,
+    attempt: &RefreshAttempt,
+    blocked_for: Duration,
+) -> Result<bool, DbError> {
+    let held = sql_query(
+        "UPDATE fieldmirror.refresh_attempts \
+         SET blocked_until = greatest(blocked_until, clock_timestamp() + make_interval(secs => $6)) \
+         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 AND daemon_id = $4 AND started_at = $5",
+    )
+    .bind::<BigInt, _>(attempt.connection.0)
+    .bind::<SqlUuid, _>(attempt.grant_id)
+    .bind::<BigInt, _>(attempt.generation)
+    .bind::<SqlUuid, _>(attempt.daemon)
+    .bind::<Timestamptz, _>(attempt.started_at)
+    .bind::<Double, _>(blocked_for.as_secs_f64())
+    .execute(conn)?;
+    Ok(held == 1)
 }
 
 /// A refresh that is open, or was left open by a daemon that died.

@@ -21,6 +21,11 @@ impl Deadline {
         Self { at: since_boot().saturating_add(wait) }
     }
 
+    /// For what ends by itself.
+    pub fn never() -> Self {
+        Self::after(Duration::MAX)
+    }
+
     /// The same, as it were for a process that stood still for `lost`.
     #[must_use]
     pub fn sooner(self, lost: Duration) -> Self {

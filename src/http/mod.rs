@@ -62,6 +62,10 @@ impl Default for HttpLimits {
     }
 }
 
+/// Exchanges of tokens end by deadlines on a clock of their own: a process that stood still must find the reply that came
+/// meanwhile, not a timer that says that it is too late.
+const TOKEN_MAX: Duration = Duration::from_hours(1);
+
 /// The client could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("building the HTTP client")]
@@ -117,7 +121,8 @@ impl Client {
         install_tls();
         Ok(Self {
             api: build(limits, IDLE_MAX).map_err(HttpError)?,
-            token: build(limits, 0).map_err(HttpError)?,
+            token: build(&HttpLimits { read: TOKEN_MAX, total: TOKEN_MAX, ..limits.clone() }, 0)
+                .map_err(HttpError)?,
             carrier: None,
             body_max: limits.body_max,
         })

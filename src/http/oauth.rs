@@ -23,6 +23,7 @@ use url::Url;
 
 pub use self::introspect::introspect;
 use self::wire::Wire;
+pub use self::wire::unavailable;
 use super::Client;
 use super::deadline::Deadline;
 use crate::domain::secret::Secret;

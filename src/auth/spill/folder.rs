@@ -26,6 +26,8 @@ const ID_BYTES_MAX: u64 = 64;
 const SPILL_BYTES_MAX: u64 = 1024 * 1024;
 /// Replies to the same refresh: more than there are daemons that could have asked for one.
 const COPIES_MAX: u8 = 16;
+/// Generations after a known one among which [`Spills::has_unseen`] looks: older files are removed as newer ones come.
+const UNSEEN_MAX: i64 = 4;
 /// Files that are being written begin with a dot and end so.
 const UNFINISHED: &str = ".new";
 /// An unfinished file of that age was left by a process that died.
@@ -330,6 +332,14 @@ impl Spills {
     /// The spills of one connection that are known of without looking.
     pub fn of(&self, connection: ConnectionId) -> Vec<Name> {
         self.known().names.get(&connection).into_iter().flatten().copied().collect()
+    }
+
+    /// Whether another process has written a reply of that generation, or soon after, since the last look.
+    pub fn has_unseen(&self, connection: ConnectionId, grant: Uuid, from: i64) -> bool {
+        let seen = self.of(connection);
+        (from..from.saturating_add(UNSEEN_MAX))
+            .map(|generation| Name { connection, grant, generation, copy: 0 })
+            .any(|name| !seen.contains(&name) && self.path(name).exists())
     }
 
     /// Looks at the folder anew.

@@ -136,7 +136,8 @@ impl<'c> AsyncHttpClient<'c> for Wire<'_> {
     }
 }
 
-pub(super) fn unavailable(sent: bool, message: impl Into<String>) -> TokenFailure {
+/// No answer. `sent`: the request may have left.
+pub fn unavailable(sent: bool, message: impl Into<String>) -> TokenFailure {
     TokenFailure::Unavailable { sent, message: message.into() }
 }
 

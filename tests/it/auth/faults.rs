@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use diesel::{RunQueryDsl as _, sql_query};
 use fieldmirror::auth::Ending;
 use fieldmirror::auth::between::{Between, Step};
-use fieldmirror::auth::refresh::{Refreshed, Why};
+use fieldmirror::auth::refresh::{EXCHANGE_MAX, Refreshed, Why};
 use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::migrations;
@@ -375,6 +376,54 @@ async fn a_daemon_freezes() {
             stage::put_away(&rig, id).await;
         }
     }
+}
+
+/// A daemon stands still after its request has left, beyond its own deadline. The reply waits in the socket, and is taken
+/// where nobody else has begun meanwhile.
+#[tokio::test]
+async fn a_reply_that_waited_for_a_frozen_daemon_is_taken() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    for (account, taken_over) in [(1, false), (2, true)] {
+        let id = rig.connected(&format!("acme-{account}"), account).await;
+        let db = rig.test.db.clone();
+        let between = at_step(Step::Open, move || {
+            let db = db.clone();
+            async move {
+                if taken_over {
+                    let other = "UPDATE fieldmirror.refresh_attempts SET daemon_id = gen_random_uuid()";
+                    db.run(move |conn| Ok(sql_query(other).execute(conn)?)).await.expect("it is written");
+                }
+                EXCHANGE_MAX.saturating_sub(Duration::from_millis(300))
+            }
+        });
+        let frozen = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+        rig.fake.be_slow(Duration::from_millis(800));
+        let thawed = frozen.refresh(id, Why::Asked).await;
+        assert_eq!(thawed.is_ok(), !taken_over, "{thawed:?}");
+        assert_eq!(rig.token(id).await.generation, if taken_over { 1 } else { 2 });
+        rig.fake.be_slow(Duration::ZERO);
+        stage::put_away(&rig, id).await;
+    }
+}
+
+/// The database's clock is set forward in mid-exchange, and the attempt seems to have run out: the process knows better.
+#[tokio::test]
+async fn a_process_does_not_renew_a_token_twice_at_once() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.fake.be_slow(Duration::from_millis(500));
+    let auth = rig.auth.clone();
+    let refreshing = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
+    while rig.fake.count("refresh_token") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = blocked_until - interval '1 hour'")
+        .await;
+    let second = rig.auth.refresh(id, Why::Asked).await;
+    assert!(matches!(second, Ok(Refreshed::Busy { .. })), "{second:?}");
+    assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed));
+    assert_eq!((rig.fake.count("refresh_token"), rig.token(id).await.generation), (1, 2));
 }
 
 #[tokio::test]

@@ -508,7 +508,7 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
         let token = tokens::load(conn, id)?.expect("a token");
         let by = Refresher { daemon: dead, host: "gone", spills: None };
         let exclusion = Exclusion { blocked_for: Duration::from_mins(1), spill_grace: Duration::ZERO };
-        refresh_attempts::open(conn, id, &token, &by, exclusion)
+        refresh_attempts::open(conn, id, (token.grant_id, token.generation), &by, exclusion)
     })
     .await
     .expect("nobody else is at it");

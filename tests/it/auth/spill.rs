@@ -14,6 +14,7 @@ use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::Clock as _;
 use fieldmirror::vault::{Vault, generate_key};
+use serde_json::json;
 
 use super::fake::{Answer, Rotation};
 use super::rig::{Host, Rig};
@@ -354,6 +355,61 @@ async fn what_is_kept_is_used_where_the_row_does_not_open() {
     rig.execute("UPDATE fieldmirror.tokens SET generation = 1, refresh_sealed = '\\x00'").await;
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (4, 0));
+}
+
+/// The same refresh token lies in the folder.
+#[tokio::test]
+async fn a_row_that_does_not_open_is_replaced_from_what_is_kept_of_it() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    rig.execute("UPDATE fieldmirror.tokens SET refresh_sealed = '\\x00'").await;
+    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (3, 0));
+}
+
+/// Another daemon on the same host refreshed, and the database has lost that before this one has looked again.
+#[tokio::test]
+async fn what_another_daemon_has_kept_is_seen_before_a_token_is_offered() {
+    for refreshes in [1, 2] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let id = rig.connected("acme", 1).await;
+        rig.batch("CREATE TABLE public.before AS SELECT * FROM fieldmirror.tokens").await;
+        let other = rig.another_daemon();
+        for _ in 0..refreshes {
+            other.refresh(id, Why::Asked).await.expect("it works");
+        }
+        rig.batch(
+            "DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.before",
+        )
+        .await;
+        assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{refreshes}");
+        assert_eq!(rig.fake.replays(), 0, "{refreshes}");
+        assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{refreshes}");
+        assert_eq!(rig.fake.replays(), 0, "{refreshes}");
+    }
+}
+
+/// A provider may say in prose what it was sent: also a token that is in no row.
+#[tokio::test]
+async fn a_refusal_that_quotes_a_kept_token_is_masked() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    rig.batch("CREATE TABLE public.before AS SELECT * FROM fieldmirror.tokens").await;
+    for _ in 0..2 {
+        rig.auth.refresh(id, Why::Asked).await.expect("it works");
+    }
+    rig.batch("DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.before")
+        .await;
+    for token in ["SECRET-RT-3", "SECRET-RT-1"] {
+        let said = json!({"status": "BAD_REFRESH_TOKEN", "message": format!("what is {token}?")});
+        rig.fake.then([Answer::Status(400, said)]);
+    }
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("it is refused");
+    assert!(failure.message.contains("[secret]?"), "{failure}");
+    rig.assert_no_secret_in_texts().await;
 }
 
 /// The process died after the last byte and before the file had its name, and nobody has looked at the folder since.
