@@ -124,7 +124,19 @@ impl Auth {
         let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted));
         in_hand.keep().await;
         self.between.at(id, Step::Spilled).await;
-        let ending = self.connect_as(provider, redeemed, &granted, in_hand).await?;
+        let ended = self.connect_as(provider, redeemed, &granted, in_hand).await;
+        let ending = ended.map_err(|unfinished| match unfinished {
+            // A token that was granted a moment ago may not be known everywhere yet, and its refusal says nothing of the
+            // grant: that is found out by a refresh.
+            Unfinished::Failed(failure)
+                if failure.kind == FailureKind::NeedsReauth
+                    && in_hand.is_safe()
+                    && granted.tokens.refresh_token.is_some() =>
+            {
+                Unfinished::Postponed(failure)
+            }
+            unfinished => unfinished,
+        })?;
         self.between.at(id, Step::Committed).await;
         Ok(ending)
     }
@@ -359,7 +371,10 @@ impl InHand {
     /// What a failure means for the reply.
     fn unfinished(&self, failure: Failure) -> Unfinished {
         match failure.kind {
-            FailureKind::Transient | FailureKind::Throttled { .. } if self.is_safe() => {
+            // An answer that makes no sense may be that of a page about maintenance.
+            FailureKind::Transient | FailureKind::Throttled { .. } | FailureKind::ProviderChanged
+                if self.is_safe() =>
+            {
                 Unfinished::Postponed(failure)
             }
             _ => Unfinished::Failed(failure),

@@ -13,16 +13,15 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use tracing::{info, warn};
 
+use super::Auth;
 use super::authorize::Redeemed;
-use super::exchange::Unfinished;
+use super::kept::Interrupted;
 use super::refresh::{Refreshed, Why};
 use super::renewal::{self, Swap, note, swap};
 use super::spill::{self, Name, Unread};
-use super::{Auth, Ending};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::{self, RefreshAttempt};
 use crate::db::tokens::{self, OnRecord};
-use crate::db::{audit, authorizations};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::http::oauth::Granted;
@@ -34,6 +33,7 @@ const QUERY_MAX: usize = 5_000;
 /// Refreshes and consents that run at once.
 const AT_ONCE: usize = 4;
 
+const TRADED: &str = "its tokens have been traded";
 const UNKNOWN_CONNECTION: &str =
     "the database does not know the connection: is it the right one, or restored from an old backup?";
 const UNKNOWN_GRANT: &str = "the database does not know the grant: is it restored from an old backup? Where the provider does \
@@ -73,13 +73,6 @@ fn fate(name: Name, sent_at: DateTime<Utc>, on_record: Option<&OnRecord>) -> Fat
     }
 }
 
-/// A consent whose code was traded, and that has not led to a connection.
-enum Interrupted {
-    /// It can still be concluded: it was given in time, even where its link has expired since.
-    Waits(Box<Redeemed>),
-    Replaced,
-}
-
 /// What is left to be done, and needs providers.
 #[derive(Default)]
 pub struct Left {
@@ -108,7 +101,7 @@ impl Auth {
             let newest = *newest.entry((name.connection, name.grant)).or_insert(name.generation);
             let row = on_record.get(&name.connection);
             let useless = match fate(name, granted.sent_at, row) {
-                Fate::Known => (name.generation < newest).then_some("its tokens have been traded"),
+                Fate::Known => (name.generation < newest).then_some(TRADED),
                 Fate::Next => {
                     match self.write_down(name, &granted).await {
                         // One that the database refuses does not stand in the way of others.
@@ -129,8 +122,12 @@ impl Auth {
                     None
                 }
                 found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
+                    Some(Interrupted::Waits(_)) if name.generation < newest => Some(TRADED),
+                    // One of several of the same generation is enough.
                     Some(Interrupted::Waits(redeemed)) => {
-                        left.consents.push((name, granted, *redeemed));
+                        if left.consents.iter().all(|(other, ..)| other.grant != name.grant) {
+                            left.consents.push((name, granted, *redeemed));
+                        }
                         None
                     }
                     Some(Interrupted::Replaced) => {
@@ -283,48 +280,6 @@ impl Auth {
         for failure in ended.into_iter().filter_map(Result::err) {
             warn!(failure.kind = failure.kind.label(), error = %failure, "A consent that was interrupted waits: {failure}");
         }
-    }
-
-    /// Brings a consent to its end that was interrupted after its code had been traded.
-    async fn conclude_kept(&self, name: Name, granted: &Granted, redeemed: &Redeemed) -> Result<(), Failure> {
-        let (provider, _) = self.provider(&redeemed.connection.provider)?;
-        let mut in_hand = self.nothing_to_lose();
-        let ending = match self.connect_as(provider, redeemed, granted, &mut in_hand).await {
-            Ok(ending) => ending,
-            Err(Unfinished::Postponed(failure)) => return Err(failure),
-            Err(Unfinished::Failed(failure)) => Ending::Failed(failure),
-        };
-        if !matches!(ending, Ending::Connected { .. }) {
-            self.write_off(redeemed, &ending).await?;
-            spill::remove(&self.spills, name).await;
-        }
-        let daemon = self.daemon;
-        let (connection, outcome) = (name.connection, ending.outcome().as_str());
-        self.db(move |conn| {
-            let entry =
-                audit::Entry { connection: Some(connection), event: "replay", outcome, detail: None, daemon };
-            audit::write(conn, &entry)
-        })
-        .await
-    }
-
-    /// The consent that a first reply belongs to.
-    async fn interrupted(&self, name: Name) -> Result<Option<Interrupted>, Failure> {
-        let now = self.clock.now();
-        self.transaction(move |conn| {
-            let Some(attempt) = authorizations::attempt(conn, name.grant)? else { return Ok(None) };
-            let authorization = authorizations::get(conn, attempt.authorization_id, now)?;
-            let Some(authorization) = authorization.filter(|of| of.connection() == name.connection) else {
-                return Ok(None);
-            };
-            if authorizations::is_replaced(conn, authorization.request_id)? {
-                return Ok(Some(Interrupted::Replaced));
-            }
-            let connection = connections::get(conn, name.connection)?;
-            let redeemed = Redeemed { attempt, authorization, connection, verifier: None };
-            Ok(Some(Interrupted::Waits(Box::new(redeemed))))
-        })
-        .await
     }
 }
 

@@ -525,6 +525,55 @@ async fn a_consent_that_was_given_in_time_outlives_its_link() {
     }
 }
 
+/// The access token that is kept runs out while the daemon is down: its refresh token is traded first, once.
+#[tokio::test]
+async fn a_consent_is_concluded_long_after_its_access_token_has_run_out() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let asked = rig.ask("acme").await;
+    rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+    rig.clock.shift(TimeDelta::hours(20));
+    // Whose it is, is not told at first: what was traded meanwhile is kept as well.
+    rig.fake.refuse_details(Some(503));
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.fake.count("refresh_token"), 1);
+    assert_eq!(spills(rig.state.path()).len(), 1);
+    rig.fake.refuse_details(None);
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+    assert_eq!(access(&auth, asked.connection).await, "SECRET-AT-2");
+    // The first of them writes the traded tokens down as what they are.
+    for _ in 0..2 {
+        auth.refresh(asked.connection, Why::Asked).await.expect("it works");
+    }
+    assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (2, 0));
+}
+
+/// A token that was granted a moment ago is refused: that says nothing of the grant before a refresh has said so, too.
+#[tokio::test]
+async fn a_refused_access_token_alone_ends_no_consent() {
+    let rig = Rig::new().await;
+    for (account, name, lasts) in [(1, "once", false), (2, "always", true)] {
+        rig.fake.be_account(account);
+        let asked = rig.ask(name).await;
+        rig.fake.refuse_details(Some(401));
+        let shown = rig.come_back(&asked.authorize_url(), "code=C").await;
+        assert!(shown.body.contains("Your consent has arrived"), "{}", shown.body);
+        if !lasts {
+            rig.fake.refuse_details(None);
+        }
+        start_again(&rig, rig.state.path()).await;
+        let (state, outcome) = if lasts {
+            (ConnectionState::Failed, RequestOutcome::Denied)
+        } else {
+            (ConnectionState::Connected, RequestOutcome::Done)
+        };
+        assert_eq!(rig.connection(asked.connection).await.state, state, "{name}");
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(outcome), "{name}");
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 1, "of the one that was refused again");
+}
+
 /// A database from before a reconnect says that the connection is disconnected: that is no reason to throw away what it
 /// does not know.
 #[tokio::test]
