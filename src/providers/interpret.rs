@@ -69,6 +69,7 @@ struct Tally {
 }
 
 /// Passes over a list that goes on moving: what one of them misses lies at the end of a page, and is elsewhere in the next.
+/// A list that has moved under the last one as well has not been read whole.
 const PASSES_MAX: u32 = 3;
 /// How much older than an answer's own time a record may be that has come after it: its seconds are whole, and take a while.
 const STAMPED_WITHIN: TimeDelta = TimeDelta::seconds(2);
@@ -103,6 +104,13 @@ impl At {
 
     fn halved(&self) -> Self {
         Self { most: self.most.max(self.size), ..self.resized((self.size / 2).max(1)) }
+    }
+
+    /// At the end of the last pass: how many records there should be, and how many there are, where some were taken out that
+    /// no page has made good. More than there should be have only come back, which passes over none.
+    fn left_out(&self) -> Option<(u64, u64)> {
+        let (tally, total) = self.tally.as_ref().zip(self.total)?;
+        (tally.expected > total).then_some((tally.expected, total))
     }
 
     /// After a page that came in time.
@@ -141,7 +149,13 @@ pub fn step(
     };
     let mut here: At = at.read();
     if here.ended {
-        return Ok(Step::Done);
+        return Ok(here.left_out().map_or(Step::Done, |(expected, total)| Step::Partial {
+            why: format!(
+                "{}'s `{}` moved under each of {PASSES_MAX} reads: it counts {total} records where {expected} should be left, \
+                 so some may have been passed over",
+                spec.title, cx.stream.name
+            ),
+        }));
     }
     if here.size == 0 && matches!(list.paging, Paging::Numbered { .. }) {
         here.size = cx.page_size.max(1);
@@ -373,7 +387,8 @@ fn settle(
     records: &[Record],
     next: &mut At,
 ) {
-    let is_whole = matches!(list.changes, Changes::NewestFirst { .. }) && cx.walk.mode != Mode::Incremental;
+    let in_order = matches!(list.changes, Changes::NewestFirst { .. } | Changes::Window { .. });
+    let is_whole = in_order && cx.walk.mode != Mode::Incremental;
     let Some(total) = next.total.filter(|_| is_whole && !cx.stream.created_at.is_empty()) else { return };
     let passes = here.tally.as_ref().map_or(0, |tally| tally.passes);
     let mut tally = match &here.tally {

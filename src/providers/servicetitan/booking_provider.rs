@@ -29,8 +29,9 @@ static OF_ONE: StreamSpec = StreamSpec {
     read: Read::List(ListSpec {
         path: "/crm/v2/tenant/{tenant_id}/booking-provider/{booking_provider}/bookings",
         records: "/data",
-        query: &[("sort", "+Id")],
-        paging: Paging::Numbered { param: "page", more: "/hasMore", total: "" },
+        // Without being asked it does not count, and only the count tells that a booking has left pages that are read.
+        query: &[("sort", "+Id"), ("includeTotal", "true")],
+        paging: Paging::Numbered { param: "page", more: "/hasMore", total: "/totalCount" },
         size: streams::PAGE_SIZE,
         changes: Changes::Window { from: "modifiedOnOrAfter", to: None },
         buckets: BUCKETS,
