@@ -99,7 +99,7 @@ impl Drive<'_> {
         }
         let tally = Tally::of(open.ahead_ms);
         let mut counts = Counts::default();
-        let result = self.work(&mut open, &tally, &mut counts).await;
+        let result = self.work(&open, &tally, &mut counts).await;
         self.end_run(&open.source, &result, &tally, counts).await;
         result
     }
@@ -166,7 +166,21 @@ impl Drive<'_> {
         })
     }
 
-    async fn work(&self, open: &mut Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+    /// Reads the walk to its end. One that the provider sends back begins again, wherever it was; not without end.
+    async fn work(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
+        let why = match self.read(open, tally, counts).await {
+            Err(Halt::Restart(why)) => why,
+            other => return other,
+        };
+        self.restart(&open.source, &why).await?;
+        if open.restarts >= RESTARTS_MAX {
+            let message = format!("the walk started again {} times, and again: {why}", open.restarts);
+            return Err(Halt::Failed(Failure::changed(message)));
+        }
+        Err(Halt::Restart(why))
+    }
+
+    async fn read(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<(), Halt> {
         let (queue, pages) = mpsc::channel(PAGES_WAITING_MAX);
         let fetching = self.fetch(open, open.start.clone(), tally, queue);
         let writing = self.write(open, pages, tally, counts);
@@ -186,14 +200,6 @@ impl Drive<'_> {
                     self.forget(&open.source).await?;
                 }
                 closed
-            }
-            Err(Halt::Restart(why)) => {
-                self.restart(&open.source, &why).await?;
-                if open.restarts >= RESTARTS_MAX {
-                    let message = format!("the walk started again {} times, and again: {why}", open.restarts);
-                    return Err(Halt::Failed(Failure::changed(message)));
-                }
-                Err(Halt::Restart(why))
             }
             Err(halt) => Err(halt),
         }

@@ -22,13 +22,17 @@ pub fn lies_in_future(covered_to: DateTime<Utc>, overlap: Duration, now: DateTim
     watermark::from(covered_to, overlap) > now
 }
 
-/// Steps that a walk may take without asking for anything or coming to another place before it is taken to be stuck.
+/// Steps that a walk may take without asking for anything or coming to another place, and pages that it may have without
+/// coming to another place, before it is taken to be stuck.
 const IDLE_MAX: u32 = 3;
+const STUCK: &str = "does not advance";
 
 /// Finds out when a walk gets nowhere; what it then says follows the walk's name.
 #[derive(Debug, Default)]
 pub struct Advance {
     idle: u32,
+    /// Pages in a row after which the walk stood where it had stood before.
+    still: u32,
     circle: Circle,
 }
 
@@ -44,12 +48,16 @@ impl Advance {
         if moves && self.circle.closes(next) {
             return Err("goes round in a circle");
         }
+        self.still = if moves { 0 } else { self.still + 1 };
+        if self.still > IDLE_MAX {
+            return Err(STUCK);
+        }
         self.step(moves)
     }
 
     fn step(&mut self, moves: bool) -> Result<(), &'static str> {
         self.idle = if moves { 0 } else { self.idle + 1 };
-        if self.idle > IDLE_MAX { Err("does not advance") } else { Ok(()) }
+        if self.idle > IDLE_MAX { Err(STUCK) } else { Ok(()) }
     }
 }
 
@@ -121,6 +129,9 @@ mod tests {
         check(&[Some(1), Some(2), Some(1), Some(2), Some(1), Some(2)], Some("goes round in a circle"));
         let mut advance = Advance::default();
         assert!((0..100).all(|_| advance.sends(1).is_ok()), "whoever asks is not stuck yet");
+        // Asking for the same page again and again gets nowhere either.
+        let pages = (0..10).map(|_| advance.sends(1).and_then(|()| advance.emits(&place(1), &place(1))));
+        assert_eq!(pages.take_while(Result::is_ok).count(), 3);
     }
 
     #[test]
