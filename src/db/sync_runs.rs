@@ -70,7 +70,8 @@ pub fn count(connection: &mut PgConnection, run: i64, counts: &Counts) -> Result
     Ok(())
 }
 
-/// Ends a run: `closed`, `yielded`, `failed` or `lost`.
+/// Ends a run: `closed`, `yielded`, `failed` or `lost`. One that the next turn has ended meanwhile stays lost, unless it had
+/// closed its walk before that.
 pub fn end(
     connection: &mut PgConnection,
     run: i64,
@@ -78,12 +79,16 @@ pub fn end(
     error: Option<&str>,
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
-    diesel::sql_query("UPDATE sync_runs SET ended_at = $2, outcome = $3, error = $4 WHERE id = $1")
-        .bind::<BigInt, _>(run)
-        .bind::<Timestamptz, _>(now)
-        .bind::<Text, _>(outcome)
-        .bind::<Nullable<Text>, _>(error)
-        .execute(connection)?;
+    diesel::sql_query(
+        "UPDATE sync_runs SET ended_at = coalesce(ended_at, $2), error = $4,
+             outcome = CASE WHEN outcome IS NULL OR $3 = 'closed' THEN $3 ELSE outcome END
+         WHERE id = $1",
+    )
+    .bind::<BigInt, _>(run)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Text, _>(outcome)
+    .bind::<Nullable<Text>, _>(error)
+    .execute(connection)?;
     Ok(())
 }
 

@@ -68,7 +68,7 @@ pub fn apply(
     Ok(())
 }
 
-/// Ends the requests whose walks have closed.
+/// Ends the requests whose walks have closed. Only the tables say so, so a turn that another has overtaken may do it as well.
 pub fn settle(
     connection: &mut PgConnection,
     of: ConnectionId,

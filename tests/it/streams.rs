@@ -274,6 +274,11 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
         turns::save_pacing(connection, id, epoch, &json!({"late": true}), at(900))?;
         assert_eq!(stands(connection)?, before);
         assert_eq!(counts, Counts::default());
+        // What the next turn has said of its run stands.
+        sync_runs::end_abandoned(connection, id, at(800))?;
+        sync_runs::end(connection, run, "yielded", None, at(900))?;
+        let said = "SELECT outcome || ' ' || extract(epoch FROM ended_at)::bigint AS value FROM sync_runs";
+        assert_eq!(rows::values::<Text, String, _>(connection, diesel::sql_query(said))?, ["lost 800"]);
         Ok(())
     });
     done.await.unwrap();
