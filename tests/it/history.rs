@@ -190,7 +190,11 @@ async fn the_scheduler_deletes_what_is_older_than_the_settings_say() {
     let ground = Ground::new();
     let settings = vec![("sync.history_kept", "30days".to_owned())];
     let (provider, skew, search_lag) = ("oncehub", chrono::TimeDelta::zero(), Duration::ZERO);
-    let rig = Rig::new(&ground, Setup { provider, seed: 1, records: 1, skew, search_lag, settings }).await;
+    let rig = Rig::new(
+        &ground,
+        Setup { provider, seed: 1, records: 1, skew, search_lag, feed_page: 250, settings },
+    )
+    .await;
     let old_and_new = OLD_AND_NEW.replace("OUR_NOW", &rig.engine.clock.now().to_rfc3339());
     rig.db(move |connection| Ok(connection.batch_execute(&old_and_new)?)).await;
     let (mut kept_for_ever, engine) = (rig.engine.clone(), rig.engine.clone());

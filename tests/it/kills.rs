@@ -55,6 +55,8 @@ pub struct Tally {
     pub within: BTreeMap<String, u64>,
     /// Of those, kills of a walk that had saved its place.
     pub midway: BTreeMap<String, u64>,
+    /// Kills by the provider of such a walk, wherever it stood.
+    pub of_provider: BTreeMap<String, u64>,
     pub changes: u64,
     pub rows_seen: usize,
     pub walks_closed: i64,
@@ -126,7 +128,8 @@ impl Scene {
             self.app.execute(MARK).await;
             self.daemon = self.app.spawn_daemon("");
         }
-        self.wait_for_walk(kind).await;
+        let midway = self.dice.random_bool(0.5);
+        self.wait_for_walk(kind, midway).await;
         if self.dice.random_bool(0.5) {
             self.change();
         }
@@ -144,10 +147,10 @@ impl Scene {
         Ok(())
     }
 
-    /// The kind that was met least, or any.
+    /// The kind that was met midway least, or any.
     fn draw_kind(&mut self) -> &'static str {
         let any = *KINDS.choose(&mut self.dice).expect("there are some");
-        let met = |kind: &&&str| self.tally.within.get(**kind).copied().unwrap_or(0);
+        let met = |kind: &&&str| self.tally.midway.get(**kind).copied().unwrap_or(0);
         let least = KINDS.iter().min_by_key(met).expect("there are some");
         if self.dice.random_bool(0.5) { least } else { any }
     }
@@ -174,16 +177,17 @@ impl Scene {
         asked.expect("the database takes it");
     }
 
-    /// Waits for a walk of the kind, if one comes soon.
-    async fn wait_for_walk(&self, kind: &'static str) {
+    /// Waits for a walk of the kind, or for one that has saved its place, if one comes soon.
+    async fn wait_for_walk(&self, kind: &'static str, midway: bool) {
         self.app
             .wait_until(
                 "a run has begun",
                 "SELECT max(id) > max(run) FROM fieldmirror.sync_runs, public.mark",
             )
             .await;
+        let placed = if midway { "AND position IS NOT NULL" } else { "" };
         let open: &'static str =
-            format!("SELECT count(*) FROM public.open_walks WHERE mode = '{kind}'").leak();
+            format!("SELECT count(*) FROM public.open_walks WHERE mode = '{kind}' {placed}").leak();
         let began = Instant::now();
         while began.elapsed() < WALK_WITHIN && self.app.number(open).await == 0 {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -205,6 +209,10 @@ impl Scene {
             let mode = row["mode"].as_str().unwrap_or_default().to_owned();
             *self.tally.midway.entry(mode.clone()).or_default() += u64::from(row["midway"] == true);
             *self.tally.within.entry(mode).or_default() += 1;
+        }
+        for row in self.app.rows(MET_OF).await {
+            let provider = row["provider"].as_str().unwrap_or_default().to_owned();
+            *self.tally.of_provider.entry(provider).or_default() += 1;
         }
     }
 
@@ -348,6 +356,10 @@ const MARK: &str = "UPDATE public.mark SET run = (SELECT coalesce(max(id), 0) FR
 
 /// By kind: whether a walk that was open had saved its place.
 const MET: &str = "SELECT mode, bool_or(position IS NOT NULL) AS midway FROM public.open_walks GROUP BY mode";
+
+/// The providers of walks that were open.
+const MET_OF: &str = "SELECT DISTINCT provider FROM public.open_walks w
+    JOIN fieldmirror.connections c ON c.id = w.connection_id";
 
 const NOBODY_WORKS: &str = "SELECT count(*) = 0 FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'";

@@ -5,11 +5,15 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use super::kills::{self, KINDS, Plan, Tally};
+use super::simulation::worlds::PROVIDERS;
 use super::{Args, say};
 
 const SAY_EVERY: u64 = 10;
-/// Kills that each kind of walk is to see, as a share of all.
+/// Kills that each kind of walk is to see, as a share of all; those that find one which has saved its place; and kills that
+/// find a walk of each provider.
 const LEAST_PERCENT: u64 = 15;
+const MIDWAY_PERCENT: u64 = 3;
+const PROVIDER_PERCENT: u64 = 10;
 
 /// Kills as often as was asked for. `false`: something was wrong.
 pub fn run(args: &Args) -> Result<bool, String> {
@@ -34,7 +38,7 @@ pub fn run(args: &Args) -> Result<bool, String> {
         }
     };
     say(&format!("{} in {took:.0} s; {} walks closed", tell(&tally), tally.walks_closed));
-    let missed = missed(&tally, kills * LEAST_PERCENT / 100);
+    let missed = missed(&tally);
     if !missed.is_empty() {
         say(&format!("FAILED: too few kills in {}", missed.join(", ")));
         return Ok(false);
@@ -51,11 +55,21 @@ fn tell(tally: &Tally) -> String {
         let met = |of: &BTreeMap<String, u64>| of.get(kind).copied().unwrap_or(0);
         let _ = write!(text, ", {} in `{kind}` ({} midway)", met(&tally.within), met(&tally.midway));
     }
+    for provider in PROVIDERS {
+        let _ = write!(text, ", {} at {provider}", tally.of_provider.get(provider).copied().unwrap_or(0));
+    }
     let _ = write!(text, "; {} changes, {} rows looked at", tally.changes, tally.rows_seen);
     text
 }
 
-/// The kinds that too few kills have met.
-fn missed(tally: &Tally, least: u64) -> Vec<&'static str> {
-    KINDS.into_iter().filter(|kind| tally.within.get(*kind).copied().unwrap_or(0) < least).collect()
+/// The kinds and providers that too few kills have met.
+fn missed(tally: &Tally) -> Vec<String> {
+    let rare = |of: &BTreeMap<String, u64>, word: &str, percent: u64| {
+        of.get(word).copied().unwrap_or(0) * 100 < tally.kills * percent
+    };
+    let kinds = KINDS.into_iter().filter(|kind| rare(&tally.within, kind, LEAST_PERCENT)).map(str::to_owned);
+    let midway = KINDS.into_iter().filter(|kind| rare(&tally.midway, kind, MIDWAY_PERCENT));
+    let midway = midway.map(|kind| format!("{kind} midway"));
+    let providers = PROVIDERS.into_iter().filter(|name| rare(&tally.of_provider, name, PROVIDER_PERCENT));
+    kinds.chain(midway).chain(providers.map(str::to_owned)).collect()
 }

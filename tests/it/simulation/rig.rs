@@ -94,6 +94,8 @@ pub struct Setup<'a> {
     /// By how much our clock is ahead of the provider's.
     pub skew: TimeDelta,
     pub search_lag: Duration,
+    /// Records on a page of ServiceTitan's feeds.
+    pub feed_page: usize,
     pub settings: Vec<(&'a str, String)>,
 }
 
@@ -106,6 +108,7 @@ impl Rig {
             records: setup.records,
             accounts: 1,
             search_lag: setup.search_lag,
+            feed_page: setup.feed_page,
             clock,
             ..SandboxOptions::default()
         };

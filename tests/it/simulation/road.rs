@@ -89,8 +89,8 @@ impl Road {
     }
 
     /// All requests in the order of their answers.
-    pub fn log(&self) -> String {
-        self.state.lock().expect("nobody panics with it").log.join("\n")
+    pub fn log(&self) -> Vec<String> {
+        self.state.lock().expect("nobody panics with it").log.clone()
     }
 
     async fn leg(&self, luck: &mut StdRng) {

@@ -30,6 +30,8 @@ pub struct Script {
     pub records: usize,
     pub skew: TimeDelta,
     pub search_lag: Duration,
+    /// Records on a page of ServiceTitan's feeds.
+    pub feed_page: usize,
     /// Longer than two polls take.
     pub rest: Duration,
     /// How long it takes until the stand-in shows all that has happened.
@@ -92,6 +94,7 @@ impl Script {
             skew: TimeDelta::milliseconds(skew_ms),
             rest: Duration::from_secs(poll_s * 2 + 10),
             settles_in: Duration::from_secs(hold_back_s + 5) + late,
+            feed_page: page_size as usize,
             search_lag: Duration::from_millis(dice.random_range(0..hold_back_s * 900)),
             settings,
             spans,
