@@ -6,9 +6,10 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection as _;
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
-use fieldmirror::db::rows;
+use fieldmirror::db::{rows, streams};
 use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::simulation::rig::{Ground, Rig, Setup};
@@ -22,11 +23,13 @@ async fn rig(ground: &Ground, provider: &'static str) -> Rig {
         "hubspot" => "providers.hubspot.page_size",
         "jobber" => "providers.jobber.page_size",
         "oncehub" => "providers.oncehub.page_size",
+        "servicetitan" => "providers.servicetitan.page_size",
         _ => "providers.housecallpro.page_size",
     };
     let settings = vec![(page_size, "5".to_owned()), ("sync.turn_limit", "1s".to_owned())];
-    let (skew, search_lag) = (TimeDelta::zero(), Duration::ZERO);
-    Rig::new(ground, Setup { provider, seed: 1, records: RECORDS, skew, search_lag, settings }).await
+    let (skew, search_lag, feed_page) = (TimeDelta::zero(), Duration::ZERO, 5);
+    let setup = Setup { provider, seed: 1, records: RECORDS, skew, search_lag, feed_page, settings };
+    Rig::new(ground, setup).await
 }
 
 fn faults(rig: &Rig, texts: &[&str]) {
@@ -108,7 +111,7 @@ async fn walk(rig: &Rig, stream: &str, mode: &str) -> Value {
 /// Enough archived tickets for pages of them.
 fn archive_some(rig: &Rig) {
     let truth = world("hubspot").truth(&rig.sandbox);
-    let alive = truth.iter().filter(|(_, real)| real.standing == Standing::Alive);
+    let alive = truth.iter().filter(|(key, real)| key.0 == "tickets" && real.standing == Standing::Alive);
     for ((_, id), _) in alive.take(15) {
         let change = json!({"do": "archive", "id": id.parse::<u64>().expect("a number")});
         let change = serde_json::from_value(change).expect("a change");
@@ -177,7 +180,7 @@ async fn a_place_that_is_refused_begins_the_walk_again_with_a_reason() {
 }
 
 /// What a provider does, the stream that it does it to, and what is said of that.
-const SUSPICIONS: [(&str, &str, &str, &str, &str); 10] = [
+const SUSPICIONS: [(&str, &str, &str, &str, &str); 12] = [
     // Nothing where there were many.
     (
         "hubspot",
@@ -201,6 +204,7 @@ const SUSPICIONS: [(&str, &str, &str, &str, &str); 10] = [
         "nothing was marked as gone",
     ),
     ("oncehub", "empty_list=on:bookings", "bookings", "oncehub_bookings", "nothing was marked as gone"),
+    ("servicetitan", "/data=[]", "jobs", "servicetitan_jobs", "nothing was marked as gone"),
     // A page that repeats, a place that does not move.
     ("hubspot", "stuck_cursor=on:list", "tickets", "hubspot_tickets", "repeats a page"),
     ("jobber", "stuck_cursor=on:jobs", "jobs", "jobber_jobs", "names itself as the next one"),
@@ -212,6 +216,7 @@ const SUSPICIONS: [(&str, &str, &str, &str, &str); 10] = [
         "answers page 1 when asked for page 2",
     ),
     ("oncehub", "stuck_cursor=on:bookings", "bookings", "oncehub_bookings", "repeats a page"),
+    ("servicetitan", "stuck_cursor=on:export_jobs", "jobs", "servicetitan_jobs", "names no other page"),
     // A count that disagrees.
     ("hubspot", "/total", "tickets", "hubspot_tickets", "counts 999 tickets"),
     ("housecallpro", "/total_items", "jobs", "housecallpro_jobs", "counts 999 records and has shown"),
@@ -220,7 +225,7 @@ const SUSPICIONS: [(&str, &str, &str, &str, &str); 10] = [
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_is_said_and_changes_no_row() {
     let ground = Ground::new();
-    for provider in ["hubspot", "jobber", "housecallpro", "oncehub"] {
+    for provider in ["hubspot", "jobber", "housecallpro", "oncehub", "servicetitan"] {
         let rig = rig(&ground, provider).await;
         until(&rig, "everything has been read once", ALL_READ).await;
         for (_, cause, stream, table, said) in SUSPICIONS.into_iter().filter(|of| of.0 == provider) {
@@ -262,7 +267,8 @@ async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &
     );
     let before = (held(rig, table).await, row(rig, &swept).await);
     if cause.starts_with('/') {
-        rig.road.forge(Some((cause, json!(999))));
+        let (place, value) = cause.split_once('=').unwrap_or((cause, "999"));
+        rig.road.forge(Some((place, value.parse().expect("JSON"))));
     } else {
         faults(rig, &[cause]);
     }
@@ -282,4 +288,82 @@ async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &
     until(rig, "it is over", &ended).await;
     until(rig, "all is well", ALL_READ).await;
     assert_eq!(held(rig, table).await, before.0, "{cause}");
+}
+
+/// What a walk reads at its end, to make sure of what it has not met, may be refused as well: that counts as any other time.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_is_refused_at_the_end_is_counted() {
+    let ground = Ground::new();
+    let rig = rig(&ground, "oncehub").await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let before = held(&rig, "oncehub_users").await;
+    only(&rig, "users", "snapshot").await;
+    let allow = "UPDATE fieldmirror.walks SET mass_delete_allowed = true WHERE connection_id = {} AND stream = 'users'";
+    execute(&rig, allow).await;
+    faults(&rig, &["empty_list=1x,on:users", "refused_cursor=on:users"]);
+    let run = run_of(&rig, "users", "snapshot").await;
+    assert!(run["error"].as_str().is_some_and(|said| said.contains("starts again")), "{run}");
+    assert_eq!(walk(&rig, "users", "snapshot").await["restarts"], 1);
+    faults(&rig, &[]);
+    until(
+        &rig,
+        "all is well",
+        "SELECT restarts = 0 FROM fieldmirror.walks WHERE connection_id = {} AND stream = 'users'",
+    )
+    .await;
+    assert_eq!(held(&rig, "oncehub_users").await, before);
+}
+
+/// What a turn must not touch once another has begun.
+const OWNED: &str = "SELECT
+    (SELECT jsonb_agg(s ORDER BY s.stream) FROM fieldmirror.stream_state s WHERE connection_id = {}) AS streams,
+    (SELECT jsonb_agg(w ORDER BY w.stream, w.mode) FROM fieldmirror.walks w WHERE connection_id = {}) AS walks,
+    (SELECT jsonb_agg(m ORDER BY m.stream, m.mode, m.record_id) FROM fieldmirror.walk_seen m WHERE connection_id = {}) AS met,
+    (SELECT facts FROM fieldmirror.connections WHERE id = {}) AS facts";
+
+/// Whatever it is about when another turn begins: opening walks, writing pages, closing them, beginning them again, throwing
+/// them away.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_overtaken_writes_nothing_more() {
+    let ground = Ground::new();
+    for (provider, table, fault) in [
+        ("hubspot", "hubspot_tickets", None),
+        ("hubspot", "hubspot_tickets", Some("refused_cursor=on:list")),
+        ("jobber", "jobber_jobs", Some("empty_list=on:jobs")),
+    ] {
+        let rig = rig(&ground, provider).await;
+        if let Some(fault) = fault {
+            until(&rig, "everything has been read once", ALL_READ).await;
+            faults(&rig, &[fault]);
+        }
+        for moment in (0..700).step_by(60) {
+            execute(
+                &rig,
+                "UPDATE fieldmirror.walks SET due_at = now(), restarts = 0 WHERE connection_id = {};
+                UPDATE fieldmirror.stream_state SET not_before = NULL WHERE connection_id = {};
+                UPDATE fieldmirror.connections SET pacing = jsonb_build_object() WHERE id = {}",
+            )
+            .await;
+            let overtake = async {
+                tokio::time::sleep(Duration::from_millis(moment)).await;
+                let of = rig.connection;
+                rig.db(move |connection| streams::bump(connection, of)).await;
+                (held(&rig, table).await, row(&rig, OWNED).await)
+            };
+            let stop = CancellationToken::new();
+            let (ended, then) = tokio::join!(rig.engine.turn(rig.connection, &stop), overtake);
+            ended.expect("it ends");
+            assert_eq!(
+                (held(&rig, table).await, row(&rig, OWNED).await),
+                then,
+                "{provider}, {fault:?}, {moment} ms"
+            );
+        }
+        let lost = row(
+            &rig,
+            "SELECT count(*) AS runs FROM fieldmirror.sync_runs WHERE connection_id = {} AND outcome = 'lost'",
+        );
+        let lost = lost.await["runs"].as_i64().unwrap_or_default();
+        assert!(lost > 0, "{provider}, {fault:?}: {lost} runs were overtaken");
+    }
 }
