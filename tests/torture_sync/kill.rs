@@ -11,7 +11,7 @@ use super::{Args, say};
 const SAY_EVERY: u64 = 10;
 /// Kills that each kind of walk is to see, as a share of all; those that find one which has saved its place; and kills that
 /// find a walk of each provider.
-const LEAST_PERCENT: u64 = 15;
+const LEAST_PERCENT: u64 = 10;
 const MIDWAY_PERCENT: u64 = 3;
 const PROVIDER_PERCENT: u64 = 10;
 
