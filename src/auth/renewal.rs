@@ -115,6 +115,7 @@ impl Work<'_> {
         };
         in_hand.keep().await;
         self.auth.between.at(self.connection.id, Step::Spilled).await;
+        self.pass_on_warning(&granted);
         let written = self.commit(self.renewal(&granted, newest + 1), in_hand, spill).await?;
         self.auth.between.at(self.connection.id, Step::Committed).await;
         self.tell_of(written, newest + 1);
@@ -142,6 +143,18 @@ impl Work<'_> {
             }
             Err(_) => None,
         }
+    }
+
+    fn pass_on_warning(&self, granted: &Granted) {
+        let Some(said) = granted.warning() else { return };
+        let (title, name) = (self.provider.spec().title, &self.connection.name);
+        warn!(
+            connection.id = self.connection.id.0,
+            connection.name = name,
+            provider = self.provider.spec().name,
+            token.warning = said,
+            "{title} granted a token for `{name}` with a warning: {said}"
+        );
     }
 
     fn tell_of(&self, written: Swap, generation: i64) {

@@ -24,8 +24,8 @@ use url::Url;
 pub use self::introspect::introspect;
 use self::wire::Wire;
 pub use self::wire::unavailable;
-use super::Client;
 use super::deadline::Deadline;
+use super::{Client, redact};
 use crate::domain::secret::Secret;
 use crate::domain::spec::BodyStyle;
 use crate::domain::step::Body;
@@ -82,6 +82,18 @@ pub struct Granted {
     pub claims: Option<Value>,
     /// When the request left; `tokens.expires_in` counts from here.
     pub sent_at: DateTime<Utc>,
+}
+
+/// Characters of a token endpoint's warning that are told.
+const WARNING_MAX: usize = 200;
+
+impl Granted {
+    /// What the token endpoint said to be wrong though it granted: Jobber tells of a refresh token that was used twice this
+    /// way, where that is not the end of it.
+    pub fn warning(&self) -> Option<String> {
+        let said = self.extra.get("warning")?.as_str().filter(|said| !said.is_empty())?;
+        Some(redact::text(said).chars().take(WARNING_MAX).collect())
+    }
 }
 
 /// An endpoint granted nothing.

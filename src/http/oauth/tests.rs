@@ -98,12 +98,31 @@ fn verifiers_are_fresh_and_long_enough() {
 }
 
 #[tokio::test]
+async fn what_is_warned_of_is_told_without_secrets_and_short() {
+    let answer = json!({"access_token": "AT", "warning": ""});
+    let server = Server::answering("200 OK", "", answer.to_string()).await;
+    let granted = refresh_at(&server.url, |_| ()).await.unwrap();
+    for (said, expected) in [
+        (json!(""), None),
+        (json!(7), None),
+        (json!("It was redeemed twice."), Some("It was redeemed twice.".to_owned())),
+        (json!("It was Bearer abcdefghijklmnopqrstuvwxyz012345"), Some("It was Bearer [secret]".to_owned())),
+        (json!("é".repeat(1_000)), Some("é".repeat(200))),
+    ] {
+        let granted = Granted { extra: json!({"warning": said}), ..granted.clone() };
+        assert_eq!(granted.warning(), expected);
+    }
+    assert_eq!(Granted { extra: json!({}), ..granted }.warning(), None);
+}
+
+#[tokio::test]
 async fn a_refresh_as_the_rfc_has_it() {
     let long = format!("AT-{}", "x".repeat(3000));
     let body = json!({"access_token": long, "refresh_token": "RT-new", "token_type": "Bearer", "expires_in": 1800,
         "hub_id": 1_234_567, "scopes": ["oauth", "tickets"], "warning": "w", "id_token": "eyJ.a.b"});
     let server = Server::answering("200 OK", "", body.to_string()).await;
     let granted = refresh_at(&server.url, |_| ()).await.unwrap();
+    assert_eq!(granted.warning().as_deref(), Some("w"));
     assert_eq!(granted.tokens.access_token.expose(), long);
     assert_eq!(granted.tokens.refresh_token.unwrap().expose(), "RT-new");
     assert_eq!(granted.tokens.expires_in, Some(Duration::from_mins(30)));
