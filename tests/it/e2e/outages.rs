@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection as _;
+use diesel::{Connection as _, PgConnection};
 use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::{Db, migrations};
 use rand::rngs::StdRng;
@@ -368,16 +369,25 @@ async fn a_database_that_is_read_only_for_a_while() {
     assert_eq!(app.rows(parked).await, Vec::<Value>::new());
 
     // It ends in time with a database that says nothing at all, and loses no token that is granted meanwhile.
-    app.faults(&["slow=6000,on:token_refresh"]);
+    app.faults(&["slow=4000,on:token_refresh"]);
     app.run("enqueue --refresh acme").await.done();
     app.wait_until("it is under way", "SELECT count(*) = 1 FROM fieldmirror.refresh_attempts").await;
-    // The attempt is opened right before the question is sent.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The new tokens come, are kept, and are about to be written down.
+    let url = server.url();
+    let locking = tokio::task::spawn_blocking(move || {
+        let mut session = PgConnection::establish(url.expose()).unwrap();
+        session.batch_execute("BEGIN; SELECT FROM fieldmirror.connections FOR UPDATE").unwrap();
+        session
+    });
+    let locking = locking.await.unwrap();
+    app.wait_until("they wait to be written down", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+        .await;
     let frozen = Frozen::freeze(&folder);
     let (ended, _) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended}");
     socket.wait_for("STOPPING=1", 0, |line| line == "STOPPING=1").await;
     drop(frozen);
+    drop(locking);
     assert_eq!(
         app.number("SELECT generation FROM fieldmirror.tokens").await,
         1,
