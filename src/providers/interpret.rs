@@ -5,7 +5,8 @@
 //! to the first page that lies whole below the bound.
 //!
 //! A page that takes too long, where the provider lets that be known here, is asked for again with half as many records;
-//! after some that came in time there are twice as many again, up to what the walk began with.
+//! after some that came in time there are twice as many again, up to what the settings say. Walks that come later begin
+//! with what was found out: it is kept as the fact `page_size/{stream}`.
 //!
 //! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
 //! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
@@ -30,7 +31,7 @@ struct At {
     /// nothing. 0: as many as the settings say.
     #[serde(skip_serializing_if = "is_zero")]
     size: u32,
-    /// What `size` was as the walk began, while it is less; and how many pages came in time since.
+    /// What `size` is to become again, while it is less; and how many pages came in time since.
     #[serde(skip_serializing_if = "is_zero")]
     most: u32,
     #[serde(skip_serializing_if = "is_zero")]
@@ -85,6 +86,24 @@ const IN_TIME_MIN: u32 = 4;
 pub fn may_shrink(request: &Request, size: &str) -> bool {
     let asked = request.query.iter().find(|(name, _)| *name == size);
     asked.and_then(|(_, number)| number.parse::<u32>().ok()).is_some_and(|number| number / 2 >= SIZE_MIN)
+}
+
+/// How many records an earlier walk has found a page to bear, where that is less than the settings say.
+fn kept_size(cx: &StepContext<'_>) -> Option<u32> {
+    let kept = cx.facts.get(&size_fact(cx))?.as_u64()?;
+    u32::try_from(kept).ok().filter(|kept| (1..cx.page_size).contains(kept))
+}
+
+fn size_fact(cx: &StepContext<'_>) -> String {
+    format!("page_size/{}", cx.stream.name)
+}
+
+/// A walk may be broken off and begin afresh, so what it finds out about the size of pages is kept at once.
+fn learn_size(cx: &StepContext<'_>, here: &At, next: &At, page: &mut Page) {
+    if (next.size, next.most) != (here.size, here.most) {
+        let kept = (next.most > 0).then_some(next.size);
+        page.facts.insert(size_fact(cx), Value::from(kept));
+    }
 }
 
 impl At {
@@ -158,15 +177,19 @@ pub fn step(
         }));
     }
     if here.size == 0 && matches!(list.paging, Paging::Numbered { .. }) {
-        here.size = cx.page_size.max(1);
+        let most = cx.page_size.max(1);
+        (here.size, here.most) = kept_size(cx).map_or((most, 0), |kept| (kept, most));
     }
     match replies.into_iter().next() {
         None => Ok(Step::Send { requests: vec![request(cx, list, &here)?], at: Position::of(&here) }),
         Some(reply) if is_slow(reply.status) => {
-            Ok(Step::Emit { page: Page::default(), at: Position::of(&here.halved()) })
+            let (mut page, next) = (Page::default(), here.halved());
+            learn_size(cx, &here, &next, &mut page);
+            Ok(Step::Emit { page, at: Position::of(&next) })
         }
         Some(mut reply) => {
-            let (page, next) = take(spec, cx, list, &here, &mut reply)?;
+            let (mut page, next) = take(spec, cx, list, &here, &mut reply)?;
+            learn_size(cx, &here, &next, &mut page);
             Ok(Step::Emit { page, at: Position::of(&next) })
         }
     }
@@ -407,7 +430,7 @@ fn settle(
     let moved = next.ended && tally.expected != total && passes + 1 < PASSES_MAX;
     *next = if moved {
         let tally = Tally { passes: passes + 1, ..tally };
-        At { size: next.size, tally: Some(tally), ..At::default() }
+        At { size: next.size, most: next.most, tally: Some(tally), ..At::default() }
     } else {
         At { tally: Some(tally), ..std::mem::take(next) }
     };

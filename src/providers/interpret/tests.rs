@@ -135,16 +135,19 @@ fn go_from(start: Position, stream: &'static StreamSpec, walk: &Walk, answers: V
 #[test]
 fn pages_that_take_too_long_are_halved_and_grow_again() {
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
-    let (walk, facts, options) = (walk(Mode::Backfill, None), Facts::new(), Options::new());
-    let cx = StepContext {
+    let (walk, options) = (walk(Mode::Backfill, None), Options::new());
+    let context = |facts| StepContext {
         stream: &PAGES,
         walk: &walk,
         api_version: "",
         page_size: 200,
-        facts: &facts,
+        facts,
         params: &params,
         options: &options,
     };
+    let nothing = Facts::new();
+    let cx = context(&nothing);
+    let mut kept = Vec::new();
     // Which replies are slow, and what is then asked for: the page and its size.
     let slow = [1, 2, 3];
     let (mut here, mut replies, mut asked, mut met) = (Position::start(), Vec::new(), Vec::new(), Vec::new());
@@ -172,11 +175,21 @@ fn pages_that_take_too_long_are_halved_and_grow_again() {
             }
             Step::Emit { page, at } => {
                 met.extend(page.records.into_iter().map(|record| record.id));
+                kept.extend(page.facts.get("page_size/visits").cloned());
                 here = serde_json::from_str(&serde_json::to_string(&at).unwrap()).unwrap();
             }
             Step::Done => break,
             Step::Partial { why } => panic!("{why}"),
         }
+    }
+    // Whoever begins afresh meanwhile begins with that.
+    assert_eq!(kept, [json!(100), json!(50), json!(25), json!(50), json!(100), Value::Null]);
+    let starts = [(json!(50), "50"), (json!(200), "200"), (json!(0), "200"), (Value::Null, "200")];
+    let starts = starts.map(|(kept, size)| (Facts::from([("page_size/visits".to_owned(), kept)]), size));
+    for (facts, size) in &starts {
+        let first = step(&SPEC, &context(facts), &Position::start(), Vec::new());
+        let Ok(Step::Send { requests, .. }) = first else { panic!("{first:?}") };
+        assert!(requests[0].query.contains(&("limit", (*size).to_owned())), "{facts:?}: {requests:?}");
     }
     let sizes: Vec<usize> = asked.iter().map(|(_, size)| *size).collect();
     assert_eq!(sizes, [200, 200, 100, 50, 25, 25, 25, 25, 50, 50, 50, 50, 100, 100, 100, 100, 200]);
