@@ -94,7 +94,8 @@ impl Auth {
         let (Some(request), Some(_)) = (request, token) else { return Ok(None) };
         let asked = async {
             let access = self.access_token(id).await?;
-            self.question(provider, settings, &access.credentials, &request).await
+            let gate = self.unused(provider, settings);
+            self.question(provider, settings, &access.credentials, &request, &gate).await
         };
         Ok(Some(match asked.await {
             Ok(_) => Revoked::Yes,

@@ -2,7 +2,7 @@
 //! The provider is asked whose account the token opens, which every credential may know.
 
 use super::Standing;
-use super::proof::Credential;
+use super::proof::{Credential, Turnstile};
 use super::refresh::{Refreshed, last_failure};
 use super::renewal::{Work, note, revive, terms_of};
 use super::setback::Condemned;
@@ -27,12 +27,17 @@ pub enum Doubt {
 
 impl Auth {
     /// Finds out whether the provider still takes the token `refused`, which it issued a moment ago. Where it does not, the
-    /// grant has ended, and that is written down.
+    /// grant has ended, and that is written down. Questions wait at `gate`.
     ///
     /// # Errors
     /// `NeedsReauth`: the credential is refused. `Transient`: it could not be found out, or too many are refused at once
     /// for it to be believed.
-    pub async fn doubt(&self, id: ConnectionId, refused: &Access) -> Result<Doubt, Failure> {
+    pub async fn doubt(
+        &self,
+        id: ConnectionId,
+        refused: &Access,
+        gate: &dyn Turnstile,
+    ) -> Result<Doubt, Failure> {
         let Standing { connection, token } = self.standing(id).await?;
         let token = live(&connection, token)?;
         if (token.grant_id, token.generation) != (refused.grant, refused.generation) {
@@ -42,7 +47,7 @@ impl Auth {
             return Err(last_failure(&token, &connection));
         }
         let (provider, settings) = self.provider(&connection.provider)?;
-        match self.refused_by_api(provider, settings, &connection, &token).await? {
+        match self.refused_by_api(provider, settings, &connection, &token, gate).await? {
             None => Ok(Doubt::Unfounded),
             Some(why) if connection.grant == GrantKind::AuthorizationCode && provider.trusts_refresh() => {
                 Err(Failure::transient(why))
@@ -58,6 +63,7 @@ impl Auth {
         settings: &ProviderSettings,
         connection: &Connection,
         token: &Token,
+        gate: &dyn Turnstile,
     ) -> Result<Option<String>, Failure> {
         let access = self.open(connection.id, token.grant_id, ACCESS_COLUMN, &token.access_sealed)?;
         let secrets = match grant_spec(connection)?.headers {
@@ -65,7 +71,7 @@ impl Auth {
             _ => self.open_secrets(connection.id).await?,
         };
         let credential = Credential { token: &access, secrets: &secrets };
-        match self.prove(provider, settings, connection, &credential, None).await {
+        match self.prove_within(provider, settings, connection, &credential, gate).await {
             Err(failure) if failure.kind == FailureKind::NeedsReauth => {
                 let title = provider.spec().title;
                 let said = failure.message.trim_start_matches(title).trim_start_matches(": ");
@@ -89,7 +95,9 @@ impl Work<'_> {
         };
         let (id, grant, generation) = (connection.id, token.grant_id, token.generation);
         let of = RefreshAttempt { grant_id: grant, generation, ..self.attempt.clone() };
-        let looked = self.auth.refused_by_api(self.provider, self.settings, &connection, &token).await?;
+        let gate = self.auth.unused(self.provider, self.settings);
+        let looked =
+            self.auth.refused_by_api(self.provider, self.settings, &connection, &token, &gate).await?;
         if let Some(why) = looked {
             let (provider, settings) = (self.provider, self.settings);
             let condemned =

@@ -20,7 +20,7 @@ pub mod exchange;
 mod kept;
 pub mod keys;
 pub mod policy;
-mod proof;
+pub mod proof;
 pub mod refresh;
 mod renewal;
 pub mod replay;

@@ -1,8 +1,10 @@
 //! Whose account a fresh credential belongs to: asked of the provider, which also proves that it works.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tracing::debug;
 
@@ -13,7 +15,7 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
 use crate::domain::spec::{GrantKind, Placement};
 use crate::domain::step::{Reply, Request, Verdict};
-use crate::domain::time::delta;
+use crate::domain::time::{Clock, delta};
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted};
 use crate::http::pace::Pacer;
@@ -48,6 +50,51 @@ pub(super) fn account_context<'a>(
     }
 }
 
+/// Lets questions to an account's API leave as its limits allow, and hears of the answers.
+pub trait Turnstile: Sync {
+    /// Waits until `request` may leave.
+    fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>>;
+    /// What came back for it.
+    fn answered(&self, request: &Request, reply: &Reply);
+    /// What came back says that it was one too many for `bucket`, and how long to wait, where it says that.
+    fn refused(&self, bucket: &'static str, wait: Option<Duration>);
+}
+
+/// The limits of an account that no turn has.
+pub(super) struct Unused<'a> {
+    pacer: Mutex<Pacer>,
+    clock: &'a dyn Clock,
+}
+
+impl Unused<'_> {
+    fn lock(&self) -> MutexGuard<'_, Pacer> {
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of them.
+    fn pacing(&self) -> Value {
+        self.lock().to_saved(self.clock.now())
+    }
+}
+
+impl Turnstile for Unused<'_> {
+    fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            loop {
+                let taken = self.lock().take(self.clock.now(), request.buckets, request.points);
+                match taken {
+                    Ok(()) => return Ok(()),
+                    Err(wait) => tokio::time::sleep(wait).await,
+                }
+            }
+        })
+    }
+
+    fn answered(&self, _: &Request, _: &Reply) {}
+
+    fn refused(&self, _: &'static str, _: Option<Duration>) {}
+}
+
 /// How often one question is asked.
 const TRIES: u32 = 3;
 /// The longest pause between two tries: a person is waiting.
@@ -69,8 +116,30 @@ impl Auth {
         credential: &Credential<'_>,
         granted: Option<&Granted>,
     ) -> Result<Shown, Failure> {
-        let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, granted));
+        let unused = self.unused(provider, settings);
+        let gate = &unused;
+        let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, granted, gate));
+        let account = self.answered(asked).await??;
+        Ok(Shown { account, pacing: unused.pacing() })
+    }
+
+    /// As [`Auth::prove`], within the limits that `gate` keeps.
+    pub(super) async fn prove_within(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        connection: &Connection,
+        credential: &Credential<'_>,
+        gate: &dyn Turnstile,
+    ) -> Result<Account, Failure> {
+        let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, None, gate));
         self.answered(asked).await?
+    }
+
+    /// The limits of an account of which nothing was asked yet.
+    pub(super) fn unused(&self, provider: &dyn Provider, settings: &ProviderSettings) -> Unused<'_> {
+        let pacer = Pacer::of_account(&provider.buckets(&settings.extra), 0.0);
+        Unused { pacer: Mutex::new(pacer), clock: self.clock.as_ref() }
     }
 
     async fn ask_whose(
@@ -80,7 +149,8 @@ impl Auth {
         connection: &Connection,
         credential: &Credential<'_>,
         granted: Option<&Granted>,
-    ) -> Result<Shown, Failure> {
+        gate: &dyn Turnstile,
+    ) -> Result<Account, Failure> {
         let grant = connection.grant;
         let introspected = match granted {
             Some(_) if grant == GrantKind::AuthorizationCode => {
@@ -93,15 +163,11 @@ impl Auth {
         })?;
         let credentials = super::credentials(spec, credential.token.clone(), credential.secrets)?;
         let of = account_context(settings, connection);
-        let mut pacer = Pacer::of_account(&provider.buckets(&settings.extra), 0.0);
         let mut replies = Vec::new();
         for request in provider.identity_requests(&of) {
-            while let Err(wait) = pacer.take(self.clock.now(), request.buckets, request.points) {
-                tokio::time::sleep(wait).await;
-            }
-            replies.push(self.question(provider, settings, &credentials, &request).await?);
+            replies.push(self.question(provider, settings, &credentials, &request, gate).await?);
         }
-        let account = provider.identity(&Clues {
+        provider.identity(&Clues {
             grant,
             granted: granted.map_or(&Value::Null, |granted| &granted.extra),
             introspected: introspected.as_ref(),
@@ -109,8 +175,7 @@ impl Auth {
             params: of.params,
             options: of.options,
             replies: &replies,
-        })?;
-        Ok(Shown { account, pacing: pacer.to_saved(self.clock.now()) })
+        })
     }
 
     /// Introspection gives a better label for the account where it exists; its failure is no harm.
@@ -141,25 +206,33 @@ impl Auth {
         settings: &ProviderSettings,
         credentials: &[(Placement, Secret)],
         request: &Request,
+        gate: &dyn Turnstile,
     ) -> Result<Reply, Failure> {
         let mut tries = 0;
         loop {
             tries += 1;
+            gate.pass(request).await?;
             self.take_egress_permits(provider, settings, request).await?;
             let sent = tokio::time::timeout(
                 QUESTION_MAX,
                 self.http.send(&settings.api_base, request, credentials, self.clock.as_ref()),
             );
             let (failure, wait) = match sent.await {
-                Ok(Ok(reply)) => match provider.judge(request, &reply) {
-                    Verdict::Accept => return Ok(reply),
-                    verdict => {
-                        let (failure, wait) = self.judged(provider, verdict)?;
-                        let asked = reply.header("retry-after");
-                        let asked = asked.and_then(|text| retry::parse_retry_after(text, self.clock.now()));
-                        (failure, asked.or(wait))
+                Ok(Ok(reply)) => {
+                    gate.answered(request, &reply);
+                    let asked = reply.header("retry-after");
+                    let asked = asked.and_then(|text| retry::parse_retry_after(text, self.clock.now()));
+                    match provider.judge(request, &reply) {
+                        Verdict::Accept => return Ok(reply),
+                        verdict => {
+                            if let Verdict::Throttled { bucket, wait_ms } = verdict {
+                                gate.refused(bucket, asked.or(wait_ms.map(Duration::from_millis)));
+                            }
+                            let (failure, wait) = self.judged(provider, verdict)?;
+                            (failure, asked.or(wait))
+                        }
                     }
-                },
+                }
                 Ok(Err(error)) => (Failure::new(error.kind, in_words(provider, &error.message)), None),
                 Err(_) => (Failure::transient(in_words(provider, "no answer in time")), None),
             };

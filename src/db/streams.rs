@@ -90,6 +90,9 @@ pub struct WalkRow {
     /// Turns in a row in which it failed.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
+    /// Turns in a row that 401 has ended although the token was good.
+    #[diesel(sql_type = Integer)]
+    pub refusals: i32,
 }
 
 /// Makes sure that every stream of the provider has its rows, and draws the number of a new turn.
@@ -158,7 +161,7 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts, ahead_ms, failures
+                mass_delete_allowed, restarts, ahead_ms, failures, refusals
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -285,7 +288,8 @@ pub fn save_page(
     .bind::<Nullable<Float>, _>(effect.progress)
     .execute(connection)?;
     diesel::sql_query(
-        "UPDATE walks SET position = $4 WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+        "UPDATE walks SET position = $4, refusals = 0
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
@@ -297,16 +301,44 @@ pub fn save_page(
 
 /// Notes ids that a sweeping walk has met.
 pub fn meet(connection: &mut PgConnection, key: StreamKey, mode: Mode, ids: &[&str]) -> Result<(), DbError> {
+    note_seen(connection, key, mode, ids, false)
+}
+
+/// Notes ids that a sweeping walk has not met, and of which nothing is proven.
+pub fn leave(connection: &mut PgConnection, key: StreamKey, mode: Mode, ids: &[&str]) -> Result<(), DbError> {
+    note_seen(connection, key, mode, ids, true)
+}
+
+fn note_seen(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    mode: Mode,
+    ids: &[&str],
+    unproven: bool,
+) -> Result<(), DbError> {
     diesel::sql_query(
-        "INSERT INTO walk_seen (connection_id, stream, partition, mode, record_id)
-         SELECT $1, $2, '', $3, unnest($4) ON CONFLICT DO NOTHING",
+        "INSERT INTO walk_seen (connection_id, stream, partition, mode, record_id, unproven)
+         SELECT $1, $2, '', $3, unnest($4), $5 ON CONFLICT DO NOTHING",
     )
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<Text, _>(mode.as_str())
     .bind::<Array<Text>, _>(ids)
+    .bind::<Bool, _>(unproven)
     .execute(connection)?;
     Ok(())
+}
+
+/// The ids of which an open walk has proven nothing.
+pub fn unproven(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<Vec<String>, DbError> {
+    let query = diesel::sql_query(
+        "SELECT record_id AS value FROM walk_seen
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3 AND unproven ORDER BY 1",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str());
+    rows::values::<Text, String, _>(connection, query)
 }
 
 fn forget_met(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<(), DbError> {
@@ -364,7 +396,7 @@ pub fn close_walk(
     diesel::sql_query(
         "UPDATE walks
          SET closed_at = $6, closed_started_at = started_at, started_at = NULL, from_time = NULL, position = NULL,
-             failures = 0,
+             failures = 0, refusals = 0,
              covered_to = CASE WHEN mode = 'incremental' AND closed_at IS NULL THEN $4 ELSE greatest(covered_to, $4) END, due_at = CASE WHEN $5 IS NOT NULL AND EXISTS (
                  SELECT FROM requests r WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
                    AND r.applied_at > walks.started_at) THEN $6 ELSE $5 END, sweeping = false,
@@ -420,10 +452,10 @@ pub fn close_walk(
     Ok(StreamWrite::of(owned))
 }
 
-/// Ends a walk that has not read all of what it had to. It moves no watermark.
+/// Ends a walk that has not read all of what it had to. It moves no watermark, and what an admin has allowed it is over.
 pub fn end_walk(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<(), DbError> {
     diesel::sql_query(
-        "UPDATE walks SET started_at = NULL, from_time = NULL, position = NULL
+        "UPDATE walks SET started_at = NULL, from_time = NULL, position = NULL, mass_delete_allowed = false
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -466,6 +498,8 @@ pub struct Setback {
     pub not_before: Option<DateTime<Utc>>,
     /// Nothing of the stream is tried before; otherwise only the walk that failed waits.
     pub whole_stream: bool,
+    /// 401, although the token is good.
+    pub refused: bool,
 }
 
 /// Writes a setback down. One that passes by itself does not lift what holds the stream until a walk has proved
@@ -496,13 +530,14 @@ pub fn set_back(
     .execute(connection)?;
     if let (Some(mode), 1) = (mode, owned) {
         diesel::sql_query(
-            "UPDATE walks SET failures = failures + 1, due_at = coalesce($4, due_at)
+            "UPDATE walks SET failures = failures + 1, refusals = refusals + $5::int, due_at = coalesce($4, due_at)
              WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
         )
         .bind::<BigInt, _>(key.connection.0)
         .bind::<Text, _>(key.stream)
         .bind::<Text, _>(mode.as_str())
         .bind::<Nullable<Timestamptz>, _>(setback.not_before)
+        .bind::<Bool, _>(setback.refused)
         .execute(connection)?;
     }
     Ok(StreamWrite::of(owned))

@@ -104,6 +104,13 @@ pub trait Provider: Send + Sync + 'static {
         self.probe(cx, ids)
     }
 
+    /// Where else a record may be that is not at `place`, such as the account's other locations: it is gone when it is at
+    /// none of them.
+    fn elsewhere(&self, cx: &StepContext<'_>, place: Option<&str>) -> Vec<String> {
+        let _ = (cx, place);
+        Vec::new()
+    }
+
     /// What the reply to a [`Provider::probe`] for `ids` shows of each of them, in their order. Replies that
     /// [`Provider::judge`] accepts arrive here; a 404 that is an answer has to be accepted.
     fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {

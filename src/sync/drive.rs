@@ -4,7 +4,6 @@
 //! them stands a short queue, so that memory does not grow with the account; what has gathered in it is written in one
 //! transaction.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,19 +14,19 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::commit::{self, Ready, Source};
-use super::probe::{Probed, asks_by_id, probe};
+use super::confirm::{self, Confirmed};
 use super::send::{Halt, Sender, Tally};
 use super::suspicion::{self, Advance};
 use super::watermark;
 use crate::config::SyncSettings;
 use crate::db::streams::{Closing, StreamKey, StreamWrite, WalkRow};
 use crate::db::sync_runs::Counts;
-use crate::db::{Db, DbError, PgConnection, mirror, streams, sync_runs, turns};
+use crate::db::{Db, DbError, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::measure;
 use crate::domain::record::{Deletion, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
-use crate::domain::step::{Facts, Options, Page, Params, Position, Presence, Step, StepContext, Walk};
+use crate::domain::step::{Facts, Options, Params, Position, Step, StepContext, Walk};
 use crate::domain::time::delta;
 
 /// Pages that wait to be written, and pages that go into one transaction.
@@ -60,26 +59,26 @@ pub struct Drive<'a> {
 
 /// What a walk has fetched besides its pages.
 #[derive(Default)]
-struct Fetched {
+pub(super) struct Fetched {
     /// The ids that a snapshot has met.
-    met: Vec<String>,
+    pub(super) met: Vec<String>,
     /// Records and deletions that pages have brought.
     read: usize,
     /// Why not all of what it had to cover could be read.
-    lost: Option<String>,
+    pub(super) lost: Option<String>,
 }
 
 /// A walk that is open.
-struct Open {
-    source: Source,
-    walk: Walk,
+pub(super) struct Open {
+    pub(super) source: Source,
+    pub(super) walk: Walk,
     start: Position,
-    mass_delete_allowed: bool,
+    pub(super) mass_delete_allowed: bool,
     /// How often the walk has started again.
     restarts: i32,
     /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
     ahead_ms: i64,
-    deadline: Instant,
+    pub(super) deadline: Instant,
 }
 
 impl Drive<'_> {
@@ -192,7 +191,8 @@ impl Drive<'_> {
                 self.doubt(open, read).await?;
                 self.recover(open, tally, counts).await?;
                 let closed = match self.confirm(open, met, tally, counts).await {
-                    Ok(met) => self.close(open, &met, tally, counts).await,
+                    Ok(Confirmed { unproven: Some(why), .. }) => self.close_partly(open, why).await,
+                    Ok(Confirmed { met, unproven: None }) => self.close(open, &met, tally, counts).await,
                     Err(halt) => Err(halt),
                 };
                 if let Err(Halt::Failed(Failure { kind: FailureKind::Held, .. })) = closed {
@@ -216,7 +216,7 @@ impl Drive<'_> {
         let living = living.await.map_err(halt)?;
         if suspicion::is_empty_where_many_were(read, living) {
             let living = usize::try_from(living).unwrap_or(0);
-            return Err(Halt::Failed(brake_holds(&open.source, living, living)));
+            return Err(Halt::Failed(confirm::brake_holds(&open.source, living, living)));
         }
         Ok(())
     }
@@ -264,7 +264,7 @@ impl Drive<'_> {
         }
     }
 
-    fn context<'a>(&'a self, open: &'a Open) -> StepContext<'a> {
+    pub(super) fn context<'a>(&'a self, open: &'a Open) -> StepContext<'a> {
         StepContext {
             stream: open.source.spec,
             walk: &open.walk,
@@ -332,7 +332,7 @@ impl Drive<'_> {
     }
 
     /// Writes what was asked for beside the walk's own pages.
-    async fn write_aside(
+    pub(super) async fn write_aside(
         &self,
         source: Source,
         page: Ready,
@@ -352,102 +352,8 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Looks once more for what a walk over everything has not met: a list that moves while it is read may have hidden
-    /// it, and one that is short may have been empty by mistake. Returns the ids that a snapshot has met by then.
-    async fn confirm(
-        &self,
-        open: &Open,
-        met: Vec<String>,
-        tally: &Tally,
-        counts: &mut Counts,
-    ) -> Result<Vec<String>, Halt> {
-        let source = open.source;
-        let snapshot = source.mode == Mode::Snapshot;
-        let asks = asks_by_id(self.sender.provider, &self.context(open));
-        if !(snapshot || source.sweeping && asks) {
-            return Ok(met);
-        }
-        let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
-        let known = met.clone();
-        let unmet =
-            self.db.run(move |connection| unmet(connection, &source, &known, started_at, allowed)).await;
-        let unmet = unmet.map_err(halt)??;
-        if unmet.is_empty() {
-            return Ok(met);
-        }
-        let found = if asks {
-            self.ask_for(open, unmet, tally, counts).await?
-        } else {
-            self.read_again(open, tally, counts).await?
-        };
-        Ok(met.into_iter().chain(found).collect())
-    }
-
-    /// Asks for each of these records by its id, and returns those of which the provider does not say that they are gone.
-    async fn ask_for(
-        &self,
-        open: &Open,
-        unmet: Vec<String>,
-        tally: &Tally,
-        counts: &mut Counts,
-    ) -> Result<Vec<String>, Halt> {
-        let source = open.source;
-        // The walk may have learned how to ask.
-        let known = self.db.run(move |connection| turns::facts(connection, source.key.connection));
-        let mut facts = known.await.map_err(halt)?;
-        let mut left = Vec::new();
-        for (place, ids) in self.by_place(&self.context(open), &source, unmet).await? {
-            let mut rest = ids.as_slice();
-            while !rest.is_empty() {
-                let cx = StepContext { facts: &facts, ..self.context(open) };
-                let asked = probe(self.sender, &cx, place.as_deref(), rest, open.deadline, tally).await?;
-                let (ids, page) = match asked {
-                    Some(probed) => {
-                        facts.extend(probed.learned.clone());
-                        let ids = &rest[..probed.taken];
-                        (ids, shown_page(ids, probed))
-                    }
-                    None => (rest, Page { met: rest.to_vec(), ..Page::default() }),
-                };
-                left.extend(page.met.iter().cloned());
-                self.write_aside(source, Ready::of(source.spec, page), tally, counts).await?;
-                rest = &rest[ids.len()..];
-            }
-        }
-        Ok(left)
-    }
-
-    /// The ids by where their rows are, for requests that have to say it.
-    async fn by_place(
-        &self,
-        cx: &StepContext<'_>,
-        source: &Source,
-        ids: Vec<String>,
-    ) -> Result<BTreeMap<Option<String>, Vec<String>>, Halt> {
-        let Some(column) = self.sender.provider.place_column(cx) else {
-            return Ok(BTreeMap::from([(None, ids)]));
-        };
-        let (spec, of, asked) = (source.spec, source.key.connection, ids.clone());
-        let places = self.db.run(move |connection| mirror::places(connection, spec, of, column, &asked));
-        let mut places = places.await.map_err(halt)?;
-        let mut by_place: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
-        for id in ids {
-            by_place.entry(places.remove(&id).flatten()).or_default().push(id);
-        }
-        Ok(by_place)
-    }
-
-    /// Reads a short list once more, and returns the ids that it shows.
-    async fn read_again(&self, open: &Open, tally: &Tally, counts: &mut Counts) -> Result<Vec<String>, Halt> {
-        let fetched = self.fetch_aside(open, Position::start(), tally, counts).await?;
-        match fetched.lost {
-            Some(why) => Err(Halt::Failed(Failure::transient(why))),
-            None => Ok(fetched.met),
-        }
-    }
-
     /// Walks beside the walk, and writes what that brings.
-    async fn fetch_aside(
+    pub(super) async fn fetch_aside(
         &self,
         open: &Open,
         start: Position,
@@ -511,10 +417,10 @@ impl Drive<'_> {
             if streams::lock(connection, source.key)? == StreamWrite::Lost {
                 return Ok(Err(Halt::Lost));
             }
-            let gone = match unmet(connection, &source, &met, started_at, allowed)? {
-                Ok(gone) => gone,
-                Err(halt) => return Ok(Err(halt)),
-            };
+            let gone = confirm::unmet(connection, &source, &met, started_at)?;
+            if let Some(holds) = confirm::brake(connection, &source, gone.len(), allowed)? {
+                return Ok(Err(Halt::Failed(holds)));
+            }
             let proven = gone.into_iter().map(|id| absent(id, started_at)).collect();
             commit::bury(connection, &source, proven, &mut so_far)?;
             // The first lower bound of changes was set before anything was known of the provider's clock.
@@ -573,7 +479,7 @@ impl Drive<'_> {
             Err(Halt::TurnOver { .. } | Halt::Stopped) => ("yielded", None),
             Err(Halt::Restart(why)) => ("yielded", Some(format!("the walk starts again: {why}"))),
             Err(Halt::Lost) => ("lost", None),
-            Err(Halt::Partial { why, .. }) => ("failed", Some(why.clone())),
+            Err(Halt::Partial { why, .. } | Halt::Refused(why)) => ("failed", Some(why.clone())),
             Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
         };
         let counts = with_requests(counts, tally);
@@ -657,57 +563,6 @@ fn is_sweeping(row: &WalkRow, mode: Mode) -> bool {
     mode == Mode::Sweep || (row.sweeping && mode == Mode::Backfill)
 }
 
-/// Rows that a walk which reads everything has not met, unless the brake holds.
-fn unmet(
-    connection: &mut PgConnection,
-    source: &Source,
-    met: &[String],
-    started_at: DateTime<Utc>,
-    allowed: bool,
-) -> Result<Result<Vec<String>, Halt>, DbError> {
-    let (spec, of) = (source.spec, source.key.connection);
-    let gone = match source.mode {
-        Mode::Snapshot => mirror::living_but(connection, spec, of, met, started_at)?,
-        mode if source.sweeping => mirror::living_unmet(connection, spec, of, mode, started_at)?,
-        _ => Vec::new(),
-    };
-    let living = mirror_size(connection, source, gone.len())?;
-    if allowed || watermark::brake_lets_pass(gone.len(), living) {
-        return Ok(Ok(gone));
-    }
-    Ok(Err(Halt::Failed(brake_holds(source, gone.len(), living))))
-}
-
-/// What probes have shown, as a page.
-fn shown_page(ids: &[String], probed: Probed) -> Page {
-    let Probed { shown, sent_at, learned, .. } = probed;
-    let mut page = Page { facts: learned, ..Page::default() };
-    for (id, presence) in ids.iter().zip(shown) {
-        match presence {
-            Presence::Gone { evidence } => page.tombstones.push(Tombstone {
-                id: id.clone(),
-                deletion: Deletion { at: sent_at, told: false, evidence },
-                merged_into: None,
-                sent_at,
-            }),
-            Presence::Here(record) => {
-                page.met.push(id.clone());
-                page.records.extend(record.map(|record| *record));
-            }
-            Presence::Unknown => page.met.push(id.clone()),
-        }
-    }
-    page
-}
-
-fn mirror_size(connection: &mut PgConnection, source: &Source, gone: usize) -> Result<usize, DbError> {
-    if gone == 0 {
-        return Ok(0);
-    }
-    let living = mirror::living(connection, source.spec, source.key.connection)?;
-    Ok(usize::try_from(living).unwrap_or(0))
-}
-
 fn with_requests(counts: Counts, tally: &Tally) -> Counts {
     Counts {
         requests: tally.requests.load(Ordering::Relaxed),
@@ -720,17 +575,6 @@ fn absent(id: String, started_at: DateTime<Utc>) -> Tombstone {
     let evidence = format!("absent from a complete read that began at {}", started_at.to_rfc3339());
     let deletion = Deletion { at: started_at, told: false, evidence };
     Tombstone { id, deletion, merged_into: None, sent_at: started_at }
-}
-
-fn brake_holds(source: &Source, gone: usize, living: usize) -> Failure {
-    Failure::new(
-        FailureKind::Held,
-        format!(
-            "{gone} of {living} rows of `{}` are no longer listed; nothing was marked as gone. If that is right, run \
-             `fieldmirror enqueue --resync {} --stream {} --full --allow-mass-delete`",
-            source.spec.name, source.key.connection, source.spec.name
-        ),
-    )
 }
 
 fn watermark_in_future(key: StreamKey, covered_to: DateTime<Utc>) -> Failure {

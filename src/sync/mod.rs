@@ -4,6 +4,7 @@
 //! do. It holds no database connection while it waits. What it leaves is due again at once.
 
 pub mod commit;
+mod confirm;
 pub mod drift;
 pub mod drive;
 pub mod extract;
@@ -47,6 +48,7 @@ use crate::providers::{self, Provider};
 use drive::Drive;
 use plan::{StreamPlan, WalkState, Wave};
 use send::{Egress, Halt, Sender};
+use setback::Before;
 
 /// What turns are made of.
 #[derive(Clone)]
@@ -249,13 +251,15 @@ impl Engine {
 
     async fn record(&self, turn: &Turn, key: StreamKey, mode: Option<Mode>, result: Result<(), Halt>) {
         let stream = key.stream;
-        let failures = match mode.and_then(|mode| turn.walk(stream, mode)) {
-            Some(walk) => walk.failures,
-            None => turn.streams.iter().find(|row| row.stream == stream).map_or(0, |row| row.failures),
+        let before = if let Some(walk) = mode.and_then(|mode| turn.walk(stream, mode)) {
+            Before { failures: walk.failures, refusals: walk.refusals }
+        } else {
+            let row = turn.streams.iter().find(|row| row.stream == stream);
+            Before { failures: row.map_or(0, |row| row.failures), refusals: 0 }
         };
         let (now, chance) = (self.clock.now(), chance::share());
         let record = move |connection: &mut PgConnection| {
-            setback::record(connection, key, mode, &result, failures, now, chance)
+            setback::record(connection, key, mode, &result, before, now, chance)
         };
         let recorded = self.db.transaction(record).await;
         if let Err(error) = recorded {

@@ -194,6 +194,7 @@ mod tests {
             restarts: 0,
             ahead_ms: 0,
             failures: 0,
+            refusals: 0,
         }
     }
 

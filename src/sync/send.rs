@@ -6,12 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::auth::doubt::Doubt;
+use crate::auth::proof::Turnstile;
 use crate::auth::{Access, Auth};
 use crate::db::Db;
 use crate::db::rate_budget::{self, Lease};
@@ -31,6 +33,9 @@ const TRIES_MAX: u32 = 5;
 /// The first pause after passing trouble, and the longest.
 const PAUSE_BASE: Duration = Duration::from_millis(400);
 const PAUSE_CAP: Duration = Duration::from_secs(15);
+
+/// How long it counts that a token is fresh, or that the provider takes it.
+const DOUBT_SETTLED_MAX: Duration = Duration::from_secs(30);
 
 /// How long a token is used without asking whether there is a newer one: a request in hundreds pays for the question.
 const ACCESS_KEPT_MAX: Duration = Duration::from_secs(2);
@@ -53,6 +58,8 @@ pub enum Halt {
         why: String,
         due_at: DateTime<Utc>,
     },
+    /// A credential that is good was refused all the same: passing trouble, unless it stays.
+    Refused(String),
     Failed(Failure),
 }
 
@@ -73,13 +80,51 @@ pub struct Egress<'a> {
     pub buckets: Vec<BucketSpec>,
 }
 
-/// What a turn knows of tokens that were refused.
+/// What a turn knows of tokens that were refused, by their generations.
 #[derive(Debug, Default)]
 pub struct Doubts {
     /// The one that took the place of a refused one.
-    fresh: Option<i64>,
+    fresh: Option<(i64, Instant)>,
     /// The one that the provider takes all the same.
-    good: Option<i64>,
+    good: Option<(i64, Instant)>,
+}
+
+/// Whether what was found out of a token still counts: it may have ended since.
+fn counts(known: Option<(i64, Instant)>, generation: i64) -> bool {
+    known.is_some_and(|(of, since)| of == generation && since.elapsed() < DOUBT_SETTLED_MAX)
+}
+
+/// The limits that a turn keeps, for questions about its credential.
+struct Gate<'a> {
+    sender: &'a Sender<'a>,
+    deadline: Instant,
+    tally: &'a Tally,
+    /// Why a question did not leave.
+    halted: Mutex<Option<Halt>>,
+}
+
+impl Turnstile for Gate<'_> {
+    fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            if let Err(halt) = self.sender.wait_for_account(request, self.deadline).await {
+                *lock(&self.halted) = Some(halt);
+                return Err(Failure::transient("the turn is over before the provider could be asked"));
+            }
+            self.tally.requests.fetch_add(1, Ordering::Relaxed);
+            measure::request(self.sender.provider.spec().name, request.buckets);
+            Ok(())
+        })
+    }
+
+    fn answered(&self, request: &Request, reply: &Reply) {
+        self.sender.observe(request, reply, self.tally);
+    }
+
+    fn refused(&self, bucket: &'static str, wait: Option<Duration>) {
+        self.tally.throttled.fetch_add(1, Ordering::Relaxed);
+        measure::refusal(self.sender.provider.spec().name, bucket);
+        self.sender.lock_pacer().refused(self.sender.pacing_now(), bucket, wait);
+    }
 }
 
 /// Sends for one connection.
@@ -148,9 +193,10 @@ impl Sender<'_> {
                             continue;
                         }
                         Verdict::RefreshToken => {
-                            refusals = self.refused_with_401(request, &access, refusals).await?;
+                            refusals =
+                                self.refused_with_401(request, &access, refusals, deadline, tally).await?;
                             if tries >= TRIES_MAX {
-                                return Err(Halt::Failed(self.unauthorised(request, FailureKind::Transient)));
+                                return Err(Halt::Refused(self.unauthorised(request)));
                             }
                             continue;
                         }
@@ -199,21 +245,36 @@ impl Sender<'_> {
     }
 
     /// What follows from a 401 after so many others: another token; if the provider refuses that as well, the question
-    /// whether it takes it at all; and if it does, one more try, after which it is the request that is not allowed.
+    /// whether it takes it at all; and if it does, one more try, after which it is the request that is refused.
     /// Returns how many refusals there are now.
-    async fn refused_with_401(&self, request: &Request, access: &Access, before: u32) -> Result<u32, Halt> {
+    async fn refused_with_401(
+        &self,
+        request: &Request,
+        access: &Access,
+        before: u32,
+        deadline: Instant,
+        tally: &Tally,
+    ) -> Result<u32, Halt> {
         if before > 1 {
-            return Err(Halt::Failed(self.unauthorised(request, FailureKind::Forbidden { scope: None })));
+            return Err(Halt::Refused(self.unauthorised(request)));
         }
         // Requests that are refused side by side lead to one new token and one question.
         let mut doubts = self.doubts.lock().await;
-        if before == 0 && doubts.fresh != Some(access.generation) {
-            doubts.fresh = Some(self.replace(access).await?);
+        if before == 0 && !counts(doubts.fresh, access.generation) {
+            let generation = self.replace(access).await?;
+            doubts.fresh = Some((generation, Instant::now()));
+            // A key that is returned again has been asked about.
+            doubts.good = doubts.fresh.filter(|_| generation == access.generation).or(doubts.good);
             return Ok(1);
         }
-        if doubts.good != Some(access.generation) {
-            match self.auth.doubt(self.connection, access).await.map_err(Halt::Failed)? {
-                Doubt::Unfounded => doubts.good = Some(access.generation),
+        if !counts(doubts.good, access.generation) {
+            let gate = Gate { sender: self, deadline, tally, halted: Mutex::default() };
+            let doubt = self.auth.doubt(self.connection, access, &gate).await;
+            if let Some(halt) = lock(&gate.halted).take() {
+                return Err(halt);
+            }
+            match doubt.map_err(Halt::Failed)? {
+                Doubt::Unfounded => doubts.good = Some((access.generation, Instant::now())),
                 Doubt::Replaced => {
                     *lock(&self.access) = None;
                     return Ok(1);
@@ -224,6 +285,12 @@ impl Sender<'_> {
     }
 
     async fn wait_for_permits(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
+        self.wait_for_account(request, deadline).await?;
+        self.lease(request, deadline).await
+    }
+
+    /// Waits for the account's own limits.
+    async fn wait_for_account(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
         loop {
             if self.stop.is_cancelled() {
                 return Err(Halt::Stopped);
@@ -233,7 +300,7 @@ impl Sender<'_> {
             }
             let taken = self.lock_pacer().take(self.pacing_now(), request.buckets, request.points);
             match taken {
-                Ok(()) => return self.lease(request, deadline).await,
+                Ok(()) => return Ok(()),
                 Err(wait) => self.sleep(wait, deadline).await?,
             }
         }
@@ -330,14 +397,13 @@ impl Sender<'_> {
     }
 
     /// Refreshing once more would not help, and a token endpoint that is asked again and again only makes it worse.
-    fn unauthorised(&self, request: &Request, kind: FailureKind) -> Failure {
+    fn unauthorised(&self, request: &Request) -> String {
         let title = self.provider.spec().title;
-        let text = format!(
+        format!(
             "{title} answers `{}` with 401 although the credential is fresh and good for other requests: it may not be \
              allowed to read this",
             request.purpose
-        );
-        Failure::new(kind, text)
+        )
     }
 
     /// The wall clock as it was when the turn began, and what has passed since: a clock that is set meanwhile neither

@@ -20,22 +20,35 @@ const STALLED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_ho
 const HELD_BACKFILL: Duration = Duration::from_hours(24);
 /// How often a stream that is not allowed is looked at again.
 const FORBIDDEN: Duration = Duration::from_hours(24);
+/// Turns in a row that 401 has to end, although the token is good, before the stream counts as not allowed: a provider in
+/// trouble answers it as well.
+const REFUSALS_MAX: u32 = 3;
 /// A wait for permits that is longer than this shows as `backing_off`; shorter ones are the usual pace.
 const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
 /// The pause after a 429 that names no end.
 const THROTTLED: Duration = Duration::from_secs(10);
 
-/// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun, and
-/// `failures` how many turns in a row it had failed before; `chance`, from 0 to 1, says where in its span a pause ends.
+/// How the turns before have ended for a walk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Before {
+    /// How many in a row have failed.
+    pub failures: i32,
+    /// How many in a row were refused with 401 although the token was good.
+    pub refusals: i32,
+}
+
+/// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun; `chance`, from 0 to 1, says where in its span a pause ends.
 pub fn record(
     connection: &mut PgConnection,
     key: StreamKey,
     mode: Option<Mode>,
     result: &Result<(), Halt>,
-    failures: i32,
+    before: Before,
     now: DateTime<Utc>,
     chance: f64,
 ) -> Result<(), DbError> {
+    let count = |number: i32| u32::try_from(number).unwrap_or(0);
+    let failures = count(before.failures);
     let _owned = match result {
         Ok(()) => streams::settle(connection, key)?,
         Err(Halt::TurnOver { until: Some(until) }) => {
@@ -47,8 +60,14 @@ pub fn record(
         Err(Halt::Partial { why, due_at }) => {
             streams::set_back(connection, key, mode, &partial(why, *due_at))?
         }
+        Err(Halt::Refused(why)) => {
+            let stays = count(before.refusals) + 1 >= REFUSALS_MAX;
+            let kind = if stays { FailureKind::Forbidden { scope: None } } else { FailureKind::Transient };
+            let failure = Failure::new(kind, why.clone());
+            let setback = Setback { refused: true, ..setback(&failure, mode, failures, now, chance) };
+            streams::set_back(connection, key, mode, &setback)?
+        }
         Err(Halt::Failed(failure)) => {
-            let failures = u32::try_from(failures).unwrap_or(0);
             streams::set_back(connection, key, mode, &setback(failure, mode, failures, now, chance))?
         }
     };
@@ -64,6 +83,7 @@ fn partial(why: &str, due_at: DateTime<Utc>) -> Setback {
         last_error: Some(why.to_owned()),
         not_before: Some(due_at),
         whole_stream: false,
+        refused: false,
     }
 }
 
@@ -98,6 +118,7 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
         last_error: Some(failure.message.clone()),
         not_before: Some(not_before),
         whole_stream,
+        refused: false,
     }
 }
 

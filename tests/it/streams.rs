@@ -266,6 +266,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
             last_error: None,
             not_before: Some(at(900)),
             whole_stream: true,
+            refused: false,
         };
         assert_eq!(streams::set_back(connection, key, Some(Mode::Backfill), &setback)?, lost);
         assert_eq!(streams::postpone(connection, key, at(900), true)?, lost);
@@ -422,6 +423,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
             last_error: Some(kind.to_owned()),
             not_before: None,
             whole_stream: true,
+            refused: false,
         };
         let stands = |connection: &mut PgConnection| {
             let row = "SELECT concat_ws(' ', state, failure_kind, stalled_reason, last_error) AS value

@@ -8,6 +8,7 @@ use diesel::connection::SimpleConnection as _;
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::{rows, streams};
 use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
+use fieldmirror::sandbox::servicetitan::TENANT_FIRST;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,6 +19,19 @@ use crate::simulation::worlds::{Standing, world};
 const RECORDS: usize = 40;
 const PATIENCE: Duration = Duration::from_hours(3);
 
+/// An account of so many records.
+async fn rig_of(
+    ground: &Ground,
+    provider: &'static str,
+    records: usize,
+    settings: &[(&'static str, &str)],
+) -> Rig {
+    let settings = settings.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+    let (skew, search_lag, feed_page) = (TimeDelta::zero(), Duration::ZERO, 5);
+    let setup = Setup { provider, seed: 1, records, skew, search_lag, feed_page, settings };
+    Rig::new(ground, setup).await
+}
+
 async fn rig(ground: &Ground, provider: &'static str) -> Rig {
     let page_size = match provider {
         "hubspot" => "providers.hubspot.page_size",
@@ -26,10 +40,7 @@ async fn rig(ground: &Ground, provider: &'static str) -> Rig {
         "servicetitan" => "providers.servicetitan.page_size",
         _ => "providers.housecallpro.page_size",
     };
-    let settings = vec![(page_size, "5".to_owned()), ("sync.turn_limit", "1s".to_owned())];
-    let (skew, search_lag, feed_page) = (TimeDelta::zero(), Duration::ZERO, 5);
-    let setup = Setup { provider, seed: 1, records: RECORDS, skew, search_lag, feed_page, settings };
-    Rig::new(ground, setup).await
+    rig_of(ground, provider, RECORDS, &[(page_size, "5"), ("sync.turn_limit", "1s")]).await
 }
 
 fn faults(rig: &Rig, texts: &[&str]) {
@@ -365,5 +376,192 @@ async fn a_turn_that_is_overtaken_writes_nothing_more() {
         );
         let lost = lost.await["runs"].as_i64().unwrap_or_default();
         assert!(lost > 0, "{provider}, {fault:?}: {lost} runs were overtaken");
+    }
+}
+
+/// What was swept of a stream, and what is said of it.
+async fn swept(rig: &Rig, stream: &str) -> Value {
+    let swept = format!(
+        "SELECT swept_to, state, stalled_reason FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
+    );
+    row(rig, &swept).await
+}
+
+/// How many living rows of a table hold that.
+async fn living(rig: &Rig, table: &str, what: &str) -> i64 {
+    let count = format!(
+        "SELECT count(*) AS rows FROM mirror.{table} WHERE connection_id = {{}} AND deleted_at IS NULL AND {what}"
+    );
+    row(rig, &count).await["rows"].as_i64().expect("a number")
+}
+
+/// The settings name these booking providers from now on.
+fn name_providers(rig: &mut Rig, ids: &[&str]) {
+    let mut settings = (*rig.engine.settings).clone();
+    let of = settings.providers.get_mut("servicetitan").expect("it has settings");
+    of.extra.insert("booking_provider_ids".to_owned(), json!(ids));
+    rig.engine.settings = settings.into();
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_cannot_be_asked_for_hold_nothing_but_the_sweep() {
+    let ground = Ground::new();
+    let named = [("providers.servicetitan.booking_provider_ids", "[\"71\", \"72\"]")];
+    let mut rig = rig_of(&ground, "servicetitan", 160, &named).await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let (table, here, there) =
+        ("servicetitan_bookings", "booking_provider_id = '71'", "booking_provider_id = '72'");
+    let (of_one, of_other) = (living(&rig, table, here).await, living(&rig, table, there).await);
+    assert!(of_other > 10, "more than the brake lets pass: {of_other}");
+    only(&rig, "bookings", "sweep").await;
+    assert_eq!(run_of(&rig, "bookings", "sweep").await["outcome"], "closed");
+    let before = swept(&rig, "bookings").await;
+
+    let one = "SELECT min(id) AS id FROM mirror.servicetitan_bookings WHERE booking_provider_id = '71'";
+    let one: u64 = row(&rig, one).await["id"].as_str().expect("an id").parse().expect("a number");
+    let removed = json!({"do": "remove", "kind": "bookings", "id": one});
+    let removed = serde_json::from_value(removed).expect("a change");
+    rig.sandbox.servicetitan().change(TENANT_FIRST, &removed).expect("it is removed");
+    name_providers(&mut rig, &["71"]);
+    only(&rig, "bookings", "sweep").await;
+    let run = run_of(&rig, "bookings", "sweep").await;
+    let (said, after) = (run["error"].as_str().unwrap_or_default(), swept(&rig, "bookings").await);
+    assert!(
+        run["outcome"] == "failed" && said.contains("`booking_provider_id`") && said.contains("`72`"),
+        "{run}"
+    );
+    assert!(said.contains(&of_other.to_string()) && !said.contains("--allow-mass-delete"), "{said}");
+    assert_eq!((&after["swept_to"], &after["stalled_reason"]), (&before["swept_to"], &run["error"]));
+    assert_eq!(living(&rig, table, here).await, of_one - 1, "what can be asked for is proven");
+    assert_eq!(living(&rig, table, there).await, of_other, "the others stay");
+
+    // Whoever allows deletions allows those that are proven, this once.
+    execute(&rig, "UPDATE fieldmirror.walks SET mass_delete_allowed = true WHERE connection_id = {} AND stream = 'bookings'").await;
+    only(&rig, "bookings", "sweep").await;
+    assert_eq!(run_of(&rig, "bookings", "sweep").await["outcome"], "failed");
+    assert_eq!(living(&rig, table, there).await, of_other);
+    let allowed = "SELECT mass_delete_allowed FROM fieldmirror.walks WHERE connection_id = {} AND (stream, mode) = ('bookings', 'sweep')";
+    assert_eq!(row(&rig, allowed).await["mass_delete_allowed"], false);
+
+    name_providers(&mut rig, &["71", "72"]);
+    only(&rig, "bookings", "sweep").await;
+    assert_eq!(run_of(&rig, "bookings", "sweep").await["outcome"], "closed");
+    let after = swept(&rig, "bookings").await;
+    assert!(
+        after["stalled_reason"].is_null() && after["swept_to"].as_str() > before["swept_to"].as_str(),
+        "{after}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_gone_when_no_location_has_it() {
+    let ground = Ground::new();
+    let slow = [("sync.turn_limit", "2s"), ("providers.housecallpro.requests_per_minute", "60")];
+    let rig = rig_of(&ground, "housecallpro", 90, &slow).await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let of = rig.sandbox.housecallpro();
+    let account = of.account_ids().remove(0);
+    let change = |change: Value| {
+        let change = serde_json::from_value(change).expect("a change");
+        of.change(&account, &change).expect("it is done");
+    };
+    let own =
+        |line: &Value| line["kind"] == "jobs" && line["state"] == "listed" && line["company_id"] == *account;
+    let jobs = of.truth(&account).expect("the account is there").into_iter().filter(own);
+    let jobs: Vec<String> =
+        jobs.map(|line| line["record"]["id"].as_str().expect("an id").to_owned()).collect();
+    let north = of.locations(&account).remove(0);
+    let (moved, placeless, gone, lost) = (&jobs[0], &jobs[1], &jobs[2], &jobs[3..16]);
+    for id in &jobs[..16] {
+        change(json!({"do": "delete", "id": id, "left": if id == gone { "nothing" } else { "record" }}));
+    }
+    for id in [moved, placeless] {
+        change(json!({"do": "move", "id": id, "location": north}));
+    }
+    let places = format!(
+        "UPDATE mirror.housecallpro_jobs SET company_id = NULL WHERE connection_id = {{}} AND id = '{placeless}';
+         UPDATE mirror.housecallpro_jobs SET company_id = 'nowhere' WHERE connection_id = {{}} AND id IN ('{}')",
+        lost.join("', '")
+    );
+    execute(&rig, &places).await;
+    let (table, all) = ("housecallpro_jobs", living(&rig, "housecallpro_jobs", "true").await);
+    let before = swept(&rig, "jobs").await;
+    only(&rig, "jobs", "sweep").await;
+    until(&rig, "it is said", &says("jobs", "nowhere")).await;
+    let after = swept(&rig, "jobs").await;
+    assert!(after["swept_to"] == before["swept_to"] && after["state"] == "stalled", "{before} {after}");
+    let said = after["stalled_reason"].as_str().expect("a reason");
+    assert!(said.contains("13 rows") && said.contains("`company_id`"), "{said}");
+    assert_eq!(living(&rig, table, "true").await, all - 1, "one is gone");
+    let there = format!("company_id = '{north}' AND id IN ('{moved}', '{placeless}')");
+    assert_eq!(living(&rig, table, &there).await, 2, "these are at another location");
+    let evidence = format!(
+        "SELECT deleted_evidence AS why FROM mirror.{table} WHERE connection_id = {{}} AND id = '{gone}'"
+    );
+    let evidence = row(&rig, &evidence).await["why"].clone();
+    assert!(evidence.as_str().is_some_and(|why| why.contains("2 other places")), "{evidence}");
+
+    // Answers that prove nothing are counted over all turns of the walk.
+    let back = format!("UPDATE mirror.{table} SET company_id = '{account}' WHERE company_id = 'nowhere'");
+    execute(&rig, &back).await;
+    for id in lost {
+        change(json!({"do": "restore", "id": id}));
+    }
+    for id in &lost[..7] {
+        change(json!({"do": "delete", "id": id, "left": "record"}));
+    }
+    rig.road.forge(Some(("/id", json!("another"))));
+    only(&rig, "jobs", "sweep").await;
+    until(&rig, "it is said", &says("jobs", "prove nothing")).await;
+    let after = swept(&rig, "jobs").await;
+    let said = after["stalled_reason"].as_str().expect("a reason");
+    // The two that were moved are met by no list, too.
+    assert!(said.contains("9 rows") && after["swept_to"] == before["swept_to"], "{after}");
+    assert_eq!(living(&rig, table, "true").await, all - 1, "none of them is gone");
+    let turns = "SELECT count(*) AS runs FROM fieldmirror.sync_runs WHERE connection_id = {} AND mode = 'sweep' AND outcome = 'yielded'";
+    assert!(row(&rig, turns).await["runs"].as_i64() > Some(2));
+    rig.road.forge(None);
+    only(&rig, "jobs", "sweep").await;
+    let swept = "SELECT stalled_reason IS NULL AND state = 'idle' FROM fieldmirror.stream_state WHERE connection_id = {} AND stream = 'jobs'";
+    until(&rig, "all is well", swept).await;
+}
+
+/// 401 although the token is good: trouble that passes, until it has stayed for some turns.
+#[tokio::test(start_paused = true)]
+async fn a_401_that_passes_turns_no_stream_off() {
+    let ground = Ground::new();
+    for (provider, stream, list) in [
+        ("hubspot", "tickets", "search"),
+        ("jobber", "jobs", "jobs"),
+        ("housecallpro", "customers", "customers"),
+        ("oncehub", "bookings", "bookings"),
+    ] {
+        let rig = rig_of(&ground, provider, RECORDS, &[]).await;
+        until(&rig, "everything has been read once", ALL_READ).await;
+        let state = format!(
+            "SELECT state FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
+        );
+        only(&rig, stream, "incremental").await;
+        faults(&rig, &[&format!("invalid_auth=3x,on:{list}")]);
+        let run = run_of(&rig, stream, "incremental").await;
+        assert_eq!(
+            (&run["outcome"], &row(&rig, &state).await["state"]),
+            (&json!("failed"), &json!("backing_off")),
+            "{provider}: {run}"
+        );
+        let began = tokio::time::Instant::now();
+        until(&rig, "it has passed", ALL_READ).await;
+        assert!(began.elapsed() < Duration::from_mins(5), "{provider}: {:?}", began.elapsed());
+
+        only(&rig, stream, "incremental").await;
+        faults(&rig, &[&format!("invalid_auth=on:{list}")]);
+        run_of(&rig, stream, "incremental").await;
+        assert_eq!(row(&rig, &state).await["state"], "backing_off", "{provider}");
+        let off = format!(
+            "SELECT state = 'forbidden' AND stalled_reason LIKE '%401%' FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
+        );
+        until(&rig, "it is not allowed", &off).await;
+        let connected = "SELECT state FROM fieldmirror.connections WHERE id = {}";
+        assert_eq!(row(&rig, connected).await["state"], "connected", "{provider}");
     }
 }

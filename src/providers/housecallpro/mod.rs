@@ -146,6 +146,10 @@ impl Provider for HousecallPro {
         presence::probe(cx, place, ids)
     }
 
+    fn elsewhere(&self, cx: &StepContext<'_>, place: Option<&str>) -> Vec<String> {
+        presence::elsewhere(cx, place)
+    }
+
     fn probed(&self, cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
         Ok(presence::probed(cx, ids, reply))
     }

@@ -1,6 +1,7 @@
 //! Whether a job or customer that a sweep has not met is gone. Absence alone proves nothing: a list moves while it is read,
 //! and whether it shows jobs that the company has deleted is not documented. So each is asked for by its id, at the
-//! location that its row is of: a header says which location a request is about, and what another has is not found.
+//! location that its row is of: a header says which location a request is about, and what another has is not found. One
+//! that is not there may have moved, so the other locations are asked as well.
 
 use serde_json::Value;
 
@@ -25,8 +26,8 @@ pub(super) fn is_probe(purpose: &str) -> bool {
     matches!(purpose, JOB | CUSTOMER)
 }
 
-/// Asks for one record at its location. One whose location is not known, or is none that is read, is not asked for unless
-/// there is only one.
+/// Asks for one record at its location; at any, where its row names none. One whose location is none that is read is not
+/// asked for.
 pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -> Option<(Request, usize)> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let id = ids.first().filter(|_| can_ask(cx.stream.name))?;
@@ -36,7 +37,7 @@ pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -
     let read = known.to_read(cx.options);
     let location = match place {
         Some(place) => read.get(place),
-        None => read.first().filter(|_| read.len() == 1),
+        None => read.first(),
     }?;
     let mut request = match cx.stream.name {
         streams::JOBS_NAME => Request::get(format!("/jobs/{id}"), JOB, BUCKETS),
@@ -51,13 +52,22 @@ pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -
     Some((request, 1))
 }
 
+/// The locations that are read besides the one at which [`probe`] asks.
+pub(super) fn elsewhere(cx: &StepContext<'_>, place: Option<&str>) -> Vec<String> {
+    let mut read = Known::of(cx.facts).to_read(cx.options);
+    let asked = place.map(str::to_owned).or_else(|| read.first().cloned());
+    read.retain(|location| asked.as_ref() != Some(location));
+    read.into_iter().collect()
+}
+
 /// Whether a refusal of a read by id is an answer: of a 400 only that the job is archived.
 pub(super) fn is_answer(reply: &Reply) -> bool {
     reply.status != 400 || is_archived(reply)
 }
 
-/// Whether a refusal has a shape that the API gives to them: JSON of one of its five shapes or empty, or XML. A page of
-/// HTML comes from somewhere before it, which knows nothing of records.
+/// Whether a refusal has a shape that the API gives to them: JSON of one of its five shapes or an empty object, XML, or
+/// nothing with the time that it took. A page of HTML, and nothing at all, may come from somewhere before it, which knows
+/// nothing of records.
 fn is_of_api(reply: &Reply) -> bool {
     match &reply.body {
         Body::Json(Value::Object(body)) => {
@@ -66,7 +76,8 @@ fn is_of_api(reply: &Reply) -> bool {
         Body::Json(_) => false,
         Body::Text(text) => {
             let text = text.trim_start().to_ascii_lowercase();
-            text.starts_with("<?xml") && !text.contains("<html")
+            text.is_empty() && reply.header("x-runtime").is_some()
+                || text.starts_with("<?xml") && !text.contains("<html")
         }
     }
 }

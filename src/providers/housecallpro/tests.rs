@@ -215,8 +215,11 @@ fn what_a_read_by_id_proves() {
     assert_eq!(request.headers, [(rounds::LOCATION_HEADER, "north".to_owned())]);
     let (request, _) = HousecallPro.probe_at(&cx, Some("o"), &["../employees?x".to_owned()]).unwrap();
     assert_eq!(request.path, "/jobs/employeesx");
-    for elsewhere in [None, Some("south")] {
-        assert!(HousecallPro.probe_at(&cx, elsewhere, &ids).is_none(), "{elsewhere:?}: nobody knows where");
+    assert!(HousecallPro.probe_at(&cx, Some("south"), &ids).is_none(), "nobody knows where");
+    let (request, _) = HousecallPro.probe_at(&cx, None, &ids).unwrap();
+    assert_eq!(request.headers, [(rounds::LOCATION_HEADER, "north".to_owned())], "at any");
+    for (asked, others) in [(Some("o"), ["north"]), (Some("north"), ["o"]), (None, ["o"])] {
+        assert_eq!(HousecallPro.elsewhere(&cx, asked), others, "{asked:?}");
     }
     let (request, _) = HousecallPro.probe_at(&context("customers"), Some("o"), &ids).unwrap();
     assert_eq!(request.path, "/customers/job_1");
@@ -258,4 +261,9 @@ fn what_a_read_by_id_proves() {
         };
         assert_eq!(shown, expected);
     }
+    // Nothing at all: who has taken the time to look is the API.
+    let mut nothing = reply(404, Body::Text(String::new()));
+    nothing.headers.insert("x-runtime".to_owned(), "0.012".to_owned());
+    let shown = HousecallPro.probed(&cx, &ids[..1], &nothing).unwrap();
+    assert!(matches!(&shown[..], [Presence::Gone { .. }]), "{shown:?}");
 }

@@ -90,10 +90,11 @@ impl Provider for ServiceTitan {
     }
 
     fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
+        let cx = StepContext { page_size: cx.page_size.min(streams::PAGE_SIZE_MAX), ..*cx };
         match cx.stream.read {
-            Read::List(_) => interpret::step(&SPEC, cx, at, replies),
-            Read::Own if of_booking_providers(cx) => booking_provider::step(cx, at, replies),
-            Read::Own => feed::step(cx, at, replies),
+            Read::List(_) => interpret::step(&SPEC, &cx, at, replies),
+            Read::Own if of_booking_providers(&cx) => booking_provider::step(&cx, at, replies),
+            Read::Own => feed::step(&cx, at, replies),
         }
     }
 

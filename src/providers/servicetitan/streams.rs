@@ -17,6 +17,8 @@ pub struct Feed {
 
 /// The parameter that says how many records a page of a list is to have.
 pub const PAGE_SIZE: &str = "pageSize";
+/// The most that a page has. A list that cuts larger ones does not say so: places in it would be reckoned wrongly.
+pub const PAGE_SIZE_MAX: u32 = 5_000;
 pub const BOOKINGS_SCOPE: &str = "tn.crm.bookings:r";
 
 /// Streams and the scopes that they need.

@@ -249,6 +249,12 @@ impl Account {
         Ok(())
     }
 
+    /// To another location; nothing else of it changes.
+    pub fn shift(&mut self, id: &str, company: usize) -> Result<(), ChangeError> {
+        self.record_mut(id)?.company = company;
+        Ok(())
+    }
+
     /// A new job of invented values. Returns its id.
     pub fn create(&mut self, company: usize, now_s: i64) -> String {
         let number = u32::try_from(self.jobs.len()).unwrap_or(u32::MAX) + seed::NUMBER_FIRST;

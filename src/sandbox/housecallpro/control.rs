@@ -48,6 +48,12 @@ pub enum Change {
     },
     /// Back in the lists.
     Restore { id: String },
+    /// A record goes to another location, or to the company itself.
+    Move {
+        id: String,
+        #[serde(default)]
+        location: Option<String>,
+    },
     /// Whether the callers may look into a location.
     Location { location: String, lost: bool },
 }
@@ -156,6 +162,11 @@ fn apply(account: &mut Account, change: &Change, now_s: i64) -> Result<Vec<Strin
         }
         Change::Restore { id } => {
             account.stand(id, Standing::Listed)?;
+            id
+        }
+        Change::Move { id, location } => {
+            let company = location.as_deref().map_or(Ok(0), |id| find_location(account, id))?;
+            account.shift(id, company)?;
             id
         }
         Change::Location { location, lost } => {

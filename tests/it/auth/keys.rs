@@ -1,10 +1,12 @@
 //! Grants that need no consent.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use fieldmirror::auth::between::Step;
 use fieldmirror::auth::doubt::Doubt;
+use fieldmirror::auth::proof::Turnstile;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
@@ -12,8 +14,10 @@ use fieldmirror::db::tokens;
 use fieldmirror::domain::failure::{Failure, FailureKind};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::GrantKind;
+use fieldmirror::domain::step::{Reply, Request};
 use fieldmirror::domain::time::Clock as _;
 use fieldmirror::jobs;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -125,20 +129,67 @@ async fn keys_that_are_refused_together_are_not_condemned() {
     assert_eq!(rig.connection(ids[0]).await.state, ConnectionState::Connected);
 }
 
+/// Counts what would leave, and what came back as too many.
+#[derive(Default)]
+struct Gate {
+    passed: AtomicUsize,
+    refused: AtomicUsize,
+    shut: AtomicBool,
+}
+
+impl Turnstile for Gate {
+    fn pass<'a>(&'a self, _: &'a Request) -> BoxFuture<'a, Result<(), Failure>> {
+        self.passed.fetch_add(1, Ordering::Relaxed);
+        let shut = self.shut.load(Ordering::Relaxed);
+        Box::pin(async move { if shut { Err(Failure::transient("shut")) } else { Ok(()) } })
+    }
+
+    fn answered(&self, _: &Request, _: &Reply) {}
+
+    fn refused(&self, _: &'static str, _: Option<Duration>) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whoever asks because of a 401 keeps to the account's limits, however often the question is repeated.
+#[tokio::test]
+async fn a_doubt_waits_for_the_limits_of_its_account() {
+    let rig = Rig::new().await;
+    let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
+    let access = rig.auth.access_token(id).await.expect("a key");
+    let gate = Gate::default();
+    assert_eq!(rig.auth.doubt(id, &access, &gate).await, Ok(Doubt::Unfounded));
+    assert_eq!(gate.passed.load(Ordering::Relaxed), 1);
+    rig.fake.refuse_details(Some(429));
+    let failure = rig.auth.doubt(id, &access, &gate).await.expect_err("no answer");
+    assert!(matches!(failure.kind, FailureKind::Throttled { .. }), "{failure}");
+    let (passed, refused) = (gate.passed.load(Ordering::Relaxed), gate.refused.load(Ordering::Relaxed));
+    assert!(refused > 0 && passed == 1 + refused, "{passed} left, {refused} were too many");
+    // Where nothing may leave, nothing does, and nothing is found out.
+    gate.shut.store(true, Ordering::Relaxed);
+    rig.fake.refuse_details(Some(401));
+    assert_eq!(rig.auth.doubt(id, &access, &gate).await.expect_err("shut").kind, FailureKind::Transient);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+}
+
 /// A 401 is asked about before it counts, and a token that another has replaced meanwhile is none to ask about.
 #[tokio::test]
 async fn a_refusal_is_about_the_request_or_about_the_credential() {
     let rig = Rig::new().await;
     let (id, _) = hand_over(&rig, r#"{"bearer_token":"SECRET-KEY"}"#).await;
     let access = rig.auth.access_token(id).await.expect("a key");
-    assert_eq!(rig.auth.doubt(id, &access).await, Ok(Doubt::Unfounded));
+    assert_eq!(rig.auth.doubt(id, &access, &Gate::default()).await, Ok(Doubt::Unfounded));
     rig.fake.refuse_details(Some(503));
-    assert_eq!(rig.auth.doubt(id, &access).await.expect_err("no answer").kind, FailureKind::Transient);
+    assert_eq!(
+        rig.auth.doubt(id, &access, &Gate::default()).await.expect_err("no answer").kind,
+        FailureKind::Transient
+    );
     rig.fake.refuse_details(Some(403));
-    assert_eq!(rig.auth.doubt(id, &access).await, Ok(Doubt::Unfounded), "it was let in");
+    assert_eq!(rig.auth.doubt(id, &access, &Gate::default()).await, Ok(Doubt::Unfounded), "it was let in");
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
     rig.fake.refuse_details(Some(401));
-    let (one, other) = tokio::join!(rig.auth.doubt(id, &access), rig.auth.doubt(id, &access));
+    let gate = Gate::default();
+    let (one, other) = tokio::join!(rig.auth.doubt(id, &access, &gate), rig.auth.doubt(id, &access, &gate));
     for failure in [one.expect_err("refused"), other.expect_err("refused")] {
         assert_eq!(failure.kind, FailureKind::NeedsReauth, "{failure}");
     }
@@ -150,10 +201,13 @@ async fn a_refusal_is_about_the_request_or_about_the_credential() {
     let oauth = rig.connected("oauth", 7).await;
     let old = rig.auth.access_token(oauth).await.expect("a token");
     rig.fake.refuse_details(Some(401));
-    assert_eq!(rig.auth.doubt(oauth, &old).await.expect_err("refused").kind, FailureKind::Transient);
+    assert_eq!(
+        rig.auth.doubt(oauth, &old, &Gate::default()).await.expect_err("refused").kind,
+        FailureKind::Transient
+    );
     assert_eq!(rig.connection(oauth).await.state, ConnectionState::Connected);
     rig.auth.refresh(oauth, Why::Asked).await.expect("the token endpoint is well");
-    assert_eq!(rig.auth.doubt(oauth, &old).await, Ok(Doubt::Replaced));
+    assert_eq!(rig.auth.doubt(oauth, &old, &Gate::default()).await, Ok(Doubt::Replaced));
 }
 
 /// Where the API has refused a token, a new one from the token endpoint revives nothing by itself.

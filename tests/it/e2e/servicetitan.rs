@@ -428,6 +428,10 @@ async fn tokens_are_asked_for_again_and_a_disabled_app_is_reported() {
     )
     .await;
     assert_eq!(app.one("SELECT state FROM mirror.connections").await, "connected");
+    // A list that is refused is asked for three times, and whose the token is once: two questions, which count as well.
+    let refused =
+        "SELECT min(requests) FROM mirror.sync_runs WHERE stream = 'technicians' AND outcome = 'failed'";
+    assert_eq!(app.number(refused).await, 5);
     // The app key dies: the token endpoint knows nothing of that.
     app.faults(&["invalid_auth=on:servicetitan"]);
     app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;
@@ -661,7 +665,8 @@ async fn an_app_that_is_bound_to_a_booking_provider() {
     let app = app.with("providers.servicetitan.booking_provider_ids", "[\"71\"]");
     let daemon = app.daemon().await;
     let allowed = "enqueue --resync acme --stream bookings --full --allow-mass-delete --wait --json";
-    app.run(allowed).await.done();
+    let ran = app.run(allowed).await;
+    assert!(ran.code == 2 && ran.stdout.contains("`booking_provider_id`"), "it is not complete: {ran:?}");
     let living = "SELECT count(*) FROM mirror.bookings WHERE deleted_at IS NULL";
     assert_eq!(app.number(living).await, 39, "they stay");
     daemon.stop().await;

@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.walk_seen DROP COLUMN unproven;
