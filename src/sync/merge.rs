@@ -50,6 +50,12 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
     let sent_later = version.sent_at >= held.sent_at;
     match (&version.deletion, held.deleted_at) {
         (Some(_), _) if newer => Decision::Write,
+        // It went, and came back since: a feed may repeat that, too.
+        (Some(deletion), _) if is_newer(held.updated_at, as_of(version, deletion)) => Decision::Keep,
+        // What has no time of its own, or did not move it, may have changed all the same.
+        (Some(_), _) if sent_later && version.hash != held.hash && version.updated_at == held.updated_at => {
+            Decision::Write
+        }
         (Some(deletion), known) => {
             if sent_later && known.is_none_or(|known| corrects(deletion, known)) {
                 Decision::Bury
@@ -76,6 +82,12 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
             }
         }
     }
+}
+
+/// As of when a record is told to be gone: a provider may leave the time of its last change as it was.
+fn as_of(version: &Version, deletion: &Deletion) -> Option<DateTime<Utc>> {
+    let told = deletion.told.then_some(deletion.at);
+    version.updated_at.map(|updated_at| told.map_or(updated_at, |at| at.max(updated_at)))
 }
 
 /// Decides about a proof of deletion.
@@ -234,9 +246,13 @@ mod tests {
             (Some(&live), version(10, 101, 2, false), Write),
             (Some(&live), version(10, 99, 2, false), Keep),
             (Some(&live), version(9, 200, 2, false), Keep),
-            (Some(&live), version(10, 101, 2, true), Bury),
+            (Some(&live), version(10, 101, 1, true), Bury),
+            (Some(&live), version(10, 101, 2, true), Write),
             (Some(&live), version(12, 101, 2, true), Write),
             (Some(&live), version(10, 99, 2, true), Keep),
+            (Some(&live), version(9, 200, 2, true), Keep),
+            (Some(&gone), version(10, 101, 2, true), Write),
+            (Some(&gone), version(9, 200, 2, true), Keep),
             (Some(&gone), version(10, 101, 1, false), Write),
             (Some(&gone), version(10, 100, 1, false), Keep),
             (Some(&gone), version(10, 99, 1, false), Keep),
@@ -247,6 +263,16 @@ mod tests {
         }
         let merged = Held { merged: true, ..gone };
         assert_eq!(decide(Some(&merged), &version(99, 999, 9, false)), Keep);
+    }
+
+    #[test]
+    fn a_deletion_is_as_new_as_the_provider_says() {
+        let live = held(10, 100, 1, false);
+        for (deleted_s, expected) in [(12, Decision::Bury), (9, Decision::Keep)] {
+            let deletion = Deletion { at: at(deleted_s), told: true, evidence: "archived".into() };
+            let version = Version { deletion: Some(deletion), ..version(8, 101, 2, false) };
+            assert_eq!(decide(Some(&live), &version), expected, "{deleted_s}");
+        }
     }
 
     #[test]
