@@ -220,8 +220,7 @@ impl Auth {
             let (failure, wait) = match sent.await {
                 Ok(Ok(reply)) => {
                     gate.answered(request, &reply);
-                    let asked = reply.header("retry-after");
-                    let asked = asked.and_then(|text| retry::parse_retry_after(text, self.clock.now()));
+                    let asked = retry::retry_after(&reply, self.clock.now());
                     match provider.judge(request, &reply) {
                         Verdict::Accept => return Ok(reply),
                         verdict => {

@@ -7,6 +7,7 @@ use backoff::backoff::Backoff;
 use chrono::{DateTime, NaiveDateTime, Utc};
 
 use crate::domain::chance;
+use crate::domain::step::Reply;
 use crate::domain::time::until;
 
 /// The longest wait that is taken from a provider. HubSpot parks accounts for hours while it moves them.
@@ -51,6 +52,12 @@ pub fn parse_retry_after(header: &str, now: DateTime<Utc>) -> Option<Duration> {
     Some(until(then, now).min(RETRY_AFTER_MAX))
 }
 
+/// What an answer asks for, by its own `Date`; by `now` where it has none.
+pub fn retry_after(reply: &Reply, now: DateTime<Utc>) -> Option<Duration> {
+    let now = reply.header("date").and_then(http_date).unwrap_or(now);
+    parse_retry_after(reply.header("retry-after")?, now)
+}
+
 /// A date in any of the three forms that RFC 9110 5.6.7 asks recipients to read, such as a `Date` header.
 pub fn http_date(text: &str) -> Option<DateTime<Utc>> {
     const RFC_850: &str = "%A, %d-%b-%y %H:%M:%S GMT";
@@ -70,6 +77,21 @@ fn iso_time(text: &str) -> Option<DateTime<Utc>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::step::Body;
+
+    /// A provider's clock, or ours, may be wrong.
+    #[test]
+    fn a_date_is_taken_by_the_clock_that_wrote_it() {
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let asks = header("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT");
+        let dated = header("date", "Sun, 06 Nov 1994 08:49:34 GMT");
+        let now = http_date("Sun, 06 Nov 1994 08:39:30 GMT").expect("a date");
+        for (headers, wait_s) in [(vec![asks.clone(), dated], 3), (vec![asks], 607)] {
+            let (headers, body) = (headers.into_iter().collect(), Body::Text(String::new()));
+            let reply = Reply { status: 429, headers, body, sent_at: now };
+            assert_eq!(retry_after(&reply, now), Some(Duration::from_secs(wait_s)));
+        }
+    }
 
     const BASE: Duration = Duration::from_secs(2);
     const CAP: Duration = Duration::from_mins(1);
@@ -99,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after() {
+    fn retry_after_in_all_forms() {
         let now = http_date("Sun, 06 Nov 1994 08:49:30 GMT").unwrap();
         let seconds = |seconds: f64| Some(Duration::from_secs_f64(seconds));
         for (header, expected) in [

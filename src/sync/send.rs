@@ -24,7 +24,7 @@ use crate::domain::spec::BucketSpec;
 use crate::domain::step::{Body, Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
 use crate::http::pace::{Observed, Pacer};
-use crate::http::retry::{http_date, parse_retry_after, pause};
+use crate::http::retry::{http_date, pause, retry_after};
 use crate::http::{Client, SendError};
 use crate::providers::Provider;
 
@@ -385,7 +385,7 @@ impl Sender<'_> {
     }
 
     fn asked_wait(&self, reply: &Reply) -> Option<Duration> {
-        parse_retry_after(reply.header("retry-after")?, self.clock.now())
+        retry_after(reply, self.clock.now())
     }
 
     fn throttled(&self, request: &Request, until: DateTime<Utc>) -> Failure {
