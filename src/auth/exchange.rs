@@ -427,6 +427,7 @@ fn write_down(
     // What ran with the grant before must not write any more.
     streams::bump(conn, id)?;
     turns::leave_pacing(conn, id, &proven.pacing)?;
+    turns::forget_learned(conn, id)?;
     tokens::store_first(conn, &proven.token, grant)?;
     if let Some(secrets) = &proven.secrets {
         secrets::replace(conn, id, secrets)?;

@@ -89,6 +89,21 @@ pub fn learn(connection: &mut PgConnection, of: ConnectionId, facts: &Facts) -> 
     Ok(())
 }
 
+/// Facts of these names are what a grant has taught, such as fields that it may not see: another grant may see them.
+const OF_GRANT: &str = "learned.%";
+
+/// There is a new grant: what the one before it has taught is forgotten.
+pub fn forget_learned(connection: &mut PgConnection, of: ConnectionId) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE connections SET facts = facts - ARRAY(SELECT key FROM jsonb_object_keys(facts) key WHERE key LIKE $2) \
+         WHERE id = $1",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(OF_GRANT)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// Notes that the walks which a request asks for have been made due.
 pub fn mark_applied(
     connection: &mut PgConnection,

@@ -47,9 +47,13 @@ async fn a_disconnect_revokes_and_wipes() {
     assert_eq!(rig.fake.revoked().len(), 1);
 
     let asked = rig.ask_for(id).await;
+    let learned = r#"UPDATE fieldmirror.connections SET facts = '{"learned.jobs": {"without": ["total"]}, "account": "1"}'"#;
+    rig.execute(learned).await;
     assert_eq!(rig.connection(id).await.state, ConnectionState::Disconnected, "until the consent");
     assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
     assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    let kept = r#"SELECT count(*) AS value FROM fieldmirror.connections WHERE facts = '{"account": "1"}'"#;
+    assert_eq!(rig.count(kept).await, 1, "another grant may see what this one could not");
     rig.assert_no_secret_in_texts().await;
 }
 
