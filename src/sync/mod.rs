@@ -111,6 +111,7 @@ impl Engine {
             api_base: &turn.provider_settings.api_base.clone(),
             pacer: Mutex::new(turn.pacer.clone()),
             egress: self.egress(&turn),
+            line: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(turn.provider.in_flight_max(&turn.provider_settings.extra)),
             stop: stop.clone(),
             began: (self.clock.now(), began),

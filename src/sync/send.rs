@@ -138,6 +138,8 @@ pub struct Sender<'a> {
     pub pacer: Mutex<Pacer>,
     /// Limits of the address that requests leave from, and whose they are in the database.
     pub egress: Egress<'a>,
+    /// Those that wait for points.
+    pub line: tokio::sync::Mutex<()>,
     /// Requests under way.
     pub in_flight: Semaphore,
     /// The token in use. It is asked for again before it runs out, and now and then in any case.
@@ -289,8 +291,10 @@ impl Sender<'_> {
         self.lease(request, deadline).await
     }
 
-    /// Waits for the account's own limits.
+    /// Waits for the account's own limits. Where requests cost points, they go in the order in which they came: one that
+    /// costs much would wait for as long as cheaper ones take what comes back.
     async fn wait_for_account(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
+        let _line = if request.points > 1 { Some(self.line.lock().await) } else { None };
         loop {
             if self.stop.is_cancelled() {
                 return Err(Halt::Stopped);
