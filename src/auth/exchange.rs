@@ -15,6 +15,7 @@ use super::Ending;
 use super::answer::Said;
 use super::authorize::{Key, Recognised, Redeemed, Refusal};
 use super::between::Step;
+use super::patience::Patience;
 use super::proof::{Credential, Shown};
 use super::renewal::{masked, terms};
 use super::spill::InHand;
@@ -187,9 +188,38 @@ impl Auth {
     ) -> Result<Granted, Failure> {
         let of = (TokenStep::Code, &BTreeMap::new());
         let client = self.token_client(provider, settings, &redeemed.connection, of)?;
-        self.take_permit(provider, &client.id).await?;
+        let mut patience = Patience::with_code();
+        loop {
+            self.take_permit(provider, &client.id).await?;
+            let failure = match self.trade_code(settings, &client, redeemed, code).await? {
+                Ok(granted) => return Ok(granted),
+                Err(failure) => failure,
+            };
+            // A code is good for one exchange: a lost reply is not asked for again.
+            let is_spent = !failure.is_unheard();
+            let failure = match failure {
+                // No answer to a code, or one that is none, such as a page of HTML.
+                TokenFailure::Unavailable { sent: true, message, .. } => {
+                    let title = provider.spec().title;
+                    Failure::transient(hinted(provider, format!("{title}: {message}")))
+                }
+                failure => self.no_tokens(provider, &client, failure, &[code]).await?,
+            };
+            if is_spent {
+                return Err(failure);
+            }
+            self.bear_with(&mut patience, failure).await?;
+        }
+    }
+
+    async fn trade_code(
+        &self,
+        settings: &ProviderSettings,
+        client: &TokenClient,
+        redeemed: &Redeemed,
+        code: &Secret,
+    ) -> Result<Result<Granted, TokenFailure>, Failure> {
         let endpoint = client.endpoint(&settings.token_url);
-        // A code is good for one exchange: a lost reply is not asked for again.
         let deadline = Deadline::after(EXCHANGE_MAX);
         let asked = oauth::exchange_code(
             &self.http,
@@ -201,15 +231,7 @@ impl Auth {
             self.clock.as_ref(),
         );
         let asked = self.between.during(redeemed.connection.id, Step::Sent, asked);
-        match self.answered(asked).await? {
-            Ok(granted) => Ok(granted),
-            // No answer to a code, or one that is none, such as a page of HTML.
-            Err(TokenFailure::Unavailable { sent: true, message }) => {
-                let title = provider.spec().title;
-                Err(Failure::transient(hinted(provider, format!("{title}: {message}"))))
-            }
-            Err(failure) => Err(self.no_tokens(provider, &client, failure, &[code]).await?),
-        }
+        self.answered(asked).await
     }
 
     /// What it means that a token endpoint granted nothing, at connect. A refusal may quote what was `sent`.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::Ending;
 use super::exchange::{AsWhat, Proven};
+use super::patience::Patience;
 use super::policy::PROBE_EVERY;
 use super::proof::{Credential, Shown};
 use super::{ACCESS_COLUMN, Auth, is_key, secret_column, text, unopened};
@@ -65,11 +66,18 @@ impl Auth {
         let secrets = self.handed_over(request)?;
         demand(spec, connection, &secrets)?;
         let grant_id = Uuid::new_v4();
-        let proven = match connection.grant {
-            GrantKind::ClientCredentials => {
-                self.try_client(provider, settings, connection, &secrets, grant_id).await?
+        let mut patience = Patience::with_keys();
+        let proven = loop {
+            let tried = match connection.grant {
+                GrantKind::ClientCredentials => {
+                    self.try_client(provider, settings, connection, &secrets, grant_id).await
+                }
+                _ => self.try_key(provider, settings, connection, (spec, &secrets), grant_id).await,
+            };
+            match tried {
+                Ok(proven) => break proven,
+                Err(failure) => self.bear_with(&mut patience, failure).await?,
             }
-            _ => self.try_key(provider, settings, connection, (spec, &secrets), grant_id).await?,
         };
         let as_what = AsWhat {
             name: connection.name.clone(),

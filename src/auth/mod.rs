@@ -19,6 +19,7 @@ mod ending;
 pub mod exchange;
 mod kept;
 pub mod keys;
+mod patience;
 pub mod policy;
 pub mod proof;
 pub mod refresh;

@@ -107,9 +107,17 @@ pub enum TokenFailure {
     #[error("asked to wait{}", answer::for_long(*wait))]
     Throttled { wait: Option<Duration> },
     /// Anything else: no answer, 5xx, a redirect, HTML, or a success without tokens. `sent` is false only when the
-    /// request surely never left; otherwise the endpoint may have acted on it.
+    /// request surely never left; otherwise the endpoint may have acted on it. `busy`: it said itself that it has no time
+    /// (503).
     #[error("{message}")]
-    Unavailable { sent: bool, message: String },
+    Unavailable { sent: bool, busy: bool, message: String },
+}
+
+impl TokenFailure {
+    /// Whether the endpoint said that it did not look at the request.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Throttled { .. } | Self::Unavailable { busy: true, .. })
+    }
 }
 
 /// A fresh PKCE verifier: 256 random bits.
@@ -157,6 +165,7 @@ pub async fn exchange_code(
 ) -> Result<Granted, TokenFailure> {
     let redirect = RedirectUrl::new(redirect_uri.to_owned()).map_err(|error| TokenFailure::Unavailable {
         sent: false,
+        busy: false,
         message: format!("the redirect URI is not a URL: {error}"),
     })?;
     let builder = token_client(endpoint).set_redirect_uri(redirect);

@@ -80,7 +80,10 @@ fn success(answer: &Answer) -> Result<Body, TokenFailure> {
         300..=399 => {
             return Err(unavailable(true, format!("a redirect (status {status}), which is not followed")));
         }
-        _ => return Err(unavailable(true, format!("the token endpoint failed (status {status})"))),
+        _ => {
+            let message = format!("the token endpoint failed (status {status})");
+            return Err(TokenFailure::Unavailable { sent: true, busy: status == 503, message });
+        }
     }
     let body = body(&answer.bytes);
     if is_html(answer, &body) {

@@ -358,7 +358,7 @@ async fn whether_it_left_is_known() {
         let failure = refresh(&client(), &endpoint, &REFRESH.into(), deadline, &SystemClock)
             .await
             .expect_err("silence");
-        let TokenFailure::Unavailable { sent, message } = failure else { panic!("{failure:?}") };
+        let TokenFailure::Unavailable { sent, message, .. } = failure else { panic!("{failure:?}") };
         assert_eq!(sent, left, "{message}");
     }
     assert_eq!(server.heard().len(), 1, "nothing leaves after the deadline");

@@ -138,7 +138,7 @@ impl<'c> AsyncHttpClient<'c> for Wire<'_> {
 
 /// No answer. `sent`: the request may have left.
 pub fn unavailable(sent: bool, message: impl Into<String>) -> TokenFailure {
-    TokenFailure::Unavailable { sent, message: message.into() }
+    TokenFailure::Unavailable { sent, busy: false, message: message.into() }
 }
 
 /// The same fields, as the endpoint wants them written.

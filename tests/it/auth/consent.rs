@@ -301,13 +301,12 @@ async fn an_account_is_connected_once() {
 async fn a_provider_that_is_down_gives_a_502_and_a_failed_request() {
     let rig = Rig::new().await;
     for answer in [
-        Answer::Status(503, json!({})),
+        Answer::Status(500, json!({})),
         Answer::Lost,
         Answer::Status(
             400,
             json!({"error": "invalid_client", "error_description": "SECRET-CLIENT is wrong"}),
         ),
-        Answer::Throttle(1),
     ] {
         rig.fake.then([answer.clone()]);
         let asked = rig.ask("acme").await;
@@ -320,11 +319,32 @@ async fn a_provider_that_is_down_gives_a_502_and_a_failed_request() {
         assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Failed);
         assert!(!shown.body.contains("SECRET"), "{}", shown.body);
     }
-    assert_eq!(rig.fake.asked().len(), 4, "a code is exchanged once");
+    assert_eq!(rig.fake.asked().len(), 3, "a code is exchanged once");
     rig.fake.refuse_details(Some(400));
     let asked = rig.ask("acme").await;
     assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 502);
     assert_eq!(rig.maybe_token(asked.connection).await, None, "no account, no connection");
+}
+
+/// An endpoint that says that it has no time has not looked at the code.
+#[tokio::test]
+async fn a_code_is_tried_again_where_the_endpoint_has_no_time() {
+    let rig = Rig::new().await;
+    let busy = || Answer::Status(503, json!({}));
+    rig.fake.then([Answer::Throttle(1), busy()]);
+    let asked = rig.ask("acme").await;
+    assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+    assert_eq!(rig.fake.asked().len(), 3);
+    // Not for ever, and not for longer than a code lives.
+    for (answers, tries) in [(vec![busy(), busy(), busy(), busy()], 4), (vec![Answer::Throttle(40)], 1)] {
+        let before = rig.fake.asked().len();
+        rig.fake.then(answers);
+        let asked = rig.ask("other").await;
+        assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 502);
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Failed));
+        assert_eq!(rig.fake.asked().len() - before, tries);
+    }
 }
 
 #[tokio::test]

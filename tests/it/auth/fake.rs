@@ -1,4 +1,5 @@
-//! A stand-in for HubSpot's token endpoint and account details, scripted by the test.
+//! A stand-in for HubSpot's token endpoint and account details, scripted by the test; and for as much of ServiceTitan as
+//! tells whose account it is.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Form, State};
+use axum::extract::{Form, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -131,6 +132,8 @@ impl Fake {
             .route("/token/introspect", post(introspect))
             .route("/token/revoke", post(revoke))
             .route("/account-info/2026-03/details", get(details))
+            .route("/settings/v2/tenant/{tenant}/business-units", get(business_units))
+            .route("/crm/v2/tenant/{tenant}/export/bookings", get(|| async { Json(json!({})) }))
             .with_state(fake.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         fake
@@ -300,6 +303,10 @@ async fn introspect(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, 
 async fn revoke(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> StatusCode {
     fake.script(|script| script.revoked.push(form));
     StatusCode::OK
+}
+
+async fn business_units(Path(tenant): Path<u64>) -> Json<Value> {
+    Json(json!({"data": [{"tenant": {"id": tenant, "name": "Acme"}}]}))
 }
 
 async fn details(State(fake): State<Fake>, headers: HeaderMap) -> Response {

@@ -21,6 +21,7 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::fake::Answer;
 use super::rig::{Host, Rig};
 use super::stage::{dies_at, let_attempts_pass};
 
@@ -63,6 +64,32 @@ async fn keys_that_are_no_good_do_not_count() {
         assert_eq!(rig.connection(id).await.state, ConnectionState::Failed, "{secrets}");
         assert_eq!(rig.maybe_token(id).await, None, "{secrets}");
     }
+    rig.assert_no_secret_in_texts().await;
+}
+
+/// Who has handed secrets over does not have to do so again because the token endpoint had no time.
+#[tokio::test]
+async fn client_credentials_are_tried_again_where_the_endpoint_has_no_time() {
+    let rig = Rig::new().await;
+    let grant = GrantKind::ClientCredentials;
+    let params = json!({"tenant_id": "77", "client_id": "C"});
+    let id = rig.pending_at("servicetitan", "acme", grant, params).await;
+    let secrets = r#"{"client_secret":"SECRET-CLIENT","app_key":"SECRET-APP"}"#;
+    let ask = || rig.request(id, RequestKind::Connect, json!({}), Some(secrets.to_owned()));
+    // It names a time for which nobody waits.
+    rig.fake.then([Answer::Throttle(3_600)]);
+    let request = ask().await;
+    jobs::connect::run(&rig.auth, id).await.expect("the job runs");
+    assert_eq!(rig.request_row(request).await.outcome, Some(RequestOutcome::Failed));
+    assert_eq!(rig.fake.asked().len(), 1);
+    rig.execute("DELETE FROM fieldmirror.rate_budget").await;
+    rig.fake.then([Answer::Throttle(1), Answer::Status(503, json!("busy"))]);
+    let request = ask().await;
+    jobs::connect::run(&rig.auth, id).await.expect("the job runs");
+    let row = rig.request_row(request).await;
+    assert_eq!(row.outcome, Some(RequestOutcome::Done), "{:?}", row.message);
+    assert_eq!(rig.fake.count("client_credentials"), 4);
+    assert_eq!(rig.connection(id).await.account_id.as_deref(), Some("77"));
     rig.assert_no_secret_in_texts().await;
 }
 

@@ -168,12 +168,18 @@ impl Rig {
     }
 
     pub async fn pending(&self, name: &str, grant: GrantKind) -> ConnectionId {
-        let new = NewConnection {
-            name: name.parse().expect("a name"),
-            provider: "hubspot".to_owned(),
-            grant,
-            params: json!({}),
-        };
+        self.pending_at("hubspot", name, grant, json!({})).await
+    }
+
+    pub async fn pending_at(
+        &self,
+        provider: &str,
+        name: &str,
+        grant: GrantKind,
+        params: Value,
+    ) -> ConnectionId {
+        let (name, provider) = (name.parse().expect("a name"), provider.to_owned());
+        let new = NewConnection { name, provider, grant, params };
         let pending = self.db(move |conn| connections::create_pending(conn, &new)).await;
         match pending {
             Pending::Created(connection) | Pending::Renewed(connection) => connection.id,
@@ -353,6 +359,10 @@ fn settings(fake: &Fake, endpoint: SocketAddr) -> Settings {
     hubspot.token_url = url("/token");
     hubspot.revoke_url = Some(url("/token/revoke"));
     hubspot.api_base = url("");
+    let servicetitan = settings.providers.get_mut("servicetitan").expect("ServiceTitan has settings");
+    servicetitan.enabled = true;
+    servicetitan.token_url = url("/token");
+    servicetitan.api_base = url("");
     settings
 }
 
