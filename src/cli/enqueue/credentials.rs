@@ -63,6 +63,12 @@ impl SecretArg {
         if text.is_empty() {
             return Err(Error::bad_request(format!("the secret `{}` in {at} is empty", self.name)));
         }
+        // No header takes such a character, and no provider gives out a credential with one.
+        if text.contains(|c: char| c.is_control()) {
+            let message =
+                format!("the secret `{}` in {at} has more than one line, or a control character", self.name);
+            return Err(Error::bad_request(message).hint("give the secret alone, on one line"));
+        }
         Ok(Secret::new(text.as_str()))
     }
 }
@@ -250,6 +256,12 @@ mod tests {
         assert!(read_secrets(&[stdin.clone(), stdin]).is_err());
         std::fs::write(&path, "\n").unwrap();
         assert!(read_secrets(&[file("one")]).unwrap_err().message.contains("is empty"));
+        for odd in ["a\nb\n", "a\r\nb", "a\tb", "a\0"] {
+            std::fs::write(&path, odd).unwrap();
+            let error = read_secrets(&[file("one")]).expect_err(odd);
+            assert_eq!(error.kind, Kind::BadRequest, "{odd:?}");
+            assert!(error.message.contains("more than one line"), "{error:?}");
+        }
         std::fs::remove_file(&path).unwrap();
         assert_eq!(read_secrets(&[file("one")]).unwrap_err().kind, Kind::BadRequest);
     }
