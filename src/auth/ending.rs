@@ -4,6 +4,9 @@ use super::authorize::{Refusal, Started};
 use crate::db::requests::RequestOutcome;
 use crate::domain::failure::{Failure, FailureKind};
 
+/// What [`Ending::AccountTaken`] says of itself: a reason on record tells by it that no other credentials would help.
+pub const ACCOUNT_TAKEN: &str = "is connected already, as";
+
 /// How a consent ended, for the page and for whoever waits.
 #[derive(Debug, Clone)]
 pub enum Ending {
@@ -81,7 +84,7 @@ impl Ending {
                 format!("`{name}` belongs to another account at {title}; its grant was left as it is")
             }
             Self::AccountTaken { by, title } => {
-                format!("this account at {title} is connected already, as `{by}`")
+                format!("this account at {title} {ACCOUNT_TAKEN} `{by}`")
             }
             Self::Postponed { title, failure } => format!(
                 "the consent at {title} was given and is kept; the connection is made once this has passed: {}",

@@ -56,7 +56,7 @@ use crate::http::deadline::Deadline;
 use crate::providers::{self, Provider};
 use crate::vault::{Bound, Vault, VaultError};
 
-pub use ending::Ending;
+pub use ending::{ACCOUNT_TAKEN, Ending};
 
 use between::{Between, Step};
 use client::{PERMIT_WAIT_MAX, TokenClient, permit_scope, throttled};

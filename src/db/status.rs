@@ -123,6 +123,12 @@ pub struct StreamStatus {
     /// In a row.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
+    /// Until when the provider's limits let nothing of it be read.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub paused_until: Option<DateTime<Utc>>,
+    /// For how much longer, in seconds.
+    #[diesel(sql_type = Nullable<Double>)]
+    pub paused_s: Option<f64>,
     /// What `stalled_reason` was recorded for: the kind of the failure, or the state.
     #[diesel(sql_type = Nullable<Text>)]
     pub stalled_kind: Option<String>,
@@ -180,6 +186,9 @@ const STREAMS: &str = "
             ORDER BY (s.failure_kind = 'held') DESC NULLS LAST, s.partition) FILTER (WHERE s.stalled_reason IS NOT NULL))[1] AS stalled_kind,
         max(s.last_error) AS last_error,
         max(s.last_success_at) AS last_success_at, max(s.failures) AS failures,
+        max(s.not_before) FILTER (WHERE s.failure_kind = 'throttled' AND s.not_before > now()) AS paused_until,
+        extract(epoch FROM max(s.not_before) FILTER (WHERE s.failure_kind = 'throttled' AND s.not_before > now())
+            - now())::float8 AS paused_s,
         greatest(max(s.not_before), min(d.due_at)) AS next_due_at,
         (SELECT max(v.ended_at) FROM fieldmirror.verifications v
          WHERE v.connection_id = s.connection_id AND v.stream = s.stream AND v.agrees) AS verified_at,
@@ -268,6 +277,8 @@ impl StreamStatus {
             last_error: None,
             last_success_at: None,
             failures: 0,
+            paused_until: None,
+            paused_s: None,
             stalled_kind: None,
             next_due_at: None,
             verified_at: None,

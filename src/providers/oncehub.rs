@@ -277,7 +277,7 @@ impl Provider for OnceHub {
             402 | 403 => Verdict::Fail(Failure::new(
                 FailureKind::Forbidden { scope: None },
                 format!(
-                    "OnceHub does not allow `{}`, which is a matter of the plan: {}",
+                    "OnceHub does not allow `{}`, which is a matter of the plan, not of the key: {}",
                     request.purpose,
                     words(reply)
                 ),

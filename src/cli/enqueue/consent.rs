@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::cli::report::{Error, Kind};
+use crate::daemon::alerts::remedy;
 use crate::db::asks::{Asked, Ended};
 use crate::db::connections::Connection;
 use crate::db::queue::JobId;
@@ -108,28 +109,29 @@ pub(in crate::cli) fn conclude(ended: &Ended, connection: &Connection) -> Result
     } else {
         format!("fieldmirror enqueue --connect {} --name {name}", connection.provider)
     };
+    let give_up = match connection.account_id {
+        Some(_) => String::new(),
+        None => format!("; `{}` gives it up", remedy::disconnect(name)),
+    };
     let (kind, what, hint) = match ended.outcome {
         RequestOutcome::Done => return Ok(()),
-        RequestOutcome::Denied => (Kind::Denied, "was denied", format!("ask again with `{again}`")),
+        RequestOutcome::Denied => (Kind::Denied, "was denied", format!("ask again with `{again}`{give_up}")),
         RequestOutcome::Expired => {
-            (Kind::Expired, "was not given in time", format!("ask again with `{again}`"))
+            (Kind::Expired, "was not given in time", format!("ask again with `{again}`{give_up}"))
         }
-        RequestOutcome::WrongAccount => (
-            Kind::WrongAccount,
-            "came from the wrong account",
-            "consent as the account that the connection stands for, or connect this one under a name of its own"
-                .to_owned(),
-        ),
+        RequestOutcome::WrongAccount => {
+            (Kind::WrongAccount, "came from the wrong account", another_account(connection))
+        }
         RequestOutcome::Superseded => (
             Kind::Superseded,
             "was superseded by a later request",
             format!("`fieldmirror status {name}` shows how it stands"),
         ),
         RequestOutcome::Refused => {
-            (Kind::BadRequest, "was refused", format!("once that is mended, `{again}`"))
+            (Kind::BadRequest, "was refused", format!("once that is mended, `{again}`{give_up}"))
         }
         RequestOutcome::Failed => {
-            (Kind::Failed, "did not succeed", format!("once that is mended, `{again}`"))
+            (Kind::Failed, "did not succeed", format!("once that is mended, `{again}`{give_up}"))
         }
     };
     let subject = if connection.grant.needs_consent() { "consent" } else { "access" };
@@ -139,6 +141,16 @@ pub(in crate::cli) fn conclude(ended: &Ended, connection: &Connection) -> Result
         message.push_str(said);
     }
     Err(Error::new(kind, message).hint(hint))
+}
+
+/// What helps where the account is not the connection's own, or is another connection's.
+fn another_account(connection: &Connection) -> String {
+    if connection.account_id.is_none() {
+        let give_up = remedy::disconnect(&connection.name);
+        return format!("that connection mirrors the account already; `{give_up}` gives this attempt up");
+    }
+    let what = if connection.grant.needs_consent() { "consent as" } else { "give the credentials of" };
+    format!("{what} the account that the connection stands for, or connect this one under a name of its own")
 }
 
 #[cfg(test)]
@@ -245,6 +257,20 @@ mod tests {
         check(O::WrongAccount, Some(Kind::WrongAccount));
         check(O::Superseded, Some(Kind::Superseded));
         check(O::Failed, Some(Kind::Failed));
+    }
+
+    #[test]
+    fn another_account_is_not_asked_for_in_the_words_of_another_grant() {
+        let hint = |account: Option<&str>, grant| {
+            let of = Connection { account_id: account.map(str::to_owned), ..connection(grant) };
+            let ended = Ended { request: Uuid::nil(), outcome: RequestOutcome::WrongAccount, message: None };
+            conclude(&ended, &of).unwrap_err().hint.unwrap()
+        };
+        let taken = hint(None, GrantKind::ApiKey);
+        assert!(taken.contains("`fieldmirror enqueue --disconnect acme`"), "{taken}");
+        assert!(!taken.contains("consent"), "{taken}");
+        assert!(hint(Some("1"), GrantKind::ApiKey).starts_with("give the credentials of the account"));
+        assert!(hint(Some("1"), GrantKind::AuthorizationCode).starts_with("consent as the account"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::auth::ACCOUNT_TAKEN;
 use crate::daemon::alerts::standstill::{Owner, Standstill};
 use crate::daemon::alerts::{message, remedy};
 use crate::db::alerts::{Alert, AlertKind, HookTrouble};
@@ -11,6 +12,8 @@ use crate::providers;
 
 /// Failures in a row after which a stream that backs off counts as ill: what passes by itself has passed by then.
 const FAILURES_BORNE: i32 = 3;
+/// The longest wait for a provider's quota that is an ordinary one, in seconds: none of a window of minutes is longer.
+const QUOTA_WAIT_BORNE_S: f64 = 30.0 * 60.0;
 
 /// One thing that is ill.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +67,8 @@ pub(in crate::cli) fn ailments(status: &ConnectionStatus) -> Vec<Ailment> {
     match connection.state {
         ConnectionState::NeedsReauth | ConnectionState::Failed => {
             let reason = connection.reason.as_deref().unwrap_or("no reason is on record");
-            let reason = format!("{}: {reason}", words(connection.state));
-            found.push(Ailment { reason, next: Some(anew(connection)) });
+            let reason = format!("{}: {reason}{}", words(connection.state), way_out(connection));
+            found.push(Ailment { reason, next: Some(mended(connection)) });
         }
         ConnectionState::Disconnected => return found,
         ConnectionState::AwaitingConsent | ConnectionState::Verifying | ConnectionState::Connected => {}
@@ -78,7 +81,29 @@ pub(in crate::cli) fn ailments(status: &ConnectionStatus) -> Vec<Ailment> {
             .push(Ailment { reason: format!("the token is rejected: {said}"), next: Some(anew(connection)) });
     }
     found.extend(status.streams.iter().filter_map(|stream| stream_ailment(connection, stream)));
+    found.extend(quota_waits(status, true).map(|reason| {
+        let next = Some(format!("fieldmirror why {}", connection.name));
+        Ailment { reason, next }
+    }));
     found
+}
+
+/// Streams that the provider's limits keep from being read: for so long that somebody should know, or for a little.
+pub(super) fn quota_waits(status: &ConnectionStatus, long: bool) -> Option<String> {
+    let waits = |stream: &&StreamStatus| {
+        stream.paused_s.is_some_and(|left| (left > QUOTA_WAIT_BORNE_S) == long)
+            && stream_ailment(&status.connection, stream).is_none()
+    };
+    let waiting: Vec<&StreamStatus> = status.streams.iter().filter(waits).collect();
+    let until = waiting.iter().filter_map(|stream| stream.paused_until).max()?;
+    let names: Vec<String> = waiting.iter().map(|stream| format!("`{}`", stream.stream)).collect();
+    let verb = if names.len() == 1 { "waits" } else { "wait" };
+    let provider = &status.connection.provider;
+    let title = providers::provider(provider).map_or(provider.as_str(), |known| known.spec().title);
+    let said = waiting.iter().find_map(|stream| stream.last_error.as_deref());
+    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    let until = until.format("%Y-%m-%d %H:%M:%S UTC");
+    Some(format!("{} {verb} for {title}'s quota until {until}{said}", names.join(", ")))
 }
 
 fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailment> {
@@ -121,9 +146,32 @@ pub(super) fn next_action(status: &ConnectionStatus) -> Option<String> {
     }
 }
 
-/// [`anew`], but for a connection that was ended on purpose.
+/// [`mended`], but for a connection that was ended on purpose.
 pub(in crate::cli) fn anew_unless_over(connection: &Connection) -> Option<String> {
-    (connection.state != ConnectionState::Disconnected).then(|| anew(connection))
+    (connection.state != ConnectionState::Disconnected).then(|| mended(connection))
+}
+
+/// [`anew`], but where no other credentials would help.
+fn mended(connection: &Connection) -> String {
+    if is_taken(connection) { remedy::disconnect(&connection.name) } else { anew(connection) }
+}
+
+/// An attempt whose account another connection mirrors.
+fn is_taken(connection: &Connection) -> bool {
+    let said = connection.reason.as_deref().is_some_and(|reason| reason.contains(ACCOUNT_TAKEN));
+    never_worked(connection) && said
+}
+
+fn never_worked(connection: &Connection) -> bool {
+    connection.state == ConnectionState::Failed && connection.account_id.is_none()
+}
+
+/// An attempt that is not made again stays ill until it is given up: how, where the next command is another one.
+pub(in crate::cli) fn way_out(connection: &Connection) -> String {
+    if !never_worked(connection) || is_taken(connection) {
+        return String::new();
+    }
+    format!(" (`{}` gives it up)", remedy::disconnect(&connection.name))
 }
 
 /// The command for a new consent, or new credentials.
@@ -170,6 +218,7 @@ pub(super) fn token_state(token: Option<&TokenStatus>, now: DateTime<Utc>) -> &'
 mod tests {
     use super::super::samples::{at, connection, snapshot, stream};
     use super::*;
+    use crate::auth::Ending;
     use crate::domain::ids::ConnectionId;
     use crate::domain::spec::GrantKind;
 
@@ -211,6 +260,12 @@ mod tests {
         failed.connection.grant = GrantKind::BearerToken;
         let next = "fieldmirror enqueue --connect hubspot --name acme --grant bearer_token --secret bearer_token=@FILE";
         assert_eq!(next_action(&failed).as_deref(), Some(next));
+        let says = |status: &ConnectionStatus| ailments(status).remove(0).reason;
+        assert!(says(&failed).ends_with("(`fieldmirror enqueue --disconnect acme` gives it up)"));
+        failed.connection.reason =
+            Some(Ending::AccountTaken { by: "once".into(), title: "OnceHub" }.message());
+        assert_eq!(next_action(&failed).as_deref(), Some("fieldmirror enqueue --disconnect acme"));
+        assert!(says(&failed).ends_with("as `once`"), "{}", says(&failed));
         let mut awaiting = connection(S::AwaitingConsent);
         awaiting.connection.account_id = None;
         assert!(healthy(&snapshot(vec![awaiting.clone()])), "waiting for a person is not an illness");
@@ -239,6 +294,35 @@ mod tests {
         check("forbidden", 0, true);
         check("backing_off", FAILURES_BORNE, false);
         check("backing_off", FAILURES_BORNE + 1, true);
+    }
+
+    /// A day's quota that is used up leaves the mirror behind for hours; a wait of minutes is the usual pace.
+    #[test]
+    fn a_long_wait_for_quota_is_told() {
+        let mut status = connection(ConnectionState::Connected);
+        let paused = |name: &str, hours: f64| StreamStatus {
+            stream: name.to_owned(),
+            last_error: Some("waits for the provider's rate limit".into()),
+            paused_until: Some(at("13:00:00")),
+            paused_s: Some(hours * 3_600.0),
+            ..stream("backing_off")
+        };
+        status.streams = vec![paused("owners", 5.0), paused("tickets", 5.0)];
+        let said = "`owners`, `tickets` wait for HubSpot's quota until 2026-11-21 13:00:00 UTC: waits for the provider's \
+                    rate limit";
+        assert_eq!(ailments(&status).remove(0).reason, said);
+        assert_eq!(next_action(&status).as_deref(), Some("fieldmirror why acme"));
+        assert_eq!(quota_waits(&status, false), None);
+        assert!(!healthy(&snapshot(vec![status.clone()])));
+        status.streams = vec![paused("owners", 0.1)];
+        assert_eq!(
+            quota_waits(&status, false).as_deref(),
+            Some(&*said.replace("`owners`, `tickets` wait", "`owners` waits"))
+        );
+        assert!(healthy(&snapshot(vec![status.clone()])));
+        status.connection.state = ConnectionState::Disconnected;
+        status.streams = vec![paused("owners", 5.0)];
+        assert!(ailments(&status).is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use console::Style;
 use super::health::{self, Ailment};
 use crate::cli::table::{Column, left, right, table};
 use crate::cli::terminal::Look;
+use crate::db::connections::ConnectionState;
 use crate::db::status::{ConnectionStatus, DaemonStatus, Snapshot, StreamStatus};
 
 const COLUMNS: [Column; 7] = [
@@ -99,7 +100,9 @@ fn notices(status: &ConnectionStatus, look: Look) -> impl Iterator<Item = String
     let name = look.styled(&Style::new().bold(), &status.connection.name);
     let of = format!("- {name} ({}) note: ", status.connection.provider);
     let drift = status.streams.iter().filter(|stream| stream.drift > 0).map(drift_note);
-    let notices = status.notices.values().cloned().chain(drift);
+    let waits = health::quota_waits(status, false)
+        .filter(|_| status.connection.state != ConnectionState::Disconnected);
+    let notices = status.notices.values().cloned().chain(waits).chain(drift);
     notices.map(move |sentence| look.wrapped(&format!("{of}{sentence}"), 2))
 }
 
@@ -172,7 +175,6 @@ mod tests {
     use super::*;
     use crate::cli::terminal::looks;
     use crate::db::alerts::HookTrouble;
-    use crate::db::connections::ConnectionState;
     use crate::db::status::TokenStatus;
 
     const PLAIN: Look = Look { width: 100, coloured: false };

@@ -104,7 +104,8 @@ impl View<'_> {
                 ..Cause::new("token_refused", true, format!("{} refused the token: {reason}", self.title()))
             },
             ConnectionState::Failed => {
-                Cause::new("connect_failed", true, format!("it could not be connected: {reason}"))
+                let way_out = health::way_out(connection);
+                Cause::new("connect_failed", true, format!("it could not be connected: {reason}{way_out}"))
             }
             ConnectionState::AwaitingConsent => {
                 Cause::new("awaiting_consent", false, "the account's owner has not consented yet")

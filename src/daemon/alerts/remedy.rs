@@ -20,6 +20,11 @@ pub fn secrets(provider: &str, grant: GrantKind) -> Vec<String> {
     secrets.iter().map(|secret| format!("--secret {secret}=@FILE")).collect()
 }
 
+/// The command that gives a connection up.
+pub fn disconnect(name: &str) -> String {
+    format!("fieldmirror enqueue --disconnect {name}")
+}
+
 /// The command that has a stream tried at once.
 pub fn try_again(name: &str, stream: &str) -> String {
     format!("fieldmirror enqueue --resync {name} --stream {stream}")

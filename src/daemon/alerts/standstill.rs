@@ -65,8 +65,9 @@ impl Standstill {
         match self {
             Self::Held => remedy::allow_mass_delete(connection, stream),
             // The missing right can only come from a new consent.
-            Self::Forbidden => remedy::reconnect(provider, connection, grant),
-            Self::Stalled => remedy::try_again(connection, stream),
+            Self::Forbidden if grant.needs_consent() => remedy::reconnect(provider, connection, grant),
+            // A key stays good: it is the account's plan or the app's rights that are to be changed before the next try.
+            Self::Forbidden | Self::Stalled => remedy::try_again(connection, stream),
         }
     }
 }
@@ -74,6 +75,17 @@ impl Standstill {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_right_that_a_key_lacks_does_not_come_with_another_key() {
+        let next = |provider, grant| {
+            Standstill::Forbidden.remedy(Owner { provider, connection: "acme", grant }, "bookings")
+        };
+        let again = "fieldmirror enqueue --resync acme --stream bookings";
+        assert_eq!(next("oncehub", GrantKind::ApiKey), again);
+        assert_eq!(next("servicetitan", GrantKind::ClientCredentials), again);
+        assert_eq!(next("jobber", GrantKind::AuthorizationCode), "fieldmirror enqueue --reconnect acme");
+    }
 
     #[test]
     fn each_has_its_alert() {
