@@ -280,6 +280,27 @@ pub fn living_unmet(
     rows::values::<Text, String, _>(connection, query)
 }
 
+/// Living rows of which a column says one of these, or with `unknown` nothing.
+pub fn living_at(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    column: &str,
+    places: &[String],
+    unknown: bool,
+) -> Result<Vec<String>, DbError> {
+    let query = format!(
+        "SELECT id AS value FROM mirror.{} WHERE connection_id = $1 AND deleted_at IS NULL
+           AND ({column} = ANY ($2) OR $3 AND {column} IS NULL)",
+        stream.table
+    );
+    let query = diesel::sql_query(query)
+        .bind::<BigInt, _>(of.0)
+        .bind::<Array<Text>, _>(places)
+        .bind::<Bool, _>(unknown);
+    rows::values::<Text, String, _>(connection, query)
+}
+
 /// What a column says of these rows, by their ids.
 pub fn places(
     connection: &mut PgConnection,

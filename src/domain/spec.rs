@@ -251,6 +251,8 @@ pub enum Changes {
     NewestFirst {
         newest: &'static [(&'static str, &'static str)],
         full: &'static [(&'static str, &'static str)],
+        /// Whether no two records share a place in that order. Where they do, it is that of their creation.
+        full_is_unique: bool,
     },
 }
 

@@ -8,12 +8,18 @@
 //! after some that came in time there are twice as many again, up to what the settings say. Walks that come later begin
 //! with what was found out: it is kept as the fact `page_size/{stream}`.
 //!
+//! Where a page ends among records that share a place in the order, their pages are read until all have been seen: [`ties`].
+//!
 //! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
 //! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
+
+mod ties;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use ties::Tie;
 
 use crate::domain::failure::Failure;
 use crate::domain::record::Record;
@@ -53,6 +59,18 @@ struct At {
     /// What a pass over a whole list has to come to, where it can be told whether it moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     tally: Option<Tally>,
+    /// Records that share a place in the order, at the end of what was read; and how often their pages were looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tie: Option<Tie>,
+    #[serde(skip_serializing_if = "is_zero")]
+    looks: u32,
+    /// Whether everything is read in an order in which no records share a place: among pages of another order a number
+    /// means nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unique: bool,
+    /// Why not all that the walk had to cover was shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    short: Option<String>,
     ended: bool,
 }
 
@@ -110,13 +128,17 @@ impl At {
     /// The same place among pages of another size: what was read before it stays read, and of the rest some may come
     /// twice.
     fn resized(&self, size: u32) -> Self {
-        let read = (self.page.max(1) - 1) * u64::from(self.size);
+        // A tie is followed from its beginning.
+        let (page, shown) = self.tie.as_ref().map_or((self.page.max(1), self.shown), Tie::begins);
+        let read = (page - 1) * u64::from(self.size);
         Self {
             page: read / u64::from(size.max(1)) + 1,
             size,
             in_time: 0,
             seen: None,
             newest: None,
+            shown,
+            tie: None,
             ..self.clone()
         }
     }
@@ -168,14 +190,21 @@ pub fn step(
     };
     let mut here: At = at.read();
     if here.ended {
-        return Ok(here.left_out().map_or(Step::Done, |(expected, total)| Step::Partial {
-            why: format!(
-                "{}'s `{}` moved under each of {PASSES_MAX} reads: it counts {total} records where {expected} should be left, \
-                 so some may have been passed over",
-                spec.title, cx.stream.name
-            ),
-        }));
+        let moved = here.left_out().map(|(expected, total)| {
+            format!(
+                "`{}` moved under each of {PASSES_MAX} reads: it counts {total} records where {expected} should be left, so \
+                 some may have been passed over",
+                cx.stream.name
+            )
+        });
+        let why = moved.or(here.short);
+        return Ok(why.map_or(Step::Done, |why| Step::Partial { why: format!("{}'s {why}", spec.title) }));
     }
+    let unique = matches!(list.changes, Changes::NewestFirst { full_is_unique: true, .. });
+    if here.page > 1 && here.unique != unique {
+        here = At::default();
+    }
+    here.unique = unique;
     if here.size == 0 && matches!(list.paging, Paging::Numbered { .. }) {
         let most = cx.page_size.max(1);
         (here.size, here.most) = kept_size(cx).map_or((most, 0), |kept| (kept, most));
@@ -294,19 +323,24 @@ fn take(
     if stands_still || ((more.is_some() || settled) && ends.is_some() && ends == here.seen) {
         return Err(Failure::changed(format!("{title}'s `{name}` repeats a page")));
     }
-    let mut next = At { seen: ends, ..here.clone() };
+    let mut next = At { seen: ends, tie: None, ..here.clone() };
     let below = below(cx, list, &mut next, &records);
     match more {
         Some(place) if !below => place.put(&mut next),
         _ => next.ended = true,
     }
-    step_back(list, here, body, records.len(), &mut next);
+    let stepped_back = step_back(list, here, body, records.len(), &mut next);
+    let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
+    next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
+    if !stepped_back && !below {
+        let why = ties::follow(cx, list, here, &records, &mut next);
+        next.short = next.short.or(why);
+    }
     let stamp = reply.header("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
     let now = stamp.map_or(sent_at - CLOCK_WRONG_MAX, |stamp| stamp.to_utc() - STAMPED_WITHIN);
     settle(cx, list, here, now, &records, &mut next);
+    recount(cx, &mut next);
     next = if next.ended { next } else { next.grown() };
-    let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
-    next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
     if let Some((shown, total)) = next.shown.zip(next.total)
         && next.ended
         && !below
@@ -390,15 +424,18 @@ fn below(cx: &StepContext<'_>, list: &ListSpec, at: &mut At, records: &[Record])
 
 /// Steps back where the list has become shorter since the last page: what follows has moved up, and some of it is on pages
 /// that are read already.
-fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut At) {
-    let Paging::Numbered { .. } = list.paging else { return };
+fn step_back(list: &ListSpec, here: &At, body: &Value, size: usize, next: &mut At) -> bool {
+    let Paging::Numbered { .. } = list.paging else { return false };
     next.total = total(list, body);
     let gone = here.total.zip(next.total).map_or(0, |(before, now)| before.saturating_sub(now));
     if gone > 0 && here.page > 1 {
         let pages = gone.div_ceil(u64::try_from(size.max(1)).unwrap_or(u64::MAX));
-        next.page = here.page.saturating_sub(pages).max(1);
+        let tied = here.tie.as_ref().map_or(here.page, |tie| tie.begins().0);
+        next.page = here.page.saturating_sub(pages).min(tied).max(1);
         next.ended = false;
+        return true;
     }
+    false
 }
 
 /// Goes through the list once more if it has moved under a pass in a way that nothing has made good.
@@ -411,7 +448,7 @@ fn settle(
     next: &mut At,
 ) {
     let in_order = matches!(list.changes, Changes::NewestFirst { .. } | Changes::Window { .. });
-    let is_whole = in_order && cx.walk.mode != Mode::Incremental;
+    let is_whole = in_order && cx.walk.mode != Mode::Incremental || matches!(list.changes, Changes::None);
     let Some(total) = next.total.filter(|_| is_whole && !cx.stream.created_at.is_empty()) else { return };
     let passes = here.tally.as_ref().map_or(0, |tally| tally.passes);
     let mut tally = match &here.tally {
@@ -427,13 +464,30 @@ fn settle(
         let gone = here.total.map_or(0, |before| before.saturating_sub(total));
         tally.expected = tally.expected.saturating_sub(gone) + u64::try_from(new).unwrap_or(u64::MAX);
     }
-    let moved = next.ended && tally.expected != total && passes + 1 < PASSES_MAX;
+    tally.expected = next.tie.as_ref().and_then(Tie::expected_again).unwrap_or(tally.expected);
+    // More than there should be were added before the place that was read, or have come back there: that hides none.
+    let moved = next.ended && tally.expected > total && passes + 1 < PASSES_MAX;
     *next = if moved {
         let tally = Tally { passes: passes + 1, ..tally };
         At { size: next.size, most: next.most, tally: Some(tally), ..At::default() }
     } else {
         At { tally: Some(tally), ..std::mem::take(next) }
     };
+}
+
+/// Goes through a whole list once more if a pass has shown fewer records than there are, and at last says so.
+fn recount(cx: &StepContext<'_>, next: &mut At) {
+    let (Some(tally), Some((shown, total))) = (&next.tally, next.shown.zip(next.total)) else { return };
+    if !next.ended || shown >= total {
+        return;
+    }
+    if tally.passes + 1 < PASSES_MAX {
+        let tally = Tally { passes: tally.passes + 1, ..tally.clone() };
+        *next = At { size: next.size, most: next.most, tally: Some(tally), ..At::default() };
+    } else if next.short.is_none() {
+        let name = cx.stream.name;
+        next.short = Some(format!("`{name}` counts {total} records and has shown {shown}"));
+    }
 }
 
 /// How many records there are, where the list tells.

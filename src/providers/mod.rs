@@ -21,6 +21,14 @@ use crate::domain::step::{
 use crate::domain::token::TokenVerdict;
 use crate::domain::view::AccountView;
 
+/// Rows that no walk is to touch: those whose `column` names one of `places`, or where they cannot be asked for by their
+/// ids, nothing at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    pub column: &'static str,
+    pub places: Vec<String>,
+}
+
 /// A SaaS product. The methods are pure; the defaults say what most providers do.
 pub trait Provider: Send + Sync + 'static {
     fn spec(&self) -> &'static ProviderSpec;
@@ -83,6 +91,12 @@ pub trait Provider: Send + Sync + 'static {
     /// are. `None`: it has no such request for the stream, and absence from closed walks is the proof.
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
         let _ = (cx, ids);
+        None
+    }
+
+    /// What the settings leave out of walks that read everything: such rows stay as they are.
+    fn left_alone(&self, cx: &StepContext<'_>) -> Option<LeftAlone> {
+        let _ = cx;
         None
     }
 

@@ -2,7 +2,8 @@
 //! and one that is short may have been empty by mistake, so each is asked for by its id where that can be done.
 //!
 //! A row counts as gone when the provider says so. Where nobody can be asked, or the answer proves nothing, it stays, does
-//! not count for the brake, and the walk ends as a partial one.
+//! not count for the brake, and the walk ends as a partial one. What the settings leave out of the walk stays as well, and
+//! the walk closes.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +35,32 @@ pub(super) struct Confirmed {
 }
 
 impl Drive<'_> {
+    /// Counts rows as met that the settings leave out of the walk.
+    pub(super) async fn spare(
+        &self,
+        open: &Open,
+        mut met: Vec<String>,
+        tally: &Tally,
+        counts: &mut Counts,
+    ) -> Result<Vec<String>, Halt> {
+        let (source, cx, provider) = (open.source, self.context(open), self.sender.provider);
+        let whole = source.mode == Mode::Snapshot || source.sweeping;
+        let Some(left) = provider.left_alone(&cx).filter(|_| whole) else { return Ok(met) };
+        let unknown = !asks_by_id(provider, &cx);
+        let (spec, of) = (source.spec, source.key.connection);
+        let ids = self.db.run(move |connection| {
+            mirror::living_at(connection, spec, of, left.column, &left.places, unknown)
+        });
+        let ids = ids.await.map_err(halt)?;
+        if source.mode == Mode::Snapshot {
+            met.extend(ids);
+        } else if !ids.is_empty() {
+            let page = Page { met: ids, ..Page::default() };
+            self.write_aside(source, Ready::of(spec, page), tally, counts).await?;
+        }
+        Ok(met)
+    }
+
     /// Looks once more for what a walk over everything has not met.
     pub(super) async fn confirm(
         &self,

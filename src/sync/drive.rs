@@ -188,6 +188,7 @@ impl Drive<'_> {
         match fetched {
             Ok(Fetched { lost: Some(why), .. }) => self.close_partly(open, why).await,
             Ok(Fetched { met, read, lost: None }) => {
+                let met = self.spare(open, met, tally, counts).await?;
                 self.doubt(open, read).await?;
                 self.recover(open, tally, counts).await?;
                 let closed = match self.confirm(open, met, tally, counts).await {

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Account, AccountContext, Clues, Provider, TokenContext, TokenStep, judge};
+use locations::Known;
+
+use super::{Account, AccountContext, Clues, LeftAlone, Provider, TokenContext, TokenStep, judge};
 use crate::domain::failure::Failure;
 use crate::domain::spec::{BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, Placement, ProviderSpec};
 use crate::domain::step::{Options, Position, Presence, Reply, Request, Step, StepContext, Verdict};
@@ -131,6 +133,12 @@ impl Provider for HousecallPro {
 
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
         presence::probe(cx, None, ids)
+    }
+
+    fn left_alone(&self, cx: &StepContext<'_>) -> Option<LeftAlone> {
+        let places = Known::of(cx.facts).left(cx.options);
+        (!places.is_empty() && cx.stream.name != streams::LOCATIONS_NAME)
+            .then_some(LeftAlone { column: presence::PLACE, places })
     }
 
     fn place_column(&self, cx: &StepContext<'_>) -> Option<&'static str> {

@@ -26,8 +26,8 @@ pub(super) fn is_probe(purpose: &str) -> bool {
     matches!(purpose, JOB | CUSTOMER)
 }
 
-/// Asks for one record at its location; at any, where its row names none. One whose location is none that is read is not
-/// asked for.
+/// Asks for one record at its location; at any, where its row names none and so may be at none that is left out. One whose
+/// location is none that is read is not asked for.
 pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -> Option<(Request, usize)> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let id = ids.first().filter(|_| can_ask(cx.stream.name))?;
@@ -37,7 +37,7 @@ pub(super) fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -
     let read = known.to_read(cx.options);
     let location = match place {
         Some(place) => read.get(place),
-        None => read.first(),
+        None => read.first().filter(|_| known.left(cx.options).is_empty()),
     }?;
     let mut request = match cx.stream.name {
         streams::JOBS_NAME => Request::get(format!("/jobs/{id}"), JOB, BUCKETS),

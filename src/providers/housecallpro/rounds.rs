@@ -10,7 +10,6 @@ use serde_json::Value;
 use super::locations::Known;
 use super::{SPEC, streams};
 use crate::domain::failure::Failure;
-use crate::domain::spec::Mode;
 use crate::domain::step::{Page, Position, Reply, Step, StepContext};
 use crate::providers::interpret;
 
@@ -26,6 +25,9 @@ struct Round {
     list: Value,
     /// Locations that answered 403.
     closed: Vec<String>,
+    /// Why not all was shown of the lists of others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    short: Vec<String>,
 }
 
 /// The next step of a walk over a located list.
@@ -61,10 +63,10 @@ pub(super) fn step(cx: &StepContext<'_>, at: &Position, mut replies: Vec<Reply>)
                 return Ok(Step::Emit { page, at: Position::of(&round) });
             }
             Step::Done => {}
-            partial @ Step::Partial { .. } => return Ok(partial),
+            Step::Partial { why } => round.short.push(why),
         }
     }
-    Ok(end(cx, &known, &round.closed))
+    Ok(end(&round))
 }
 
 /// A page of one location as a page of the whole.
@@ -75,7 +77,7 @@ fn of_all(cx: &StepContext<'_>, mut page: Page, index: usize, count: usize) -> P
     page
 }
 
-fn end(cx: &StepContext<'_>, known: &Known, closed: &[String]) -> Step {
+fn end(Round { closed, short, .. }: &Round) -> Step {
     if !closed.is_empty() {
         let why = format!(
             "Housecall Pro answered 403 for the location `{}`: its rows stay as they are. Ask the account's owner for \
@@ -84,14 +86,8 @@ fn end(cx: &StepContext<'_>, known: &Known, closed: &[String]) -> Step {
         );
         return Step::Partial { why };
     }
-    let left = known.left(cx.options);
-    if cx.walk.mode != Mode::Incremental && !left.is_empty() {
-        let why = format!(
-            "the location `{}` was read before and is not among `providers.housecallpro.location_ids`: nothing counts \
-             as gone",
-            left.join("`, `")
-        );
-        return Step::Partial { why };
+    if let Some(why) = short.first() {
+        return Step::Partial { why: why.clone() };
     }
     Step::Done
 }

@@ -18,12 +18,19 @@ pub(super) const LOCATIONS_FACT: &str = "locations";
 
 /// `{"page": 1, "page_size": 200, "total_pages": 7, "total_items": 1311, …}`
 const PAGING: Paging = Paging::Numbered { param: "page", more: "/total_pages", total: "/total_items" };
-/// There is no filter on the time of modification, but an order by it. Everything is read in the order of creation, which
-/// edits do not disturb.
-const CHANGES: Changes = Changes::NewestFirst {
-    newest: &[("sort_by", "updated_at"), ("sort_direction", "desc")],
-    full: &[("sort_by", "created_at"), ("sort_direction", "asc")],
+/// There is no filter on the time of modification, but an order by it. Everything is read in an order that edits do not
+/// disturb: jobs in that of their ids, which none shares with another; for customers no such order is documented.
+const JOB_CHANGES: Changes = Changes::NewestFirst {
+    newest: NEWEST,
+    full: &[("sort_by", "id"), ("sort_direction", "asc")],
+    full_is_unique: true,
 };
+const CUSTOMER_CHANGES: Changes = Changes::NewestFirst {
+    newest: NEWEST,
+    full: &[("sort_by", "created_at"), ("sort_direction", "asc")],
+    full_is_unique: false,
+};
+const NEWEST: &[(&str, &str)] = &[("sort_by", "updated_at"), ("sort_direction", "desc")];
 
 /// A list at `path`, which is also the name of its records in the envelope.
 const fn list(path: &'static str, query: &'static [(&'static str, &'static str)], changes: Changes) -> Read {
@@ -52,7 +59,7 @@ pub(super) const JOBS: StreamSpec = StreamSpec {
     keep_only: &[],
     omit: &["/attachments/*/url"],
     // A name without brackets would keep the last of several values only.
-    read: list("/jobs", &[("expand[]", "appointments")], CHANGES),
+    read: list("/jobs", &[("expand[]", "appointments")], JOB_CHANGES),
 };
 
 #[rustfmt::skip]
@@ -114,7 +121,7 @@ pub(super) const CUSTOMERS: StreamSpec = StreamSpec {
     merges: false,
     keep_only: &[],
     omit: &["/attachments/*/url"],
-    read: list("/customers", &[], CHANGES),
+    read: list("/customers", &[], CUSTOMER_CHANGES),
 };
 
 pub(super) const EMPLOYEES: StreamSpec = StreamSpec {

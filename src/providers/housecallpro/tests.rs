@@ -218,6 +218,9 @@ fn what_a_read_by_id_proves() {
     assert!(HousecallPro.probe_at(&cx, Some("south"), &ids).is_none(), "nobody knows where");
     let (request, _) = HousecallPro.probe_at(&cx, None, &ids).unwrap();
     assert_eq!(request.headers, [(rounds::LOCATION_HEADER, "north".to_owned())], "at any");
+    let left = only(&["o"]);
+    let left = StepContext { options: &left, ..context("jobs") };
+    assert!(HousecallPro.probe_at(&left, None, &ids).is_none(), "it may be where nobody asks");
     for (asked, others) in [(Some("o"), ["north"]), (Some("north"), ["o"]), (None, ["o"])] {
         assert_eq!(HousecallPro.elsewhere(&cx, asked), others, "{asked:?}");
     }

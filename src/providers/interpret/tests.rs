@@ -1,5 +1,7 @@
 //! Lists of every kind against small servers made of rules: what a walk brings, and how it ends.
 
+mod tied;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -57,7 +59,8 @@ const fn stream(paging: Paging, changes: Changes) -> StreamSpec {
 }
 
 const NUMBERED: Paging = Paging::Numbered { param: "page", more: "/pages", total: "/total" };
-const NEWEST: Changes = Changes::NewestFirst { newest: &[("sort", "-at")], full: &[("sort", "id")] };
+const NEWEST: Changes =
+    Changes::NewestFirst { newest: &[("sort", "-at")], full: &[("sort", "id")], full_is_unique: false };
 
 static PAGES: StreamSpec = stream(NUMBERED, NEWEST);
 static BORN: StreamSpec = StreamSpec { created_at: "/at", ..stream(NUMBERED, NEWEST) };
@@ -303,7 +306,7 @@ fn a_list_that_has_moved_unseen_is_read_again() {
         let first = page(&[("b", 2), ("c", 3)], json!({"pages": 2, "total": 3}));
         [first, page(&[("d", 4), ("e", 5)], json!({"pages": 2, "total": 4}))]
     };
-    let went = go(&BORN, &walk(Mode::Backfill, None), [back(), back(), back()].concat());
+    let went = go(&BORN, &walk(Mode::Backfill, None), back().to_vec());
     assert!(went.end.is_ok());
 }
 

@@ -1,6 +1,7 @@
 //! The lists: numbered pages over what is there at this moment, so that rows move between pages while one turns them.
 
 use std::cmp::Ordering;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Value, json};
 use url::form_urlencoded;
@@ -69,14 +70,22 @@ impl Sort {
         }
     }
 
-    fn compare(self, a: &Record, b: &Record) -> Ordering {
+    fn compare(self, a: &Record, b: &Record, shuffle: Option<u64>) -> Ordering {
         let order = match self {
             Self::Created => a.created_s.cmp(&b.created_s),
             Self::Updated => a.updated_s.cmp(&b.updated_s),
             Self::Id => Ordering::Equal,
             Self::Number => number(a).cmp(&number(b)),
         };
-        order.then(a.id.cmp(&b.id))
+        let place = |record: &Record| {
+            let mut hasher = DefaultHasher::new();
+            (shuffle, &record.id).hash(&mut hasher);
+            hasher.finish()
+        };
+        match (self, shuffle) {
+            (Self::Created | Self::Updated, Some(_)) => order.then_with(|| place(a).cmp(&place(b))),
+            _ => order.then(a.id.cmp(&b.id)),
+        }
     }
 }
 
@@ -90,6 +99,8 @@ pub struct Manners {
     /// Every page is the first one.
     pub stuck: bool,
     pub empty: bool,
+    /// Records of one second come in the order that this number gives them.
+    pub shuffle: Option<u64>,
 }
 
 /// `GET /jobs`, `/customers`, `/employees` of these locations.
@@ -113,7 +124,12 @@ pub fn list(
     rows.retain(|row| {
         !manners.empty && places.contains(&row.company) && is_wanted(account, kind, row, query)
     });
-    rows.sort_unstable_by(|a, b| if ascending { sort.compare(a, b) } else { sort.compare(b, a) });
+    let shuffle = manners.shuffle;
+    rows.sort_unstable_by(
+        |a, b| {
+            if ascending { sort.compare(a, b, shuffle) } else { sort.compare(b, a, shuffle) }
+        },
+    );
     let shown = rows.iter().skip((page - 1).saturating_mul(size)).take(size);
     let expand = query.expands("appointments");
     let shown: Vec<Value> = shown.map(|row| render::record(account, kind, row, expand)).collect();

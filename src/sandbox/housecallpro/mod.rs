@@ -25,6 +25,7 @@ mod tests;
 mod tokens;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub struct Housecallpro {
     accounts: Vec<(String, RwLock<Account>)>,
     /// By account.
     traffic: Mutex<BTreeMap<String, Traffic>>,
+    /// Lists that were shown in an order of their own.
+    shuffles: AtomicU64,
 }
 
 /// How an account's requests came.
@@ -203,6 +206,7 @@ impl Housecallpro {
             auth: AuthServer::new(options.apps.clone(), rules),
             accounts: accounts.collect(),
             traffic: Mutex::default(),
+            shuffles: AtomicU64::new(0),
             shared: shared.clone(),
         })
     }
@@ -311,7 +315,9 @@ impl Housecallpro {
             }
             Route::List(kind) => {
                 let (stuck, empty) = (strikes(FaultName::StuckCursor), strikes(FaultName::EmptyList));
-                list::list(account, kind, &places, query, Manners { stuck, empty })
+                let shuffle =
+                    strikes(FaultName::ShuffledTies).then(|| self.shuffles.fetch_add(1, Ordering::Relaxed));
+                list::list(account, kind, &places, query, Manners { stuck, empty, shuffle })
             }
             Route::One(kind, id) => one(account, kind, id, &places, query),
             Route::Authorize | Route::Token | Route::Unknown => Err(Refusal::not_found()),

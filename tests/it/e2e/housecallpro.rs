@@ -262,6 +262,11 @@ async fn changes_arrive_after_a_consent_and_through_a_refresh() {
     let customer = text(&rig.truth("jobs")[0]["record"]["customer"]["id"]);
     rig.change(json!({"do": "change", "id": customer, "fields": {"/first_name": "Renamed"}}));
     rig.hold_against_mirror().await;
+    // More than a page holds change within a second, and come in another order whenever they are asked for.
+    rig.app.faults(&["shuffled_ties"]);
+    rig.change(json!({"do": "create", "count": 210}));
+    rig.hold_against_mirror().await;
+    rig.app.faults(&[]);
     let read = "SELECT count(*) FROM mirror.sync_runs WHERE stream = 'jobs' AND mode = 'backfill'";
     assert_eq!(rig.app.number(read).await, 1, "not everything was read again");
 
@@ -354,7 +359,7 @@ async fn a_lost_location_is_named_and_the_others_go_on() {
     let rig = Rig::new(small(200), &[]).await;
     let daemon = rig.app.daemon().await;
     rig.mirrored_by_key().await;
-    let [north, _] = rig.part().locations(&rig.account).try_into().unwrap();
+    let [north, south] = rig.part().locations(&rig.account).try_into().unwrap();
     let before = rig.app.number("SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NULL").await;
     rig.change(json!({"do": "location", "location": north, "lost": true}));
     rig.app
@@ -374,6 +379,26 @@ async fn a_lost_location_is_named_and_the_others_go_on() {
     assert_eq!(swept.code, 2, "not everything could be read: {swept:?}");
     let after = rig.app.number("SELECT count(*) FROM mirror.jobs WHERE deleted_at IS NULL").await;
     assert_eq!(after, before, "nothing counts as gone");
+    daemon.stop().await;
+
+    // Its rows are left alone where the settings leave it out, and the others are read whole.
+    let mut named = rig.app.environment.clone();
+    let ids = format!("{},{south}", rig.account);
+    named.insert("FIELDMIRROR_PROVIDERS__HOUSECALLPRO__LOCATION_IDS".to_owned(), ids);
+    let daemon = rig.app.daemon_with(&named).await;
+    let (gone, stays) = (rig.own_jobs()[1].clone(), rig.jobs_at(&north)[0].clone());
+    rig.change(json!({"do": "delete", "id": gone}));
+    rig.change(json!({"do": "delete", "id": stays}));
+    let swept = rig.app.run("enqueue --resync acme --full --wait --json").await.done().last();
+    assert_eq!(swept["requests"][0]["outcome"], "done", "{swept}");
+    rig.app.wait_until("all is well", "SELECT bool_and(stalled_reason IS NULL) FROM mirror.freshness").await;
+    let buried = "SELECT string_agg(id, ',') FROM mirror.housecallpro_jobs WHERE deleted_at IS NOT NULL";
+    assert_eq!(rig.app.one(buried).await, json!(gone), "what is left out stays");
+    let left = "SELECT count(*) FROM mirror.housecallpro_employees WHERE deleted_at IS NOT NULL";
+    assert_eq!(rig.app.number(left).await, 0);
+    daemon.stop().await;
+
+    let daemon = rig.app.daemon().await;
     rig.change(json!({"do": "location", "location": north, "lost": false}));
     // What a full read has said stays until another one has read everything.
     let swept = rig.app.run("enqueue --resync acme --stream jobs --full --wait --json").await.done().last();

@@ -105,6 +105,7 @@ impl super::World for World {
             "slow=9000,#",
             "stuck_cursor=#,on:housecallpro.jobs",
             "stuck_cursor=#,on:customers",
+            "shuffled_ties",
             "malformed=/jobs/*/id,#,on:housecallpro.jobs",
             "malformed=/total_pages,#,on:customers",
             "drop=#,on:job",
