@@ -3,7 +3,8 @@
 //! [`Auth::access_token`] is what everything above asks for: a token that will still be good when the request arrives,
 //! or a typed reason why there is none. The rest of this folder keeps that promise: [`authorize`] and [`exchange`] turn
 //! consents into tokens, [`keys`] verifies what needs no consent, [`refresh`] renews, [`doubt`] finds out what a refusal
-//! is about, [`spill`] and [`replay`] keep what the database may lose, [`kept`] concludes consents that were interrupted, [`disconnect`] forgets, [`rotation`] changes the vault key.
+//! is about, [`spill`] and [`replay`] keep what the database may lose, [`kept`] concludes consents that were interrupted,
+//! [`disconnect`] forgets, [`rotation`] changes the vault key.
 //!
 //! It does not decide when jobs run, and knows no provider: what differs between providers is asked of their
 //! descriptions.

@@ -63,8 +63,8 @@ macro_rules! passed {
     };
 }
 
-/// Opens a refresh of that generation of a grant, unless another one is open and its time has not passed. The transaction's commit waits for
-/// the disk: a server that forgets it in a crash would let another one begin meanwhile.
+/// Opens a refresh of that generation of a grant, unless another one is open and its time has not passed. The
+/// transaction's commit waits for the disk: a server that forgets it in a crash would let another one begin meanwhile.
 pub fn open(
     conn: &mut PgConnection,
     connection: ConnectionId,

@@ -37,7 +37,8 @@ pub struct Before {
     pub refusals: i32,
 }
 
-/// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun; `chance`, from 0 to 1, says where in its span a pause ends.
+/// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun; `chance`,
+/// from 0 to 1, says where in its span a pause ends.
 pub fn record(
     connection: &mut PgConnection,
     key: StreamKey,
