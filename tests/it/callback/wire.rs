@@ -1,14 +1,13 @@
 //! Requests that are malformed, oversized, slow, many at once or never read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fieldmirror::callback;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::raw::{PATIENCE, answer, answers, assert_bare, assert_hardened, exchange, exchange_and_hang_up};
@@ -18,6 +17,8 @@ use crate::auth::rig::Rig;
 const CROWD: usize = 300;
 /// Crowds that come one after the other, until one is met while it is there: on a slow machine one may be gone before.
 const CROWDS: usize = 5;
+/// Connects of the crowd under way: fewer than the kernel's shortest queue, which lets in late whoever finds it full.
+const AT_A_TIME: usize = 4;
 
 fn request(line: &str) -> String {
     format!("{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -168,13 +169,13 @@ async fn slow_clients_keep_nobody_out() {
     let asked = rig.ask("acme").await;
     let mut beside = false;
     for _ in 0..CROWDS {
-        let came = Arc::new(AtomicUsize::new(0));
-        let crowd = (0..CROWD).map(|number| tokio::spawn(drip(rig.endpoint, number, Arc::clone(&came))));
-        let crowd: Vec<_> = crowd.collect();
-        // Where the kernel's queue is shorter than the crowd, it lets the last ones in after 15 seconds and more.
-        while came.load(Ordering::Relaxed) < CROWD * 2 / 3 && !crowd.iter().all(JoinHandle::is_finished) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let connects = stream::iter(0..CROWD).map(|_| TcpStream::connect(rig.endpoint));
+        let connected: Vec<TcpStream> = connects.buffer_unordered(AT_A_TIME).try_collect().await.unwrap();
+        let crowd: Vec<_> = connected
+            .into_iter()
+            .enumerate()
+            .map(|(number, stream)| tokio::spawn(drip(stream, number)))
+            .collect();
         for _ in 0..3 {
             assert_eq!(rig.get("/healthz", None).await.status, 200);
         }
@@ -198,9 +199,7 @@ async fn slow_clients_keep_nobody_out() {
 }
 
 /// Sends headers for ever, one byte at a time, until the endpoint has had enough.
-async fn drip(to: std::net::SocketAddr, number: usize, came: Arc<AtomicUsize>) {
-    let Ok(mut stream) = TcpStream::connect(to).await else { return };
-    came.fetch_add(1, Ordering::Relaxed);
+async fn drip(mut stream: TcpStream, number: usize) {
     let sends_nothing = number.is_multiple_of(3);
     if !sends_nothing && stream.write_all(b"GET /healthz HTTP/1.1\r\nx: ").await.is_err() {
         return;
