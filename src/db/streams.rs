@@ -93,6 +93,9 @@ pub struct WalkRow {
     /// Turns in a row that 401 has ended although the token was good.
     #[diesel(sql_type = Integer)]
     pub refusals: i32,
+    /// As of when the facts of the account are known: those that the open walk needs, or those that this one has taught.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub facts_as_of: Option<DateTime<Utc>>,
 }
 
 /// Makes sure that every stream of the provider has its rows, and draws the number of a new turn.
@@ -161,7 +164,7 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts, ahead_ms, failures, refusals
+                mass_delete_allowed, restarts, ahead_ms, failures, refusals, facts_as_of
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -181,16 +184,18 @@ pub fn lock(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite
     Ok(if found.is_some() { StreamWrite::Done } else { StreamWrite::Lost })
 }
 
-/// Opens a walk. `from` is its lower bound.
+/// Opens a walk. `from` is its lower bound; `facts_as_of` tells as of when the facts are known that it needs, if it does.
 pub fn open_walk(
     connection: &mut PgConnection,
     key: StreamKey,
     mode: Mode,
     started_at: DateTime<Utc>,
     from: Option<DateTime<Utc>>,
+    facts_as_of: Option<DateTime<Utc>>,
 ) -> Result<(), DbError> {
     diesel::sql_query(
-        "UPDATE walks SET started_at = $4, from_time = $5, position = NULL, ahead_ms = 0
+        "UPDATE walks SET started_at = $4, from_time = $5, position = NULL, ahead_ms = 0,
+             facts_as_of = coalesce($6, facts_as_of)
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -198,8 +203,22 @@ pub fn open_walk(
     .bind::<Text, _>(mode.as_str())
     .bind::<Timestamptz, _>(started_at)
     .bind::<Nullable<Timestamptz>, _>(from)
+    .bind::<Nullable<Timestamptz>, _>(facts_as_of)
     .execute(connection)?;
     forget_met(connection, key, mode)
+}
+
+/// An open walk has taught what others need to know: as of when it began.
+pub fn taught(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET facts_as_of = started_at
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Text, _>(mode.as_str())
+    .execute(connection)?;
+    Ok(())
 }
 
 /// Gives the incremental walk its first lower bound: the moment at which the first read of everything begins.

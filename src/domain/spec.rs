@@ -173,6 +173,14 @@ pub enum Scope {
     Egress,
 }
 
+/// What is learned about an account, and the stream of the provider that learns it: one that is read in snapshots, and
+/// itself needs no facts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fact {
+    pub name: &'static str,
+    pub taught_by: &'static str,
+}
+
 /// One stream of records of one provider: a table of the mirror.
 #[derive(Debug)]
 pub struct StreamSpec {
@@ -181,8 +189,8 @@ pub struct StreamSpec {
     pub table: &'static str,
     /// The walks it is read by.
     pub modes: &'static [Mode],
-    /// Facts that must be known before it can be read; another stream of the provider learns them.
-    pub needs_facts: &'static [&'static str],
+    /// Facts that must be known before it can be read. It covers no change that is younger than what it knows.
+    pub needs_facts: &'static [Fact],
     /// Where a record has its id, creation and modification.
     pub id: &'static str,
     pub created_at: &'static str,

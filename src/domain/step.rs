@@ -51,6 +51,8 @@ pub struct Walk {
     pub started_at: DateTime<Utc>,
     /// Changes from here on are wanted (inclusive); `None`: all there is.
     pub from: Option<DateTime<Utc>>,
+    /// As of when the facts of the account are known: those that it needs, or those that it has taught before.
+    pub facts_as_of: Option<DateTime<Utc>>,
 }
 
 /// What a provider's state machine may know.
@@ -104,6 +106,9 @@ pub struct Page {
     pub met: Vec<String>,
     pub tombstones: Vec<Tombstone>,
     pub facts: Facts,
+    /// Streams of the provider whose records may now show more than they did, whenever they last changed: everything of
+    /// them has to be read again.
+    pub renews: Vec<&'static str>,
     /// How much of the walk is behind us, 0 to 1, where the provider lets us know.
     pub progress: Option<f32>,
 }

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde_json::json;
+
 use super::drift::{Known, Shapes};
 use super::merge::{Balance, Fold, Held, Version, Write};
 use super::{extract, history};
 use crate::db::drift::Found;
+use crate::db::requests::{self, NewRequest, RequestKind};
 use crate::db::streams::{PageEffect, StreamKey, StreamWrite};
 use crate::db::sync_runs::Counts;
 use crate::db::{
@@ -37,6 +40,7 @@ pub struct Ready {
     met: Vec<String>,
     tombstones: Vec<Tombstone>,
     facts: Facts,
+    renews: Vec<&'static str>,
     progress: Option<f32>,
 }
 
@@ -68,6 +72,7 @@ impl Ready {
             met: page.met,
             tombstones: page.tombstones,
             facts: page.facts,
+            renews: page.renews,
             progress: page.progress,
         }
     }
@@ -80,6 +85,7 @@ impl Ready {
         self.met.extend(page.met);
         self.tombstones.extend(page.tombstones);
         self.facts.extend(page.facts);
+        self.renews.extend(page.renews);
     }
 }
 
@@ -112,7 +118,12 @@ pub fn pages(
     meet(connection, source, &all)?;
     if !all.facts.is_empty() {
         turns::learn(connection, source.key.connection, &all.facts)?;
+        // What needs facts itself learns only what concerns it alone, such as how large its pages may be.
+        if source.spec.needs_facts.is_empty() {
+            streams::taught(connection, source.key, source.mode)?;
+        }
     }
+    renew(connection, source, &all.renews)?;
     let balance = write(connection, source, all, counts)?;
     let effect = PageEffect { rows: balance.living, deleted_rows: balance.deleted, progress };
     let owned = streams::save_page(connection, source.key, source.mode, &position, effect)?;
@@ -143,6 +154,20 @@ pub fn aside(
     streams::adjust(connection, source.key, balance.living, balance.deleted)?;
     sync_runs::count(connection, source.run, counts)?;
     Ok(StreamWrite::Done)
+}
+
+/// Asks for everything of other streams to be read again, as an admin would ask.
+fn renew(connection: &mut PgConnection, source: &Source, streams: &[&'static str]) -> Result<(), DbError> {
+    if streams.is_empty() {
+        return Ok(());
+    }
+    let args = json!({"streams": streams, "full": true});
+    let of = source.key.connection;
+    requests::create(
+        connection,
+        &NewRequest { connection: of, kind: RequestKind::Sync, args, sealed: None },
+    )?;
+    Ok(())
 }
 
 /// Notes what a sweeping walk has met.

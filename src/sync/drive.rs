@@ -72,6 +72,8 @@ pub(super) struct Fetched {
 pub(super) struct Open {
     pub(super) source: Source,
     pub(super) walk: Walk,
+    /// What it reads of changes is whole up to this moment: when it began, or what it needs to know is of.
+    reads_as_of: DateTime<Utc>,
     start: Position,
     pub(super) mass_delete_allowed: bool,
     /// How often the walk has started again.
@@ -124,6 +126,9 @@ impl Drive<'_> {
         {
             return Err(Halt::Failed(watermark_in_future(key, covered_to)));
         }
+        let needed = row.facts_as_of.filter(|_| !spec.needs_facts.is_empty());
+        let reads_as_of = needed.map_or(started_at, |as_of| as_of.min(started_at));
+        let needs = (!spec.needs_facts.is_empty()).then_some(reads_as_of);
         let hold_back = delta(self.hold_back(spec));
         let state = if mode == Mode::Backfill { "backfilling" } else { "syncing" };
         let opened = self
@@ -133,10 +138,10 @@ impl Drive<'_> {
                     return Ok(None);
                 }
                 if resumed.is_none() {
-                    streams::open_walk(connection, key, mode, started_at, from)?;
+                    streams::open_walk(connection, key, mode, started_at, from, needs)?;
                 }
                 if mode == Mode::Backfill {
-                    streams::begin_watermark(connection, key, started_at - hold_back)?;
+                    streams::begin_watermark(connection, key, reads_as_of - hold_back)?;
                 }
                 let _owned = streams::set_state(connection, key, state)?;
                 sync_runs::begin(connection, key.connection, key.stream, mode, now).map(Some)
@@ -156,7 +161,8 @@ impl Drive<'_> {
                 sweeping: is_sweeping(row, mode),
                 history: self.settings.keeps_history(self.sender.provider.spec().name, spec.name),
             },
-            walk: Walk { mode, started_at, from },
+            walk: Walk { mode, started_at, from, facts_as_of: row.facts_as_of },
+            reads_as_of,
             start,
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
@@ -442,7 +448,7 @@ impl Drive<'_> {
         let lag = self.sender.provider.visibility_lag(spec, self.options);
         Closing {
             mode,
-            covered_to: watermark::covered(mode, started_at, ahead, self.hold_back(spec)),
+            covered_to: watermark::covered(mode, open.reads_as_of, ahead, self.hold_back(spec)),
             swept_to: watermark::swept(mode, started_at, lag),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
             sweeps: mode == Mode::Backfill && open.source.sweeping,

@@ -39,7 +39,7 @@ use crate::db::{
 use crate::domain::chance;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
-use crate::domain::spec::{BucketSpec, Mode, Scope};
+use crate::domain::spec::{BucketSpec, Mode, Scope, StreamSpec};
 use crate::domain::step::{Facts, Params};
 use crate::domain::time::Clock;
 use crate::http::Client;
@@ -116,16 +116,15 @@ impl Engine {
             stop: stop.clone(),
             began: (self.clock.now(), began),
         };
-        let [first, second] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
-        let ran: Vec<&str> = first.keys().copied().collect();
-        self.wave(&turn, &sender, first, began).await;
-        if !second.is_empty() {
+        let plans = turn.plans();
+        let [first, mut second] = plan::plan(&plans, self.clock.now());
+        if !first.is_empty() {
+            self.wave(&turn, &sender, first, began).await;
             self.relearn(&mut turn).await.map_err(|error| Failure::from(&error))?;
-            let [second, unlearned] = plan::plan(&turn.plans(), &turn.facts, self.clock.now());
-            let second = second.into_iter().filter(|(stream, _)| !ran.contains(stream)).collect();
-            self.wave(&turn, &sender, second, began).await;
-            self.hold(&turn, unlearned).await;
         }
+        let unlearned = plan::unlearned(&plans, &mut second, &turn.facts);
+        self.wave(&turn, &sender, second, began).await;
+        self.hold(&turn, unlearned).await;
         // Comparing comes last: it takes what the walks have left of the time and of the limits.
         let compared = self.verify(&turn, &sender, began + self.settings.sync.turn_limit).await;
         self.end(&turn, &sender).await.map_err(|error| Failure::from(&error))?;
@@ -225,7 +224,11 @@ impl Engine {
         for mode in modes {
             let Some(row) = turn.walk(stream, mode) else { continue };
             last = Some(mode);
-            let row = WalkRow { mass_delete_allowed: row.mass_delete_allowed || allowed, ..row.clone() };
+            let row = WalkRow {
+                mass_delete_allowed: row.mass_delete_allowed || allowed,
+                facts_as_of: turn.facts_as_of(spec, row),
+                ..row.clone()
+            };
             result = drive.walk(key, spec, &row, mode, complete_to).await;
             match &result {
                 Ok(()) => {}
@@ -244,7 +247,8 @@ impl Engine {
         for stream in unlearned.into_keys() {
             let Some(spec) = turn.provider.spec().stream(stream) else { continue };
             let key = StreamKey { connection: turn.connection.id, stream: spec.name, epoch: turn.epoch };
-            let wanted = spec.needs_facts.join("`, `");
+            let wanted: Vec<&str> = spec.needs_facts.iter().map(|fact| fact.name).collect();
+            let wanted = wanted.join("`, `");
             let failure = Failure::transient(format!("waits until `{wanted}` of the account is known"));
             self.record(turn, key, None, Err(Halt::Failed(failure))).await;
         }
@@ -271,7 +275,10 @@ impl Engine {
     /// Reads again what the first wave has learned.
     async fn relearn(&self, turn: &mut Turn) -> Result<(), DbError> {
         let of = turn.connection.id;
-        turn.facts = self.db.run(move |connection| turns::facts(connection, of)).await?;
+        let learned = self
+            .db
+            .run(move |connection| Ok((turns::facts(connection, of)?, streams::walks(connection, of)?)));
+        (turn.facts, turn.walks) = learned.await?;
         Ok(())
     }
 
@@ -361,6 +368,19 @@ impl Turn {
 
     fn walk(&self, stream: &str, mode: Mode) -> Option<&WalkRow> {
         self.walks.iter().find(|walk| walk.stream == stream && walk.mode == mode.as_str())
+    }
+
+    /// As of when the facts are known that a walk needs, or has taught. One that is open goes on with what it knew when it
+    /// began: what it has read since then was read with no less.
+    fn facts_as_of(&self, spec: &StreamSpec, row: &WalkRow) -> Option<DateTime<Utc>> {
+        let resumed = row.started_at.filter(|_| row.mode != Mode::Snapshot.as_str());
+        let began = resumed.and(row.facts_as_of);
+        if spec.needs_facts.is_empty() || began.is_some() {
+            return row.facts_as_of;
+        }
+        let taught =
+            spec.needs_facts.iter().filter_map(|fact| self.walk(fact.taught_by, Mode::Snapshot)?.facts_as_of);
+        taught.min()
     }
 
     fn page_size(&self) -> u32 {

@@ -1,6 +1,8 @@
 //! What admins asked of a connection's streams: applied when a turn begins, settled when the walks that it made due
 //! have closed. A request is a row, so none is swallowed by a job that is already live.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
@@ -54,7 +56,14 @@ pub fn apply(
 ) -> Result<(), DbError> {
     for request in turns::sync_requests(connection, of)? {
         let args = Args::of(&request);
-        for stream in spec.streams.iter().filter(|stream| args.covers(stream.name)) {
+        let asked: Vec<_> = spec.streams.iter().filter(|stream| args.covers(stream.name)).collect();
+        // They cover no change that is younger than what they know, so what they need to know is asked for as well.
+        let needed = asked.iter().flat_map(|stream| stream.needs_facts).map(|fact| fact.taught_by);
+        let teachers: BTreeSet<&str> = needed.filter(|teacher| !args.covers(teacher)).collect();
+        for stream in teachers.into_iter().filter(|_| request.applied_at.is_none()) {
+            streams::demand(connection, of, &Demand { stream, ..Demand::default() }, now)?;
+        }
+        for stream in asked {
             let demand = args.demand(stream.name);
             match request.applied_at {
                 None => streams::demand(connection, of, &demand, now)?,
@@ -195,6 +204,7 @@ mod tests {
             ahead_ms: 0,
             failures: 0,
             refusals: 0,
+            facts_as_of: None,
         }
     }
 

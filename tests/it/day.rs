@@ -101,7 +101,12 @@ fn hubspot_by_token() {
 #[test]
 fn jobber() {
     let provider = named("jobber");
-    let walk = Walk { mode: Mode::Backfill, started_at: chrono::DateTime::UNIX_EPOCH, from: None };
+    let walk = Walk {
+        mode: Mode::Backfill,
+        started_at: chrono::DateTime::UNIX_EPOCH,
+        from: None,
+        facts_as_of: None,
+    };
     let (facts, params, options) = (Facts::new(), Params::new(), Options::new());
     let first_pages = provider.spec().streams.iter().flat_map(|stream| {
         let (api_version, page_size) = ("", provider.spec().page_size);

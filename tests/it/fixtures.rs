@@ -169,9 +169,14 @@ impl<'a> Conversation<'a> {
         let mode = Mode::parse(&case.mode).filter(|mode| stream.modes.contains(mode));
         let mode = mode.unwrap_or_else(|| panic!("{}: no walk `{}`", folder.display(), case.mode));
         for fact in stream.needs_facts {
-            assert!(case.facts.contains_key(*fact), "{}: `{fact}` must be known", folder.display());
+            assert!(
+                case.facts.contains_key(fact.name),
+                "{}: `{}` must be known",
+                folder.display(),
+                fact.name
+            );
         }
-        let walk = Walk { mode, started_at: case.started_at, from: case.from };
+        let walk = Walk { mode, started_at: case.started_at, from: case.from, facts_as_of: None };
         Self {
             provider,
             case,

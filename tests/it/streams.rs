@@ -10,7 +10,7 @@ use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::record::Record;
 use fieldmirror::domain::spec::Mode;
-use fieldmirror::domain::step::{Page, Position};
+use fieldmirror::domain::step::{Facts, Page, Position};
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::providers;
 use fieldmirror::sync;
@@ -49,11 +49,61 @@ async fn reading_again_since_a_moment_reaches_a_walk_that_is_open() {
         // Nothing is covered yet: a bound that is later than the first read of everything would leave a hole.
         assert_eq!(since(connection, id, 900)?.covered_to, None);
         streams::begin_watermark(connection, key, at(800))?;
-        streams::open_walk(connection, key, Mode::Incremental, at(850), Some(at(500)))?;
+        streams::open_walk(connection, key, Mode::Incremental, at(850), Some(at(500)), None)?;
         let later = since(connection, id, 900)?;
         assert_eq!((later.covered_to, later.started_at), (Some(at(800)), Some(at(850))));
         let earlier = since(connection, id, 100)?;
         assert_eq!((earlier.covered_to, earlier.started_at, earlier.from_time), (Some(at(100)), None, None));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// A walk covers nothing that is younger than what it knows of the account, so that is read with it.
+#[tokio::test]
+async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let provider = providers::provider("hubspot").expect("it is registered").spec();
+        let walk = |connection: &mut PgConnection, stream: &str, mode: Mode| {
+            let walks = streams::walks(connection, id)?;
+            let of = |walk: &WalkRow| walk.stream == stream && walk.mode == mode.as_str();
+            Ok::<_, DbError>(walks.into_iter().find(of).expect("it is there"))
+        };
+        let properties = StreamKey { connection: id, stream: "properties", epoch };
+        streams::open_walk(connection, properties, Mode::Snapshot, at(100), None, None)?;
+        let run = sync_runs::begin(connection, id, "properties", Mode::Snapshot, at(100))?;
+        let spec = provider.stream("properties").expect("it is described");
+        let mode = Mode::Snapshot;
+        let source = Source { key: properties, spec, mode, run, sweeping: false, history: false };
+        let facts = Facts::from([("ticket_properties".to_owned(), json!([]))]);
+        for renews in [vec![], vec!["tickets"]] {
+            let page = Ready::of(spec, Page { facts: facts.clone(), renews, ..Page::default() });
+            let page = vec![(page, Position::start())];
+            let owned = commit::pages(connection, &source, page, &mut Counts::default())?;
+            assert_eq!(owned, StreamWrite::Done);
+        }
+        assert_eq!(walk(connection, "properties", mode)?.facts_as_of, Some(at(100)));
+        streams::open_walk(connection, properties, mode, at(200), None, None)?;
+        assert_eq!(walk(connection, "properties", mode)?.facts_as_of, Some(at(100)), "it has taught nothing");
+
+        let tickets = StreamKey { connection: id, stream: "tickets", epoch };
+        streams::open_walk(connection, tickets, Mode::Incremental, at(300), None, Some(at(100)))?;
+        assert_eq!(walk(connection, "tickets", Mode::Incremental)?.facts_as_of, Some(at(100)));
+
+        let asked = requests::open(connection, id, RequestKind::Sync)?;
+        let asked: Vec<_> = asked.into_iter().map(|request| request.args).collect();
+        assert_eq!(asked, [json!({"streams": ["tickets"], "full": true})]);
+        diesel::sql_query("UPDATE walks SET due_at = now() + interval '1 day'").execute(connection)?;
+        sync::requests::apply(connection, id, provider, at(400))?;
+        assert_eq!(walk(connection, "tickets", Mode::Incremental)?.due_at, Some(at(400)));
+        assert_eq!(
+            walk(connection, "properties", mode)?.due_at,
+            Some(at(400)),
+            "tickets need what it learns"
+        );
+        assert_ne!(walk(connection, "owners", mode)?.due_at, Some(at(400)));
         Ok(())
     });
     done.await.unwrap();
@@ -93,7 +143,7 @@ async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
             requests::create(connection, &new)
         };
         let owned = StreamWrite::Done;
-        streams::open_walk(connection, key, Mode::Backfill, at(100), None)?;
+        streams::open_walk(connection, key, Mode::Backfill, at(100), None, None)?;
         ask(connection, json!({"streams": ["owners"], "full": true, "allow_mass_delete": true}))?;
         let asked = ask(connection, json!({"streams": ["tickets"], "full": true}))?;
         let may = json!({"streams": ["tickets"], "full": true, "allow_mass_delete": true});
@@ -103,7 +153,7 @@ async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
         assert_eq!((walk.started_at, walk.sweeping), (Some(at(100)), false), "the first one goes on");
         assert_eq!(close(connection, Mode::Backfill, 200)?, owned);
         for mode in [Mode::Incremental, Mode::Archived] {
-            streams::open_walk(connection, key, mode, at(200), None)?;
+            streams::open_walk(connection, key, mode, at(200), None, None)?;
             assert_eq!(close(connection, mode, 210)?, owned);
         }
         sync::requests::settle(connection, id, spec)?;
@@ -119,7 +169,7 @@ async fn a_full_read_that_is_asked_for_during_the_first_one_begins_after_it() {
         ask(connection, json!({"streams": ["tickets"], "full": true}))?;
         sync::requests::apply(connection, id, spec, at(230))?;
         assert!(backfill(connection)?.mass_delete_allowed, "nor is its permission taken back");
-        streams::open_walk(connection, key, Mode::Backfill, at(300), None)?;
+        streams::open_walk(connection, key, Mode::Backfill, at(300), None, None)?;
         assert_eq!(close(connection, Mode::Backfill, 400)?, owned);
         sync::requests::apply(connection, id, spec, at(420))?;
         let walk = backfill(connection)?;
@@ -338,14 +388,14 @@ async fn a_clock_that_ran_ahead_counts_until_the_walk_is_over() {
             let of = |mode| walks.iter().find(|walk| walk.stream == "tickets" && walk.mode == mode).unwrap();
             Ok::<_, DbError>((of("incremental").ahead_ms, of("backfill").ahead_ms))
         };
-        streams::open_walk(connection, key, Mode::Incremental, at(100), None)?;
+        streams::open_walk(connection, key, Mode::Incremental, at(100), None, None)?;
         for (seen, kept) in [(600_000, 600_000), (40_000, 600_000), (700_000, 700_000)] {
             streams::note_ahead(connection, key, Mode::Incremental, seen)?;
             assert_eq!(ahead(connection)?, (kept, 0), "{seen}");
         }
         streams::restart_walk(connection, key, Mode::Incremental, "the cursor was refused")?;
         assert_eq!(ahead(connection)?, (700_000, 0), "it began when it began");
-        streams::open_walk(connection, key, Mode::Incremental, at(200), None)?;
+        streams::open_walk(connection, key, Mode::Incremental, at(200), None, None)?;
         assert_eq!(ahead(connection)?, (0, 0));
         Ok(())
     });
@@ -373,7 +423,7 @@ async fn every_walk_can_be_taken_up_again_or_begun_anew() {
         for (second, mode) in (100..).zip(spec.modes.iter().copied()) {
             let run = sync_runs::begin(connection, id, "tickets", mode, at(second))?;
             let source = Source { key, spec, mode, run, sweeping: mode == Mode::Sweep, history: true };
-            streams::open_walk(connection, key, mode, at(second), Some(at(1)))?;
+            streams::open_walk(connection, key, mode, at(second), Some(at(1)), None)?;
             for page in [3, 4] {
                 let written = Ready::of(spec, Page { met: vec![page.to_string()], ..Page::default() });
                 let written = vec![(written, Position::of(&json!({"page": page})))];

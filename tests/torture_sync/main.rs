@@ -16,7 +16,7 @@ mod sync;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: torture sync --seeds FIRST..END [--jobs N] [--story]
+const USAGE: &str = "usage: torture sync --seeds FIRST..END [--provider NAME] [--jobs N] [--story]
        torture kill [--moments N] [--seed S]";
 
 fn main() -> ExitCode {

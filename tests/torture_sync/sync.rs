@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use super::simulation::worlds::{PROVIDERS, provider_of};
 use super::simulation::{self, Ground, Outcome};
 use super::{Args, say};
 
@@ -24,7 +25,13 @@ pub fn run(args: &Args) -> Result<bool, String> {
     let seeds = range(args.text("seeds").ok_or("`--seeds FIRST..END` is missing")?)?;
     let jobs = args.number("jobs", 2)?.clamp(1, 16);
     let tells = args.has("story");
-    let (began, next, sum) = (Instant::now(), Mutex::new(seeds.clone()), Mutex::new(Sum::default()));
+    let only = args.text("provider");
+    if let Some(name) = only.filter(|name| !PROVIDERS.contains(name)) {
+        return Err(format!("`--provider {name}`: one of {} was expected", PROVIDERS.join(", ")));
+    }
+    let seeds = seeds.filter(|seed| only.is_none_or(|name| provider_of(*seed) == name));
+    let seeds: Vec<u64> = seeds.collect();
+    let (began, next, sum) = (Instant::now(), Mutex::new(seeds.into_iter()), Mutex::new(Sum::default()));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::BUCKETS;
 use crate::domain::spec::ColumnType::{Bigint, Cents, Text, TextArray, Timestamptz};
-use crate::domain::spec::{Changes, Column, ListSpec, Mode, Paging, Read, StreamSpec, col};
+use crate::domain::spec::{Changes, Column, Fact, ListSpec, Mode, Paging, Read, StreamSpec, col};
 
 pub(super) const LOCATIONS_NAME: &str = "locations";
 pub(super) const JOBS_NAME: &str = "jobs";
@@ -15,6 +15,7 @@ const KEPT_OF_EMPLOYEES: &[&str] =
     &["id", "first_name", "last_name", "company_id", "created_at", "updated_at"];
 /// The fact that the stream of locations learns.
 pub(super) const LOCATIONS_FACT: &str = "locations";
+const NEEDED: &[Fact] = &[Fact { name: LOCATIONS_FACT, taught_by: LOCATIONS_NAME }];
 
 /// `{"page": 1, "page_size": 200, "total_pages": 7, "total_items": 1311, …}`
 const PAGING: Paging = Paging::Numbered { param: "page", more: "/total_pages", total: "/total_items" };
@@ -49,7 +50,7 @@ pub(super) const JOBS: StreamSpec = StreamSpec {
     name: JOBS_NAME,
     table: "housecallpro_jobs",
     modes: &[Mode::Backfill, Mode::Incremental, Mode::Sweep],
-    needs_facts: &[LOCATIONS_FACT],
+    needs_facts: NEEDED,
     id: "/id",
     created_at: "/created_at",
     updated_at: "/updated_at",
@@ -107,7 +108,7 @@ pub(super) const CUSTOMERS: StreamSpec = StreamSpec {
     name: CUSTOMERS_NAME,
     table: "housecallpro_customers",
     modes: &[Mode::Backfill, Mode::Incremental, Mode::Sweep],
-    needs_facts: &[LOCATIONS_FACT],
+    needs_facts: NEEDED,
     id: "/id",
     created_at: "/created_at",
     updated_at: "/updated_at",
@@ -129,7 +130,7 @@ pub(super) const EMPLOYEES: StreamSpec = StreamSpec {
     table: "housecallpro_employees",
     // No change marker, and only active ones are listed: absent means deactivated.
     modes: &[Mode::Snapshot],
-    needs_facts: &[LOCATIONS_FACT],
+    needs_facts: NEEDED,
     id: "/id",
     created_at: "/created_at",
     updated_at: "/updated_at",

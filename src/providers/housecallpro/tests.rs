@@ -196,7 +196,7 @@ fn which_locations_are_read() {
 fn what_a_read_by_id_proves() {
     let (params, options, facts) = (Params::new(), Options::new(), known(&["north"], &["o", "north"]));
     let started_at = DateTime::from_timestamp(1_777_881_600, 0).unwrap();
-    let walk = Walk { mode: Mode::Sweep, started_at, from: None };
+    let walk = Walk { mode: Mode::Sweep, started_at, from: None, facts_as_of: None };
     let context = |stream| StepContext {
         stream: SPEC.stream(stream).unwrap(),
         walk: &walk,

@@ -27,11 +27,13 @@ use crate::domain::spec::{Mode, Read, col};
 use crate::domain::step::{Page, Position, Presence, Reply, Request, Step, StepContext};
 use crate::domain::values;
 
+pub const TICKETS_NAME: &str = "tickets";
+
 pub const STREAM: StreamSpec = StreamSpec {
-    name: "tickets",
+    name: TICKETS_NAME,
     table: "hubspot_tickets",
     modes: &[Mode::Incremental, Mode::Backfill, Mode::Archived, Mode::Sweep],
-    needs_facts: &[properties::TICKET_PROPERTIES],
+    needs_facts: &[properties::FACT],
     id: "/id",
     created_at: "/createdAt",
     updated_at: "/updatedAt",
@@ -347,13 +349,7 @@ pub fn reread(ids: &[String]) -> Position {
 }
 
 fn batch_read(cx: &StepContext<'_>, ids: &[String], archived: bool) -> Request {
-    let known = cx
-        .facts
-        .get(properties::TICKET_PROPERTIES)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|property| property.get(0)?.as_str());
+    let known = cx.facts.get(properties::TICKET_PROPERTIES).into_iter().flat_map(properties::names);
     // Without this one merged tickets would only be missing. Names that an account lacks are ignored.
     let mut names: Vec<&str> = known.filter(|name| *name != MERGED_IDS).collect();
     names.push(MERGED_IDS);

@@ -76,7 +76,7 @@ fn at(second: i64) -> DateTime<Utc> {
 }
 
 fn walk(mode: Mode, from: Option<i64>) -> Walk {
-    Walk { mode, started_at: at(1_000), from: from.map(at) }
+    Walk { mode, started_at: at(1_000), from: from.map(at), facts_as_of: None }
 }
 
 /// Lines of requests, ids of records, and how it ended.

@@ -150,7 +150,7 @@ fn requests_name_the_version_and_what_they_cost() {
 
 /// Does something in a sweep of jobs.
 fn in_sweep<T>(facts: &Facts, then: impl FnOnce(&StepContext<'_>) -> T) -> T {
-    let walk = Walk { mode: Mode::Sweep, started_at: DateTime::UNIX_EPOCH, from: None };
+    let walk = Walk { mode: Mode::Sweep, started_at: DateTime::UNIX_EPOCH, from: None, facts_as_of: None };
     let (params, options) = (Params::new(), Options::new());
     let stream = SPEC.stream("jobs").unwrap();
     then(&StepContext {

@@ -77,8 +77,12 @@ fn verdicts() {
 
 #[test]
 fn probes() {
-    let walk =
-        Walk { mode: Mode::Sweep, started_at: DateTime::from_timestamp(1_000, 0).unwrap(), from: None };
+    let walk = Walk {
+        mode: Mode::Sweep,
+        started_at: DateTime::from_timestamp(1_000, 0).unwrap(),
+        from: None,
+        facts_as_of: None,
+    };
     let cx = StepContext {
         stream: &BOOKINGS,
         walk: &walk,

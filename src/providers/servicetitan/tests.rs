@@ -252,7 +252,8 @@ fn a_page_that_takes_too_long_is_asked_for_with_less_in_it() {
 #[test]
 fn pages_are_no_larger_than_the_lists_let_them_be() {
     let (params, facts) = (params("41"), Facts::new());
-    let walk = Walk { mode: Mode::Snapshot, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None };
+    let walk =
+        Walk { mode: Mode::Snapshot, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None, facts_as_of: None };
     let bound = options(&[("booking_provider_ids", json!([71]))]);
     for (stream, set, asked) in
         [("technicians", 500, "500"), ("technicians", 9_000, "5000"), ("bookings", 9_000, "5000")]
@@ -275,7 +276,8 @@ fn pages_are_no_larger_than_the_lists_let_them_be() {
 #[test]
 fn a_list_of_ids_proves_who_is_there() {
     let (params, facts) = (params("41"), Facts::new());
-    let walk = Walk { mode: Mode::Sweep, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None };
+    let walk =
+        Walk { mode: Mode::Sweep, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None, facts_as_of: None };
     let check = |stream: &str, options: &Options, place: Option<&str>, line: Option<&str>| {
         let cx = StepContext {
             stream: SPEC.stream(stream).unwrap(),

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use chrono::DateTime;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -305,9 +306,10 @@ impl Account {
     }
 
     /// A new custom property.
-    pub fn add_property(&mut self, name: &str, kind: &str) -> Result<(), ChangeError> {
+    pub fn add_property(&mut self, name: &str, kind: &str, at: Moment) -> Result<(), ChangeError> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        let fits = !name.is_empty() && name.chars().all(plain) && self.catalogue.add(name, kind);
+        let created_at = DateTime::from_timestamp_millis(at.now_ms).unwrap_or_default();
+        let fits = !name.is_empty() && name.chars().all(plain) && self.catalogue.add(name, kind, created_at);
         if fits { Ok(()) } else { Err(ChangeError::BadProperty(name.to_owned())) }
     }
 
@@ -425,11 +427,11 @@ mod tests {
             assert_eq!(refused, Err(ChangeError::TakenId(taken)));
         }
         assert_eq!(
-            account.add_property("Bad Name", "string"),
+            account.add_property("Bad Name", "string", seen_at_once(1000)),
             Err(ChangeError::BadProperty("Bad Name".into()))
         );
         assert_eq!(
-            account.add_property("subject", "string"),
+            account.add_property("subject", "string", seen_at_once(1000)),
             Err(ChangeError::BadProperty("subject".into()))
         );
     }

@@ -211,7 +211,7 @@ fn apply(account: &mut Account, change: &Change, at: Moment) -> Result<Changed, 
             one(*id)
         }
         Change::AddProperty { name, kind } => {
-            account.add_property(name, kind)?;
+            account.add_property(name, kind, at)?;
             Ok(Changed { ids: Vec::new(), count: 0 })
         }
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 /// Group of HubSpot's own properties.
@@ -80,6 +81,9 @@ pub const SOURCES: &[&str] = &["CHAT", "EMAIL", "FORM", "PHONE"];
 pub const RESOLUTIONS: &[&str] = &["ISSUE_FIXED", "CUSTOMER_NO_RESPONSE", "DUPLICATE"];
 pub const SYSTEMS: &[&str] = &["heating", "cooling", "water", "power", "drainage"];
 
+/// 15 January 2024, 8 o'clock.
+const BUILT_IN_SINCE: i64 = 1_705_305_600;
+
 /// One property's definition.
 #[derive(Debug, Clone)]
 pub struct Property {
@@ -88,6 +92,7 @@ pub struct Property {
     pub kind: String,
     pub field: String,
     pub group: &'static str,
+    pub created_at: DateTime<Utc>,
 }
 
 impl Property {
@@ -109,7 +114,7 @@ impl Property {
             "displayOrder": -1, "calculated": calculated, "hubspotDefined": own, "hidden": false,
             "externalOptions": matches!(self.name.as_str(), "hubspot_owner_id" | "hs_merged_object_ids"),
             "hasUniqueValue": self.name == "hs_object_id", "formField": !own, "archived": false,
-            "dataSensitivity": "non_sensitive", "createdAt": "2024-01-15T08:00:00Z", "updatedAt": "2024-01-15T08:00:00Z",
+            "dataSensitivity": "non_sensitive", "createdAt": self.created_at, "updatedAt": self.created_at,
             "modificationMetadata": {"archivable": !own, "readOnlyDefinition": own, "readOnlyValue": calculated},
         })
     }
@@ -151,6 +156,7 @@ impl Catalogue {
                 kind: kind.to_owned(),
                 field: field.to_owned(),
                 group,
+                created_at: DateTime::from_timestamp(BUILT_IN_SINCE, 0).expect("a time"),
             });
         }
         catalogue
@@ -162,13 +168,13 @@ impl Catalogue {
     }
 
     /// A new custom property, as an admin makes one. Says whether the name was free.
-    pub fn add(&mut self, name: &str, kind: &str) -> bool {
+    pub fn add(&mut self, name: &str, kind: &str, created_at: DateTime<Utc>) -> bool {
         let free = self.index(name).is_none();
         if free {
             let (label, field) =
                 (name.replace('_', " "), if kind == "bool" { "booleancheckbox" } else { "text" });
             let (name, kind, field) = (name.to_owned(), kind.to_owned(), field.to_owned());
-            self.push(Property { name, label, kind, field, group: CUSTOM });
+            self.push(Property { name, label, kind, field, group: CUSTOM, created_at });
         }
         free
     }
@@ -254,8 +260,9 @@ mod tests {
         assert_eq!(names(&catalogue.select([]), &catalogue).len(), 9);
         let every: Vec<String> = catalogue.all().iter().map(|property| property.name.clone()).collect();
         assert_eq!(catalogue.select(every.iter().map(String::as_str)), Selection::All);
-        assert!(catalogue.add("roof_pitch", "number"));
-        assert!(!catalogue.add("roof_pitch", "number"));
+        let now = chrono::DateTime::UNIX_EPOCH;
+        assert!(catalogue.add("roof_pitch", "number", now));
+        assert!(!catalogue.add("roof_pitch", "number", now));
         assert_ne!(catalogue.select(every.iter().map(String::as_str)), Selection::All);
     }
 }

@@ -226,7 +226,7 @@ mod tests {
             (&all["updatedAt"], &all["archived"]),
             (&"1970-01-01T00:00:02.500Z".into(), &false.into())
         );
-        catalogue.add("later", "string");
+        catalogue.add("later", "string", chrono::DateTime::UNIX_EPOCH);
         assert_eq!(written(&version, &catalogue, &Selection::All)["properties"]["later"], Value::Null);
     }
 

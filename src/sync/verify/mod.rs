@@ -486,7 +486,7 @@ impl Verifying<'_> {
 }
 
 fn walk_of(mode: Mode, started_at: DateTime<Utc>, from: Option<DateTime<Utc>>) -> Walk {
-    Walk { mode, started_at, from }
+    Walk { mode, started_at, from, facts_as_of: None }
 }
 
 impl Progress {

@@ -120,7 +120,7 @@ proptest! {
     #[test]
     fn walks_miss_nothing_and_invent_nothing(plan in plan()) {
         let before = plan.world.clone();
-        let walk = Walk { mode: plan.mode, started_at: started_at(), from: plan.bounded.then(from) };
+        let walk = Walk { mode: plan.mode, started_at: started_at(), from: plan.bounded.then(from), facts_as_of: None };
         let (brought, world) = run(plan, &walk);
         for (id, ticket) in before.untouched(&world) {
             let id = id.to_string();

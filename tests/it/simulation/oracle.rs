@@ -39,6 +39,8 @@ struct Held {
     gone: bool,
     gone_at: Option<i64>,
     merged_into: Option<String>,
+    /// It lacks fields that were not known of when it was asked for: it reaches no version.
+    partial: bool,
 }
 
 #[derive(Debug, QueryableByName)]
@@ -327,7 +329,7 @@ impl Oracle {
                         at(marker),
                         stands.complete_to
                     )),
-                    Some(held) if reaches(track, held) < index => wrong.push(format!(
+                    Some(held) if held.partial || reaches(track, held) < index => wrong.push(format!(
                         "{key:?} is stale: changed at {} (version {index}), `{stream}` is complete to {:?}, and it is {held:?}",
                         at(marker),
                         stands.complete_to
@@ -362,7 +364,7 @@ impl Oracle {
             let last = track.len() - 1;
             match (self.held.get(key), real.standing) {
                 (None, Standing::Alive) => wrong.push(format!("{key:?} is not in the mirror")),
-                (Some(held), Standing::Alive) if held.gone || reaches(track, held) < last => {
+                (Some(held), Standing::Alive) if held.gone || held.partial || reaches(track, held) < last => {
                     wrong.push(format!("{key:?}, version {last}, is in the mirror as {held:?}"));
                 }
                 (Some(held), Standing::Gone) if !held.gone => {
@@ -427,9 +429,11 @@ fn held(world: &dyn World, provider: &str, stream: &str, track: &Track, row: &Ro
         let newest = track.last().map(|version| difference(told, real(&version.real)));
         format!("{says} what was never true: {}", newest.unwrap_or_default())
     };
-    let (oldest, newest) = span(track, &content, |real| &real.content)
+    let whole = span(track, &content, |real, told| agrees(told, &real.content));
+    let (oldest, newest) = whole
+        .or_else(|| span(track, &content, |real, told| world.is_part(stream, told, &real.content)))
         .ok_or_else(|| never("says", &content, |real| &real.content))?;
-    let shown = span(track, &ties, |real| &real.ties);
+    let shown = span(track, &ties, |real, told| agrees(told, &real.ties));
     if shown.is_none() && !row.gone {
         return Err(never("shows of others", &ties, |real| &real.ties));
     }
@@ -445,12 +449,13 @@ fn held(world: &dyn World, provider: &str, stream: &str, track: &Track, row: &Ro
         gone: row.gone,
         gone_at: row.deleted_at.map(|at| at.timestamp_micros()),
         merged_into: row.merged_into.clone(),
+        partial: whole.is_none(),
     })
 }
 
 /// The oldest and the newest version that this part of a row may be of.
-fn span(track: &Track, told: &Value, part: fn(&Real) -> &Value) -> Option<(usize, usize)> {
-    let mut fits = (0..track.len()).filter(|at| agrees(told, part(&track[*at].real)));
+fn span(track: &Track, told: &Value, agrees: impl Fn(&Real, &Value) -> bool) -> Option<(usize, usize)> {
+    let mut fits = (0..track.len()).filter(|at| agrees(&track[*at].real, told));
     let oldest = fits.next()?;
     Some((oldest, fits.next_back().unwrap_or(oldest)))
 }
@@ -495,7 +500,7 @@ fn at(micros: i64) -> String {
 }
 
 /// Whether two say the same; numbers in whatever way they are written.
-fn agrees(told: &Value, real: &Value) -> bool {
+pub(super) fn agrees(told: &Value, real: &Value) -> bool {
     match (told, real) {
         (Value::Object(told), Value::Object(real)) => {
             told.len() == real.len()

@@ -10,7 +10,7 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng, SeedableRng};
 
 use super::road::Mess;
-use super::worlds::{PROVIDERS, World};
+use super::worlds::{World, provider_of};
 
 /// In the order of the providers.
 const POLLS: [&str; 5] = [
@@ -55,7 +55,7 @@ pub struct Span {
 impl Script {
     pub fn of(seed: u64, world: impl Fn(&str) -> Box<dyn World>) -> Self {
         let mut dice = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x51);
-        let provider = PROVIDERS[usize::try_from(seed % 5).expect("a small number")];
+        let provider = provider_of(seed);
         let world = world(provider);
         let dice = &mut dice;
         let hold_back_s = pick(dice, &[5_u64, 20, 90]);

@@ -1,6 +1,7 @@
 //! Tables: what statuses, refusals and clues mean. Conversations are in `tests/fixtures/hubspot`.
 
 mod account;
+mod properties_list;
 mod tokens;
 mod verdicts;
 mod views;

@@ -11,6 +11,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
+use super::super::oracle::agrees;
 use super::{Key, Purse, Real, Standing, Truth, fresh, micros, one, text, without};
 
 const TICKETS: &[&str] = &["tickets"];
@@ -48,6 +49,15 @@ impl super::World for World {
 
     fn split(&self, stream: &str, raw: Value) -> [Value; 2] {
         if stream == "tickets" { split(raw) } else { [raw, Value::Null] }
+    }
+
+    /// A property is asked for by its name, which is not known before the list of properties is read again.
+    fn is_part(&self, stream: &str, told: &Value, real: &Value) -> bool {
+        let (told_of, mut real) = (&told["properties"], real.clone());
+        if let Some(properties) = real["properties"].as_object_mut() {
+            properties.retain(|name, _| !name.starts_with(ADDED) || told_of.get(name).is_some());
+        }
+        stream == "tickets" && agrees(told, &real)
     }
 
     fn faults(&self) -> &'static [&'static str] {

@@ -65,6 +65,11 @@ pub trait World {
         [raw, Value::Null]
     }
 
+    /// Whether that is all of it that could be asked for before more was known of the account.
+    fn is_part(&self, _stream: &str, _told: &Value, _real: &Value) -> bool {
+        false
+    }
+
     /// The smallest unit of the change marker, in microseconds.
     fn marker_unit(&self) -> i64 {
         1_000
@@ -86,6 +91,10 @@ pub trait World {
 
 /// The providers, by the last digit of a seed that is taken by five.
 pub const PROVIDERS: [&str; 5] = ["hubspot", "jobber", "housecallpro", "servicetitan", "oncehub"];
+
+pub fn provider_of(seed: u64) -> &'static str {
+    PROVIDERS[usize::try_from(seed % 5).expect("a small number")]
+}
 
 pub fn world(provider: &str) -> Box<dyn World> {
     match provider {

@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.walks DROP COLUMN facts_as_of;
