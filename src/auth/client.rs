@@ -60,8 +60,7 @@ impl Auth {
 }
 
 impl Auth {
-    /// Waits for the limits of the address that `request` leaves from. Those of the account are the turns' to keep: a
-    /// question now and then is what their reserve is for.
+    /// Waits for the limits of the address that `request` leaves from.
     pub(super) async fn take_egress_permits(
         &self,
         provider: &'static dyn Provider,

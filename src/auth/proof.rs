@@ -60,7 +60,7 @@ pub trait Turnstile: Sync {
     fn refused(&self, bucket: &'static str, wait: Option<Duration>);
 }
 
-/// The limits of an account that no turn has.
+/// The limits that questions keep outside of turns.
 pub(super) struct Unused<'a> {
     pacer: Mutex<Pacer>,
     clock: &'a dyn Clock,
@@ -136,9 +136,11 @@ impl Auth {
         self.answered(asked).await?
     }
 
-    /// The limits of an account of which nothing was asked yet.
+    /// Whose account it is, and whether a turn is asking for it meanwhile, is not known yet: questions keep to the share of
+    /// its limits that turns leave.
     pub(super) fn unused(&self, provider: &dyn Provider, settings: &ProviderSettings) -> Unused<'_> {
-        let pacer = Pacer::of_account(&provider.buckets(&settings.extra), 0.0);
+        let of_turns = 1.0 - self.settings.sync.quota_reserve;
+        let pacer = Pacer::of_account(&provider.buckets(&settings.extra), of_turns);
         Unused { pacer: Mutex::new(pacer), clock: self.clock.as_ref() }
     }
 
@@ -211,8 +213,9 @@ impl Auth {
         let mut tries = 0;
         loop {
             tries += 1;
-            gate.pass(request).await?;
             self.take_egress_permits(provider, settings, request).await?;
+            // Last: it counts when it leaves.
+            gate.pass(request).await?;
             let sent = tokio::time::timeout(
                 QUESTION_MAX,
                 self.http.send(&settings.api_base, request, credentials, self.clock.as_ref()),

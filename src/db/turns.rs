@@ -47,9 +47,10 @@ pub fn save_pacing(
     Ok(())
 }
 
-/// Leaves to the first turn what connecting has used of the rate limits.
+/// Leaves to the next turn what connecting has used of the rate limits. What a turn has used that is cut off by it nobody
+/// knows: nothing counts as left then.
 pub fn leave_pacing(connection: &mut PgConnection, of: ConnectionId, pacing: &Value) -> Result<(), DbError> {
-    diesel::sql_query("UPDATE connections SET pacing = $2 WHERE id = $1")
+    diesel::sql_query("UPDATE connections SET pacing = $2 WHERE id = $1 AND pacing IS NOT NULL")
         .bind::<BigInt, _>(of.0)
         .bind::<Jsonb, _>(pacing)
         .execute(connection)?;

@@ -202,6 +202,24 @@ async fn a_request_whose_walks_wait_does_not_make_turn_after_turn() {
     done.await.unwrap();
 }
 
+/// A connect that cuts a turn off does not hide what that has used of the limits.
+#[tokio::test]
+async fn limits_that_a_cut_off_turn_has_used_are_not_left_to_the_next() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        assert_eq!(turns::take_pacing(connection, id)?, Some(json!({})), "nothing was asked yet");
+        turns::leave_pacing(connection, id, &json!({"connect": 1}))?;
+        assert_eq!(turns::take_pacing(connection, id)?, None);
+        // Between turns it is all that counts.
+        turns::save_pacing(connection, id, epoch, &json!({"turn": 1}), at(100))?;
+        turns::leave_pacing(connection, id, &json!({"connect": 2}))?;
+        assert_eq!(turns::take_pacing(connection, id)?, Some(json!({"connect": 2})));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_job_that_waits_after_a_failure_keeps_its_pause() {
     let database = TestDb::new();

@@ -181,6 +181,7 @@ async fn keys_are_verified_and_one_that_is_deleted_is_noticed() {
     mirrored(&app).await;
     let again = connect(&app, "other", &OnceHub::api_key(&account(&app))).await;
     assert_eq!(again.code, 1, "one connection for an account: {}", again.stdout);
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0, "nor are its limits used twice");
 
     app.sandbox.control().oncehub().revoke(&account(&app));
     app.run("enqueue --resync acme").await.done();
