@@ -178,6 +178,8 @@ impl Bucket {
         self.per_told = observed.per.or(self.per_told);
         self.spent = (self.spent - f64::from(observed.unspent)).max(0.0);
         let told = self.told.unwrap_or(self.spec.limit);
+        // A budget that has shrunk never lacks more than it holds.
+        self.spent = self.spent.min(f64::from(told));
         if let Some(remaining) = observed.remaining {
             self.spent = self.spent.max(f64::from(told.saturating_sub(remaining)));
         }

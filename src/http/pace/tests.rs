@@ -377,6 +377,17 @@ fn what_was_not_charged_comes_back_and_what_others_spent_counts() {
     assert_eq!(pacer.take(at(0), &["points"], 900), Ok(()));
 }
 
+/// Otherwise what was spent of the large budget would come back at the pace of the small one.
+#[test]
+fn a_budget_that_shrinks_lacks_no_more_than_it_holds() {
+    let mut pacer = points();
+    pacer.take(at(0), &["points"], 90).unwrap();
+    let told = Observed { limit: Some(10), remaining: Some(10), per: Some(ms(10_000)), unspent: 0 };
+    pacer.observe(at(0), "points", told);
+    assert_eq!(pacer.take(at(0), &["points"], 50), Err(ms(10_000)));
+    assert_eq!(pacer.take(at(10_000), &["points"], 50), Ok(()));
+}
+
 #[test]
 fn the_reserve_is_left_and_spent_points_are_remembered() {
     let spec = [BucketSpec::points("points", 100, ms(10_000))];
