@@ -450,6 +450,7 @@ fn write_down(
     streams::bump(conn, id)?;
     turns::leave_pacing(conn, id, &proven.pacing)?;
     turns::forget_learned(conn, id)?;
+    streams::try_again(conn, id)?;
     tokens::store_first(conn, &proven.token, grant)?;
     if let Some(secrets) = &proven.secrets {
         secrets::replace(conn, id, secrets)?;

@@ -224,6 +224,7 @@ impl Auth {
                 Ok(Ok(reply)) => {
                     gate.answered(request, &reply);
                     let asked = retry::retry_after(&reply, self.clock.now());
+                    let asked = asked.map(|asked| asked.min(provider.wait_max(&reply)));
                     match provider.judge(request, &reply) {
                         Verdict::Accept => return Ok(reply),
                         verdict => {

@@ -120,6 +120,19 @@ pub fn refused(
     Ok(())
 }
 
+/// Somebody doubts that the pause is still right: it lasts no longer than the limit's own span from now.
+pub fn question_pause(conn: &mut PgConnection, scope: &str, bucket: &BucketSpec) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.rate_budget SET taken_until = least(taken_until, clock_timestamp() + make_interval(secs => $3)) \
+         WHERE scope = $1 AND bucket = $2",
+    )
+    .bind::<Text, _>(scope)
+    .bind::<Text, _>(bucket.name)
+    .bind::<Double, _>(bucket.per.as_secs_f64() + Spread::of(bucket).ahead_s)
+    .execute(conn)?;
+    Ok(())
+}
+
 /// The row that stops a client: its owner is tried again once that moment has come, by one asker.
 const STOPPED: &str = "stopped";
 

@@ -120,6 +120,20 @@ pub fn bump(connection: &mut PgConnection, of: ConnectionId) -> Result<i64, DbEr
     rows::value::<BigInt, i64, _>(connection, query)
 }
 
+/// What was refused or had to wait is tried at once, and refusals are counted anew: there is a new grant.
+pub fn try_again(connection: &mut PgConnection, of: ConnectionId) -> Result<(), DbError> {
+    diesel::sql_query("UPDATE stream_state SET not_before = NULL WHERE connection_id = $1")
+        .bind::<BigInt, _>(of.0)
+        .execute(connection)?;
+    diesel::sql_query(
+        "UPDATE walks SET due_at = least(due_at, now()), refusals = 0
+         WHERE connection_id = $1 AND failures > 0 AND due_at IS NOT NULL",
+    )
+    .bind::<BigInt, _>(of.0)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// Makes sure that every stream of the provider has its rows: due at once where they are new.
 pub fn ensure(
     connection: &mut PgConnection,

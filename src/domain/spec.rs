@@ -133,6 +133,9 @@ pub struct BucketSpec {
     pub published: bool,
 }
 
+/// Stands for all limits of an account, where a refusal is of the account as a whole.
+pub const EVERY_BUCKET: &str = "all";
+
 impl BucketSpec {
     /// A pace of our own for requests to one account, where the provider publishes no limit.
     pub const fn own_pace(name: &'static str, limit: u32, per: Duration) -> Self {

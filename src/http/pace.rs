@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use self::bucket::Bucket;
 use super::retry::RETRY_AFTER_MAX;
-use crate::domain::spec::{BucketSpec, Scope};
+use crate::domain::spec::{BucketSpec, EVERY_BUCKET, Scope};
 
 /// Tasks that ask one after the other may hand in times that are a little out of order; what is further back than
 /// this is a clock that was set back.
@@ -66,7 +66,7 @@ impl Pacer {
 
     /// How long until one request that takes from `buckets` may leave; zero: now. The longest of the buckets decides.
     ///
-    /// No buckets: it is not paced. A name that is none of the account's means the first bucket.
+    /// No buckets: it is not paced. [`EVERY_BUCKET`] means all; another name that is none of the account's, the first.
     pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str], points: u32) -> Duration {
         let now = self.settle(now);
         self.chosen(buckets).map(|bucket| bucket.ready_in(now, points)).max().unwrap_or_default()
@@ -119,6 +119,12 @@ impl Pacer {
         self.chosen(&[bucket]).for_each(|bucket| bucket.quota(now, max, remaining, again));
     }
 
+    /// Somebody doubts that the pauses are still right: none lasts longer than its bucket's own span from now.
+    pub fn question_pauses(&mut self, now: DateTime<Utc>) {
+        let now = self.settle(now);
+        self.buckets.iter_mut().for_each(|bucket| bucket.question_pause(now));
+    }
+
     /// After a crash nobody knows what was sent last: nothing is left in any bucket until a whole span has passed.
     pub fn assume_spent(&mut self, now: DateTime<Utc>) {
         let now = self.settle(now);
@@ -161,12 +167,13 @@ impl Pacer {
     }
 
     fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
+        let all = names.contains(&EVERY_BUCKET);
         let known = |name: &str| self.buckets.iter().any(|bucket| bucket.name() == name);
         let with_first = names.iter().any(|name| !known(name));
         self.buckets
             .iter_mut()
             .enumerate()
-            .filter(move |(index, bucket)| (with_first && *index == 0) || names.contains(&bucket.name()))
+            .filter(move |(index, bucket)| all || (with_first && *index == 0) || names.contains(&bucket.name()))
             .map(|(_, bucket)| bucket)
     }
 }

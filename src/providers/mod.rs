@@ -29,6 +29,9 @@ pub struct LeftAlone {
     pub places: Vec<String>,
 }
 
+/// See [`Provider::wait_max`]. No limit that is published spans more than five minutes, but a day's.
+pub const WAIT_MAX: Duration = Duration::from_hours(1);
+
 /// A SaaS product. The methods are pure; the defaults say what most providers do.
 pub trait Provider: Send + Sync + 'static {
     fn spec(&self) -> &'static ProviderSpec;
@@ -60,6 +63,12 @@ pub trait Provider: Send + Sync + 'static {
     fn quota(&self, request: &Request, reply: &Reply) -> Option<Quota> {
         let _ = (request, reply);
         None
+    }
+
+    /// The longest wait that is taken from this refusal: one that is longer is a mistake, and is asked about again after it.
+    fn wait_max(&self, reply: &Reply) -> Duration {
+        let _ = reply;
+        WAIT_MAX
     }
 
     /// What a view of this one account shows, as far as it is known yet.

@@ -159,10 +159,18 @@ impl Engine {
                 let spec = provider.spec();
                 let epoch = streams::take(connection, of, spec.streams)?;
                 sync_runs::end_abandoned(connection, of, now)?;
-                requests::apply(connection, of, spec, now)?;
+                let asked = requests::apply(connection, of, spec, now)?;
                 let saved = turns::take_pacing(connection, of)?;
                 let buckets = provider.buckets(&provider_settings.extra);
-                let pacer = pacer(&buckets, settings.sync.quota_reserve, saved, now);
+                let mut pacer = pacer(&buckets, settings.sync.quota_reserve, saved, now);
+                if asked {
+                    // Whoever asks may know that a long pause has lost its reason.
+                    pacer.question_pauses(now);
+                    let scope = rate_budget::egress_scope(&row.provider, &settings.daemon.egress_group);
+                    for bucket in buckets.iter().filter(|bucket| bucket.scope == Scope::Egress) {
+                        rate_budget::question_pause(connection, &scope, bucket)?;
+                    }
+                }
                 let turn = Turn {
                     facts: turns::facts(connection, of)?,
                     params: row.params.clone(),

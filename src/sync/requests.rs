@@ -47,13 +47,14 @@ impl Args {
 }
 
 /// Makes the walks due that open requests ask for, once for each request. A first read of everything that was under way
-/// when all was asked for goes on, and what was asked for comes after it.
+/// when all was asked for goes on, and what was asked for comes after it. Returns whether any was new.
 pub fn apply(
     connection: &mut PgConnection,
     of: ConnectionId,
     spec: &'static ProviderSpec,
     now: DateTime<Utc>,
-) -> Result<(), DbError> {
+) -> Result<bool, DbError> {
+    let mut news = false;
     for request in turns::sync_requests(connection, of)? {
         let args = Args::of(&request);
         let asked: Vec<_> = spec.streams.iter().filter(|stream| args.covers(stream.name)).collect();
@@ -72,9 +73,10 @@ pub fn apply(
         }
         if request.applied_at.is_none() {
             turns::mark_applied(connection, request.id, now)?;
+            news = true;
         }
     }
-    Ok(())
+    Ok(news)
 }
 
 /// Ends the requests whose walks have closed. Only the tables say so, so a turn that another has overtaken may do it as well.

@@ -389,7 +389,7 @@ impl Sender<'_> {
     }
 
     fn asked_wait(&self, reply: &Reply) -> Option<Duration> {
-        retry_after(reply, self.clock.now())
+        Some(retry_after(reply, self.clock.now())?.min(self.provider.wait_max(reply)))
     }
 
     fn throttled(&self, request: &Request, until: DateTime<Utc>) -> Failure {

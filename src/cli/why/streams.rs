@@ -1,12 +1,15 @@
 //! Why a stream stands where it stands.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::chain::{Cause, Proof, View};
 use crate::cli::status::health;
 use crate::daemon::alerts::standstill::{Owner, Standstill};
 use crate::db::evidence::{RunEvidence, StreamEvidence};
 use crate::http::pace::Pacer;
+
+/// Pauses for quota from here on may have lost their reason before they end.
+const QUESTIONED_FROM: TimeDelta = TimeDelta::minutes(30);
 
 impl View<'_> {
     pub(super) fn streams(&self) -> Vec<Cause> {
@@ -70,7 +73,10 @@ impl View<'_> {
             );
             Proof::new(Some(run.ended_at.unwrap_or(run.started_at)), "sync_runs", text)
         }));
-        Cause { until, proofs, ..Cause::new("waits_for_quota", stream.state == "backing_off", summary) }
+        // The reason of a long pause may be over: an admin's word has it asked about.
+        let long = until.is_some_and(|until| until - self.evidence.as_of > QUESTIONED_FROM);
+        let next = long.then(|| format!("fieldmirror enqueue --resync {}", self.evidence.connection.name));
+        Cause { until, next, proofs, ..Cause::new("waits_for_quota", stream.state == "backing_off", summary) }
     }
 
     /// Buckets of the account that take nothing now, by what the last turn left of them.

@@ -150,6 +150,11 @@ impl Bucket {
         self.paused_until = Some(self.paused_until.map_or(then, |known| known.max(then)));
     }
 
+    pub(super) fn question_pause(&mut self, now: DateTime<Utc>) {
+        let most = now + delta(self.window());
+        self.paused_until = self.paused_until.map(|then| then.min(most));
+    }
+
     pub(super) fn observe(&mut self, now: DateTime<Utc>, observed: Observed) {
         if self.spec.counts == Counts::Points {
             self.forget(now);

@@ -79,6 +79,20 @@ fn unknown_buckets_are_the_first() {
 }
 
 #[test]
+fn an_account_pauses_as_a_whole_until_that_is_doubted() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    assert_eq!(pacer.refused(at(0), EVERY_BUCKET, Some(Duration::from_hours(3))), Duration::from_hours(3));
+    for bucket in ["ten_secondly", "secondly"] {
+        assert_eq!(pacer.ready_in(at(0), &[bucket], 1), Duration::from_hours(3), "{bucket}");
+    }
+    pacer.question_pauses(at(0));
+    assert_eq!(pacer.ready_in(at(0), &["ten_secondly"], 1), ms(10_500));
+    assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1_075));
+    pacer.question_pauses(at(10_000));
+    assert_eq!(pacer.ready_in(at(10_000), &["ten_secondly"], 1), ms(500), "no longer than it was");
+}
+
+#[test]
 fn pauses_double_where_no_limit_is_published() {
     let mut pacer = Pacer::new(&[BucketSpec::own_pace("own", 1, Duration::from_secs(1))], 0.1);
     let mut now = 0;

@@ -18,9 +18,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::judge::{by_status, clip, is_trouble, token_by_rfc, words};
-use super::{Account, AccountContext, Clues, Limit, Provider, Quota, Window};
+use super::{Account, AccountContext, Clues, Limit, Provider, Quota, WAIT_MAX, Window};
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::spec::{BEARER, BodyStyle, BucketSpec, GrantKind, GrantSpec, ProviderSpec, StreamSpec};
+use crate::domain::spec::{
+    BEARER, BodyStyle, BucketSpec, EVERY_BUCKET, GrantKind, GrantSpec, ProviderSpec, StreamSpec,
+};
 use crate::domain::step::{Body, Facts, Position, Presence, Reply, Request, Step, StepContext, Verdict};
 use crate::domain::token::TokenVerdict;
 use crate::domain::view::AccountView;
@@ -119,19 +121,27 @@ impl Provider for HubSpot {
 
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
         match reply.status {
-            429 => Verdict::Throttled { bucket: own_bucket(request), wait_ms: daily_wait(reply) },
+            429 if is_daily(reply) => {
+                Verdict::Throttled { bucket: EVERY_BUCKET, wait_ms: Some(DAILY_WAIT_MS) }
+            }
+            429 => Verdict::Throttled { bucket: own_bucket(request), wait_ms: None },
             // A cursor that is refused, or swapped with that of another list.
             400 if request.query.iter().any(|(name, _)| *name == "after") => {
                 Verdict::RestartPaging { why: format!("HubSpot refused the cursor: {}", words(reply)) }
             }
             403 => Verdict::Fail(forbidden(request, reply)),
             // The account is being moved between data centres, which can take hours.
-            477 => Verdict::Throttled { bucket: own_bucket(request), wait_ms: Some(MOVING_WAIT_MS) },
+            477 => Verdict::Throttled { bucket: EVERY_BUCKET, wait_ms: Some(MOVING_WAIT_MS) },
             423 => Verdict::Retry { wait_ms: Some(LOCKED_WAIT_MS), why: "HubSpot answered 423".to_owned() },
             // The edge could not read the token at all.
             530 => Verdict::RefreshToken,
             _ => by_status(&SPEC, request, reply),
         }
+    }
+
+    /// A day's limit ends at midnight, and moving an account takes hours; all else ends within seconds.
+    fn wait_max(&self, reply: &Reply) -> Duration {
+        if reply.status == 477 || is_daily(reply) { Duration::from_hours(24) } else { WAIT_MAX }
     }
 
     fn judge_token(&self, status: u16, body: &Body) -> TokenVerdict {
@@ -172,12 +182,11 @@ impl Provider for HubSpot {
     }
 
     /// Answers to OAuth apps lack these headers, and so do those of search.
-    fn quota(&self, request: &Request, reply: &Reply) -> Option<Quota> {
+    fn quota(&self, _: &Request, reply: &Reply) -> Option<Quota> {
         let number = |name: &str| reply.header(name)?.parse::<u32>().ok();
         let max = number("x-hubspot-ratelimit-daily").filter(|max| *max > 0)?;
         let remaining = number("x-hubspot-ratelimit-daily-remaining")?;
-        let bucket = own_bucket(request);
-        Some(Quota { bucket, max, remaining, again_ms: DAILY_WAIT_MS })
+        Some(Quota { bucket: EVERY_BUCKET, max, remaining, again_ms: DAILY_WAIT_MS })
     }
 
     fn account_view(&self, facts: &Facts) -> Option<AccountView> {
@@ -239,10 +248,10 @@ fn own_bucket(request: &Request) -> &'static str {
     request.buckets.first().copied().unwrap_or(TEN_SECONDLY)
 }
 
-/// `policyName` in older bodies; newer ones say it in `message` alone.
-fn daily_wait(reply: &Reply) -> Option<u64> {
-    let daily = reply.text_at("/policyName") == Some("DAILY") || words(reply).contains("daily limit");
-    daily.then_some(DAILY_WAIT_MS)
+/// The day's limit is one for all that is asked of the account. `policyName` in older bodies; newer ones say it in `message`
+/// alone.
+fn is_daily(reply: &Reply) -> bool {
+    reply.text_at("/policyName") == Some("DAILY") || words(reply).contains("daily limit")
 }
 
 /// 403 says that a scope or a feature is missing; the token itself is fine.

@@ -53,8 +53,8 @@ fn every_status_of_the_documents() {
         (404, said("OBJECT_NOT_FOUND"), "fail our_bug"),
         (414, html(), "fail our_bug"),
         (423, said("LOCKED"), "retry Some(2000)"),
-        (477, said("MIGRATION_IN_PROGRESS"), "throttled ten_secondly Some(600000)"),
-        (477, html(), "throttled ten_secondly Some(600000)"),
+        (477, said("MIGRATION_IN_PROGRESS"), "throttled all Some(600000)"),
+        (477, html(), "throttled all Some(600000)"),
         (500, said("INTERNAL_ERROR"), "retry None"),
         (502, html(), "retry None"),
         (503, html(), "retry None"),
@@ -96,19 +96,19 @@ fn refusals_pause_the_bucket_that_the_request_waits_for() {
         (list(), &ten, TEN_SECONDLY, OWN_WAIT),
         (list(), &newer, TEN_SECONDLY, OWN_WAIT),
         (list(), &secondly, TEN_SECONDLY, OWN_WAIT),
-        (list(), &daily, TEN_SECONDLY, Some(3_600_000)),
-        (list(), &newer_daily, TEN_SECONDLY, Some(3_600_000)),
+        (list(), &daily, EVERY_BUCKET, Some(3_600_000)),
+        (list(), &newer_daily, EVERY_BUCKET, Some(3_600_000)),
         (search.clone(), &secondly, SEARCH, OWN_WAIT),
         (search.clone(), &unnamed, SEARCH, OWN_WAIT),
         (search.clone(), &ten, SEARCH, OWN_WAIT),
-        (search.clone(), &daily, SEARCH, Some(3_600_000)),
+        (search.clone(), &daily, EVERY_BUCKET, Some(3_600_000)),
         (linked.clone(), &ten, ASSOCIATIONS, OWN_WAIT),
-        (linked, &daily, ASSOCIATIONS, Some(3_600_000)),
+        (linked, &daily, EVERY_BUCKET, Some(3_600_000)),
     ] {
         check(&request, 429, json(body.clone()), &format!("throttled {bucket} {wait:?}"));
     }
     check(&list(), 429, html(), "throttled ten_secondly None");
-    check(&search, 477, html(), "throttled search Some(600000)");
+    check(&search, 477, html(), "throttled all Some(600000)");
 }
 
 /// The header is read by whoever sends; the verdict carries what holds without it.
@@ -119,6 +119,8 @@ fn retry_after_changes_no_verdict() {
         let without = HubSpot.judge(&list(), &asked);
         asked.headers.insert("retry-after".to_owned(), "7200".to_owned());
         assert_eq!(HubSpot.judge(&list(), &asked), without, "{status}");
+        let hours = if status == 477 { 24 } else { 1 };
+        assert_eq!(HubSpot.wait_max(&asked), Duration::from_hours(hours), "no more is believed of {status}");
     }
 }
 
@@ -176,7 +178,7 @@ fn a_day_s_quota_is_read_where_it_is_sent() {
         assert_eq!(HubSpot.quota(&list(), &told), None);
         told.headers.insert(format!("x-hubspot-ratelimit-{name}"), value.to_owned());
     }
-    let quota = Quota { bucket: TEN_SECONDLY, max: 250_000, remaining: 17, again_ms: 3_600_000 };
+    let quota = Quota { bucket: EVERY_BUCKET, max: 250_000, remaining: 17, again_ms: 3_600_000 };
     assert_eq!(HubSpot.quota(&list(), &told), Some(quota));
     told.headers.insert("x-hubspot-ratelimit-daily".to_owned(), "0".to_owned());
     assert_eq!(HubSpot.quota(&list(), &told), None);
