@@ -142,23 +142,27 @@ fn standing(
             }
     };
     let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at);
+    let row = rows.iter().find(|row| row.stream == stream);
     if walks.iter().filter(wanted).all(closed) {
-        return Standing::Closed;
+        // Another walk of it was not allowed, which keeps the stream from being read.
+        let forbidden = row.filter(|row| row.state == "forbidden");
+        return forbidden.map_or(Standing::Closed, |row| Standing::Failed(stands_still(row)));
     }
     // What is said of a stream stays until a walk has proved otherwise: only a walk that was put off since the request came
     // has failed it.
     let put_off = |walk: &WalkRow| !closed(walk) && walk.due_at.is_some_and(|due_at| due_at > applied_at);
     let failed = walks.iter().filter(wanted).any(put_off);
-    match rows.iter().find(|row| row.stream == stream) {
+    match row {
         Some(row) if failed && matches!(row.state.as_str(), "stalled" | "forbidden") => {
-            Standing::Failed(format!(
-                "`{stream}` is {}: {}",
-                row.state,
-                row.stalled_reason.as_deref().unwrap_or("see `fieldmirror status`")
-            ))
+            Standing::Failed(stands_still(row))
         }
         _ => Standing::Open,
     }
+}
+
+fn stands_still(row: &StreamRow) -> String {
+    let why = row.stalled_reason.as_deref().unwrap_or("see `fieldmirror status`");
+    format!("`{}` is {}: {why}", row.stream, row.state)
 }
 
 /// Ends requests on a connection that cannot be synced.
@@ -231,6 +235,11 @@ mod tests {
         };
         assert_eq!(stands(100), Standing::Open);
         assert_eq!(stands(160), Standing::Failed("`tickets` is stalled: no list".into()));
+        // One that was not asked for is not allowed: what was asked for has closed, and the stream is not read all the same.
+        let row = StreamRow { state: "forbidden".into(), stalled_reason: Some("no scope".into()), ..row };
+        let walks = [walk(Mode::Incremental, Some(101), Some(400)), walk(Mode::Backfill, None, Some(86_500))];
+        let stands = standing("tickets", &Args::default(), applied_at, &[row], &walks);
+        assert_eq!(stands, Standing::Failed("`tickets` is forbidden: no scope".into()));
         // The first one was under way when the request came: it goes on, and what was asked for comes after it.
         check(true, walk(Mode::Backfill, None, Some(0)), Some(101), Standing::Open);
         check(true, walk(Mode::Backfill, Some(50), Some(100)), Some(101), Standing::Open);

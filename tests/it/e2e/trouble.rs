@@ -72,6 +72,11 @@ async fn a_stream_in_trouble_leaves_the_others_alone() {
     assert!(stream(&status, "pipeline_stages")["stalled_reason"].is_string(), "{status}");
     assert_eq!(stream(&status, "tickets")["stalled_reason"], Value::Null);
 
+    let asked = app.run("enqueue --resync acme --stream owners --wait --json").await;
+    assert_eq!(asked.code, 2, "nothing of it may be read: {}", asked.stdout);
+    let said = asked.last()["requests"][0]["message"].to_string();
+    assert!(said.contains("`owners` is forbidden: ") && said.contains("crm.objects.owners.read"), "{said}");
+
     // When the trouble is over, an admin's word is enough.
     app.faults(&[]);
     let swept = app.run("enqueue --resync acme --wait --json").await.done().last();
