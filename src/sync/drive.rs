@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -80,6 +80,8 @@ pub(super) struct Open {
     restarts: i32,
     /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
     ahead_ms: i64,
+    /// The same of the walk of its kind before, as far as it is remembered; `None` where there was none.
+    ahead_before: Option<Option<TimeDelta>>,
     pub(super) deadline: Instant,
 }
 
@@ -167,6 +169,9 @@ impl Drive<'_> {
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
             ahead_ms: resumed.map_or(0, |_| row.ahead_ms),
+            ahead_before: row
+                .closed_started_at
+                .map(|_| resumed.is_none().then(|| TimeDelta::milliseconds(row.ahead_ms))),
             deadline: self.began + limit,
         })
     }
@@ -414,7 +419,12 @@ impl Drive<'_> {
     ) -> Result<(), Halt> {
         let now = self.now();
         let source = open.source;
-        let closing = self.closing(open, tally, now);
+        let mut closing = self.closing(open, tally, now);
+        let again_from = self.again_from(open, closing.covered_to, tally);
+        if again_from.is_some() {
+            closing.due_at = Some(now);
+        }
+        let ahead_ms = tally.ahead_ms.load(Ordering::Relaxed);
         let (started_at, allowed) = (open.walk.started_at, open.mass_delete_allowed);
         // What the next walk over changes reaches back for anyway needs no correction once one has closed.
         let clock_ahead = tally.ahead() > delta(self.settings.overlap);
@@ -434,11 +444,27 @@ impl Drive<'_> {
             if source.mode == Mode::Backfill {
                 streams::lower_watermark(connection, source.key, closing.covered_to, clock_ahead)?;
             }
+            streams::note_ahead(connection, source.key, source.mode, ahead_ms)?;
             let owned = streams::close_walk(connection, source.key, &closing)?;
+            if let Some(again_from) = again_from {
+                streams::lower_watermark(connection, source.key, again_from, true)?;
+            }
             Ok(if owned == StreamWrite::Lost { Err(Halt::Lost) } else { Ok(so_far) })
         });
         *counts = closed.await.map_err(halt)??;
         Ok(())
+    }
+
+    /// From where on a walk over changes has to be walked again, since the provider's clock was set back meanwhile.
+    fn again_from(
+        &self,
+        open: &Open,
+        covered_to: DateTime<Utc>,
+        tally: &Tally,
+    ) -> Option<DateTime<Utc>> {
+        // The first is corrected by the read of everything beside it.
+        let known = open.ahead_before.filter(|_| open.walk.mode == Mode::Incremental)?;
+        watermark::set_back(open.walk.from?, covered_to, known, tally.ahead(), self.settings.overlap)
     }
 
     fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {

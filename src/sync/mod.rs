@@ -20,10 +20,11 @@ mod verify;
 pub mod watermark;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::spec::{BucketSpec, Mode, Scope, StreamSpec};
 use crate::domain::step::{Facts, Params};
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, delta};
 use crate::http::Client;
 use crate::http::pace::{Pacer, less_reserve};
 use crate::providers::{self, Provider};
@@ -105,6 +106,7 @@ impl Engine {
             auth: &self.auth,
             access: Mutex::new(None),
             doubts: tokio::sync::Mutex::default(),
+            skew: Mutex::default(),
             clock: &*self.clock,
             provider: turn.provider,
             connection: of,
@@ -297,9 +299,17 @@ impl Engine {
         let pacing = sender.lock_pacer().to_saved(sender.pacing_now());
         let provider = turn.provider;
         let epoch = turn.epoch;
+        let known = turn.facts.get(CLOCKS).cloned().unwrap_or_else(|| json!({}));
+        let clocks = sender.skew().map(|skew| clocks(provider.spec().title, skew, self.settings.sync.overlap));
+        let news = clocks.filter(|clocks| *clocks != known);
         self.db
             .transaction(move |connection| {
                 turns::save_pacing(connection, of, epoch, &pacing, now)?;
+                if let Some(clocks) = news
+                    && turns::owns(connection, of, epoch)?
+                {
+                    turns::learn(connection, of, &Facts::from([(CLOCKS.to_owned(), clocks)]))?;
+                }
                 requests::settle(connection, of, provider.spec())
             })
             .await?;
@@ -341,6 +351,23 @@ fn is_readable(session: &mut PgConnection, row: &Connection, now: DateTime<Utc>)
         }
         _ => Ok(false),
     }
+}
+
+/// The fact that tells people of clocks that do not agree.
+const CLOCKS: &str = "notices.clock";
+
+/// What people should know of the provider's clock: nothing, as long as what walks reach back for anyway covers it.
+fn clocks(title: &str, skew: TimeDelta, overlap: Duration) -> Value {
+    if skew.abs() <= delta(overlap) {
+        return json!({});
+    }
+    let (minutes, side) = (skew.num_minutes().abs(), if skew > TimeDelta::zero() { "behind" } else { "ahead of" });
+    let harm = if skew > TimeDelta::zero() {
+        "changes are read again from where its clock stands"
+    } else {
+        "changes are seen that much later"
+    };
+    json!({ "clock": format!("the clock of {title} is {minutes} min {side} ours, so {harm}: see to ours if it is the one that is wrong") })
 }
 
 /// What is left of the rate limits.

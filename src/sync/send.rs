@@ -147,6 +147,8 @@ pub struct Sender<'a> {
     pub stop: CancellationToken,
     /// What this turn knows of tokens that were refused.
     pub doubts: tokio::sync::Mutex<Doubts>,
+    /// By how much our clock is ahead of the provider's, or behind it where that is negative, as its last answer shows.
+    pub skew: Mutex<Option<TimeDelta>>,
     /// When the turn began, on both clocks.
     pub began: (DateTime<Utc>, Instant),
 }
@@ -361,8 +363,11 @@ impl Sender<'_> {
             }
         }
         if let Some(date) = reply.header("date").and_then(http_date) {
-            let ahead = (reply.sent_at - date).num_milliseconds();
-            tally.ahead_ms.fetch_max(ahead, Ordering::Relaxed);
+            let ahead = reply.sent_at - date;
+            tally.ahead_ms.fetch_max(ahead.num_milliseconds(), Ordering::Relaxed);
+            // It was written between sending and now.
+            let behind = (self.clock.now() - date).min(TimeDelta::zero());
+            *lock(&self.skew) = Some(ahead.max(behind));
         }
     }
 
@@ -414,6 +419,10 @@ impl Sender<'_> {
     /// gives permits away nor holds them back.
     pub fn pacing_now(&self) -> DateTime<Utc> {
         self.began.0 + delta(self.began.1.elapsed())
+    }
+
+    pub fn skew(&self) -> Option<TimeDelta> {
+        *lock(&self.skew)
     }
 
     pub fn lock_pacer(&self) -> MutexGuard<'_, Pacer> {

@@ -30,6 +30,26 @@ pub fn covered(
     }
 }
 
+/// From where on changes have to be read once more, when a walk over them found that the provider's clock has been set back:
+/// what changed since then is stamped earlier than the bound of the walk, `from`. `known` is by how much our clock was ahead
+/// in the walk before, where that is remembered; `covered_to` is where this one has come to. What the overlap reaches back
+/// for needs nothing more.
+pub fn set_back(
+    from: DateTime<Utc>,
+    covered_to: DateTime<Utc>,
+    known: Option<TimeDelta>,
+    ahead: TimeDelta,
+    overlap: Duration,
+) -> Option<DateTime<Utc>> {
+    let bound = from + delta(overlap);
+    let further = match known {
+        Some(known) => ahead - known.max(TimeDelta::zero()),
+        None if covered_to < bound => ahead,
+        None => return None,
+    };
+    (further > delta(overlap)).then(|| bound - further)
+}
+
 /// Up to where a walk that began at `started_at` proves what is gone, by our clock: deletions bear no time of the
 /// provider's. Where a provider marks them, it shows them as late as any change, by `lag`.
 pub fn swept(mode: Mode, started_at: DateTime<Utc>, lag: Duration) -> Option<DateTime<Utc>> {
@@ -73,6 +93,26 @@ mod tests {
             );
         }
         assert_eq!(from(at(910), Duration::from_mins(5)), at(610));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_is_followed() {
+        let overlap = Duration::from_secs(300);
+        for (covered_to, known, ahead, again_from) in [
+            (2_000, Some(0), 300, None),
+            (2_000, Some(0), 301, Some(699)),
+            (2_000, Some(-5), 900, Some(100)),
+            (2_000, Some(900), 900, None),
+            (2_000, Some(900), 0, None),
+            (2_000, Some(900), 1_201, Some(699)),
+            // What the walk's earlier turns were told is not known.
+            (1_000, None, 900, None),
+            (999, None, 900, Some(100)),
+        ] {
+            let known = known.map(TimeDelta::seconds);
+            let found = set_back(at(700), at(covered_to), known, TimeDelta::seconds(ahead), overlap);
+            assert_eq!(found, again_from.map(at), "{covered_to} {known:?} {ahead}");
+        }
     }
 
     #[test]
