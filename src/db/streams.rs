@@ -531,7 +531,7 @@ pub struct Setback {
     pub not_before: Option<DateTime<Utc>>,
     /// Nothing of the stream is tried before; otherwise only the walk that failed waits.
     pub whole_stream: bool,
-    /// 401, although the token is good.
+    /// 401, although the token is good, or no JSON: of these it counts how many come in a row.
     pub refused: bool,
 }
 

@@ -173,7 +173,9 @@ impl Pacer {
         self.buckets
             .iter_mut()
             .enumerate()
-            .filter(move |(index, bucket)| all || (with_first && *index == 0) || names.contains(&bucket.name()))
+            .filter(move |(index, bucket)| {
+                all || (with_first && *index == 0) || names.contains(&bucket.name())
+            })
             .map(|(_, bucket)| bucket)
     }
 }

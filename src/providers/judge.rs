@@ -14,10 +14,11 @@ pub fn by_status(spec: &ProviderSpec, request: &Request, reply: &Reply) -> Verdi
     let title = spec.title;
     match reply.status {
         200..=299 if reply.json().is_some() => Verdict::Accept,
-        200..=299 => Verdict::Fail(Failure::changed(format!(
-            "{title} answered `{}` with {} and no JSON",
-            request.purpose, reply.status
-        ))),
+        // A page of an edge, or a body that was cut.
+        200..=299 => Verdict::Retry {
+            wait_ms: None,
+            why: format!("{title} answered `{}` with {} and no JSON", request.purpose, reply.status),
+        },
         401 => Verdict::RefreshToken,
         403 => Verdict::Fail(Failure::new(
             FailureKind::Forbidden { scope: None },

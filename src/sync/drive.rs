@@ -80,8 +80,7 @@ pub(super) struct Open {
     restarts: i32,
     /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
     ahead_ms: i64,
-    /// The same of the walk of its kind before, as far as it is remembered; `None` where there was none.
-    ahead_before: Option<Option<TimeDelta>>,
+    before: watermark::Before,
     pub(super) deadline: Instant,
 }
 
@@ -169,9 +168,11 @@ impl Drive<'_> {
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
             ahead_ms: resumed.map_or(0, |_| row.ahead_ms),
-            ahead_before: row
-                .closed_started_at
-                .map(|_| resumed.is_none().then(|| TimeDelta::milliseconds(row.ahead_ms))),
+            before: match (row.closed_started_at, resumed) {
+                (None, _) => watermark::Before::First,
+                (Some(_), None) => watermark::Before::Ahead(TimeDelta::milliseconds(row.ahead_ms)),
+                (Some(_), Some(_)) => watermark::Before::Forgotten,
+            },
             deadline: self.began + limit,
         })
     }
@@ -456,15 +457,11 @@ impl Drive<'_> {
     }
 
     /// From where on a walk over changes has to be walked again, since the provider's clock was set back meanwhile.
-    fn again_from(
-        &self,
-        open: &Open,
-        covered_to: DateTime<Utc>,
-        tally: &Tally,
-    ) -> Option<DateTime<Utc>> {
-        // The first is corrected by the read of everything beside it.
-        let known = open.ahead_before.filter(|_| open.walk.mode == Mode::Incremental)?;
-        watermark::set_back(open.walk.from?, covered_to, known, tally.ahead(), self.settings.overlap)
+    fn again_from(&self, open: &Open, covered_to: DateTime<Utc>, tally: &Tally) -> Option<DateTime<Utc>> {
+        if open.walk.mode != Mode::Incremental {
+            return None;
+        }
+        watermark::set_back(open.walk.from?, covered_to, open.before, tally.ahead(), self.settings.overlap)
     }
 
     fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {
@@ -512,7 +509,9 @@ impl Drive<'_> {
             Err(Halt::TurnOver { .. } | Halt::Stopped) => ("yielded", None),
             Err(Halt::Restart(why)) => ("yielded", Some(format!("the walk starts again: {why}"))),
             Err(Halt::Lost) => ("lost", None),
-            Err(Halt::Partial { why, .. } | Halt::Refused(why)) => ("failed", Some(why.clone())),
+            Err(Halt::Partial { why, .. } | Halt::Refused(why) | Halt::Unread(why)) => {
+                ("failed", Some(why.clone()))
+            }
             Err(Halt::Failed(failure)) => ("failed", Some(failure.message.clone())),
         };
         let counts = with_requests(counts, tally);

@@ -300,7 +300,8 @@ impl Engine {
         let provider = turn.provider;
         let epoch = turn.epoch;
         let known = turn.facts.get(CLOCKS).cloned().unwrap_or_else(|| json!({}));
-        let clocks = sender.skew().map(|skew| clocks(provider.spec().title, skew, self.settings.sync.overlap));
+        let clocks =
+            sender.skew().map(|skew| clocks(provider.spec().title, skew, self.settings.sync.overlap));
         let news = clocks.filter(|clocks| *clocks != known);
         self.db
             .transaction(move |connection| {
@@ -361,7 +362,8 @@ fn clocks(title: &str, skew: TimeDelta, overlap: Duration) -> Value {
     if skew.abs() <= delta(overlap) {
         return json!({});
     }
-    let (minutes, side) = (skew.num_minutes().abs(), if skew > TimeDelta::zero() { "behind" } else { "ahead of" });
+    let (minutes, side) =
+        (skew.num_minutes().abs(), if skew > TimeDelta::zero() { "behind" } else { "ahead of" });
     let harm = if skew > TimeDelta::zero() {
         "changes are read again from where its clock stands"
     } else {

@@ -60,6 +60,8 @@ pub enum Halt {
     },
     /// A credential that is good was refused all the same: passing trouble, unless it stays.
     Refused(String),
+    /// What came was no JSON though it was called a success: the same.
+    Unread(String),
     Failed(Failure),
 }
 
@@ -172,6 +174,7 @@ impl Sender<'_> {
             let status = sent.as_ref().ok().map(|reply| reply.status);
             measure::response(self.provider.spec().name, status, leaves.elapsed());
             tries += 1;
+            let unread = matches!(&sent, Ok(reply) if reply.status < 300 && reply.json().is_none());
             let (why, wait) = match sent {
                 Err(error) => match self.too_slow(request, &error) {
                     Some(reply) => return Ok(reply),
@@ -211,7 +214,8 @@ impl Sender<'_> {
                 }
             };
             if tries >= TRIES_MAX {
-                return Err(Halt::Failed(Failure::transient(format!("{why}, {tries} times"))));
+                let why = format!("{why}, {tries} times");
+                return Err(if unread { Halt::Unread(why) } else { Halt::Failed(Failure::transient(why)) });
             }
             drop(slot);
             self.sleep(wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP)), deadline).await?;

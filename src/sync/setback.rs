@@ -23,6 +23,9 @@ const FORBIDDEN: Duration = Duration::from_hours(24);
 /// Turns in a row that 401 has to end, although the token is good, before the stream counts as not allowed: a provider in
 /// trouble answers it as well.
 const REFUSALS_MAX: u32 = 3;
+/// Turns in a row that answers without JSON have to end before the stream stands still: edges answer so in minutes of
+/// trouble, and an address that is not the API's does for ever.
+const UNREAD_MAX: u32 = 8;
 /// A wait for permits that is longer than this shows as `backing_off`; shorter ones are the usual pace.
 const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
 /// The pause after a 429 that names no end.
@@ -33,7 +36,7 @@ const THROTTLED: Duration = Duration::from_secs(10);
 pub struct Before {
     /// How many in a row have failed.
     pub failures: i32,
-    /// How many in a row were refused with 401 although the token was good.
+    /// How many in a row were refused with 401 although the token was good, or answered without JSON.
     pub refusals: i32,
 }
 
@@ -61,10 +64,8 @@ pub fn record(
         Err(Halt::Partial { why, due_at }) => {
             streams::set_back(connection, key, mode, &partial(why, *due_at))?
         }
-        Err(Halt::Refused(why)) => {
-            let stays = count(before.refusals) + 1 >= REFUSALS_MAX;
-            let kind = if stays { FailureKind::Forbidden { scope: None } } else { FailureKind::Transient };
-            let failure = Failure::new(kind, why.clone());
+        Err(halt @ (Halt::Refused(why) | Halt::Unread(why))) => {
+            let failure = Failure::new(strange(halt, count(before.refusals) + 1), why.clone());
             let setback = Setback { refused: true, ..setback(&failure, mode, failures, now, chance) };
             streams::set_back(connection, key, mode, &setback)?
         }
@@ -73,6 +74,15 @@ pub fn record(
         }
     };
     Ok(())
+}
+
+/// What an answer means that may be passing trouble, after so many turns in a row.
+fn strange(halt: &Halt, turns: u32) -> FailureKind {
+    match halt {
+        Halt::Refused(_) if turns >= REFUSALS_MAX => FailureKind::Forbidden { scope: None },
+        Halt::Unread(_) if turns >= UNREAD_MAX => FailureKind::ProviderChanged,
+        _ => FailureKind::Transient,
+    }
 }
 
 /// A walk that has read what it could: what is missing is said until a walk of its kind has read everything.
@@ -126,6 +136,13 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_has_to_stay() {
+        let kind = |halt: fn(String) -> Halt, turns| strange(&halt(String::new()), turns).label();
+        assert_eq!((kind(Halt::Refused, 2), kind(Halt::Refused, 3)), ("transient", "forbidden"));
+        assert_eq!((kind(Halt::Unread, 7), kind(Halt::Unread, 8)), ("transient", "provider_changed"));
+    }
 
     #[test]
     fn kinds_decide() {

@@ -30,22 +30,31 @@ pub fn covered(
     }
 }
 
+/// By how much our clock was ahead of the provider's in the walk before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// There was none: the read of everything beside the first sets what that has covered right.
+    First,
+    Ahead(TimeDelta),
+    /// It was not kept, as in a walk that takes several turns.
+    Forgotten,
+}
+
 /// From where on changes have to be read once more, when a walk over them found that the provider's clock has been set back:
-/// what changed since then is stamped earlier than the bound of the walk, `from`. `known` is by how much our clock was ahead
-/// in the walk before, where that is remembered; `covered_to` is where this one has come to. What the overlap reaches back
-/// for needs nothing more.
+/// what changed since then is stamped earlier than the bound of the walk, `from`. `covered_to` is where that has come
+/// to. What the overlap reaches back for needs nothing more.
 pub fn set_back(
     from: DateTime<Utc>,
     covered_to: DateTime<Utc>,
-    known: Option<TimeDelta>,
+    before: Before,
     ahead: TimeDelta,
     overlap: Duration,
 ) -> Option<DateTime<Utc>> {
     let bound = from + delta(overlap);
-    let further = match known {
-        Some(known) => ahead - known.max(TimeDelta::zero()),
-        None if covered_to < bound => ahead,
-        None => return None,
+    let further = match before {
+        Before::Ahead(before) => ahead - before.max(TimeDelta::zero()),
+        Before::Forgotten if covered_to < bound => ahead,
+        Before::First | Before::Forgotten => return None,
     };
     (further > delta(overlap)).then(|| bound - further)
 }
@@ -97,21 +106,21 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_is_followed() {
-        let overlap = Duration::from_secs(300);
-        for (covered_to, known, ahead, again_from) in [
-            (2_000, Some(0), 300, None),
-            (2_000, Some(0), 301, Some(699)),
-            (2_000, Some(-5), 900, Some(100)),
-            (2_000, Some(900), 900, None),
-            (2_000, Some(900), 0, None),
-            (2_000, Some(900), 1_201, Some(699)),
-            // What the walk's earlier turns were told is not known.
-            (1_000, None, 900, None),
-            (999, None, 900, Some(100)),
+        let overlap = Duration::from_mins(5);
+        let was = |seconds| Before::Ahead(TimeDelta::seconds(seconds));
+        for (covered_to, before, ahead, again_from) in [
+            (2_000, was(0), 300, None),
+            (2_000, was(0), 301, Some(699)),
+            (2_000, was(-5), 900, Some(100)),
+            (2_000, was(900), 900, None),
+            (2_000, was(900), 0, None),
+            (2_000, was(900), 1_201, Some(699)),
+            (1_000, Before::Forgotten, 900, None),
+            (999, Before::Forgotten, 900, Some(100)),
+            (999, Before::First, 900, None),
         ] {
-            let known = known.map(TimeDelta::seconds);
-            let found = set_back(at(700), at(covered_to), known, TimeDelta::seconds(ahead), overlap);
-            assert_eq!(found, again_from.map(at), "{covered_to} {known:?} {ahead}");
+            let found = set_back(at(700), at(covered_to), before, TimeDelta::seconds(ahead), overlap);
+            assert_eq!(found, again_from.map(at), "{covered_to} {before:?} {ahead}");
         }
     }
 

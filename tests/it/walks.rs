@@ -541,6 +541,12 @@ async fn a_401_that_passes_turns_no_stream_off() {
         let state = format!(
             "SELECT state FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
         );
+        // Another token, and the same request once more.
+        only(&rig, stream, "incremental").await;
+        faults(&rig, &[&format!("invalid_auth=1x,on:{list}")]);
+        let run = run_of(&rig, stream, "incremental").await;
+        assert_eq!(run["outcome"], "closed", "{provider}: {run}");
+
         only(&rig, stream, "incremental").await;
         faults(&rig, &[&format!("invalid_auth=3x,on:{list}")]);
         let run = run_of(&rig, stream, "incremental").await;
@@ -564,4 +570,67 @@ async fn a_401_that_passes_turns_no_stream_off() {
         let connected = "SELECT state FROM fieldmirror.connections WHERE id = {}";
         assert_eq!(row(&rig, connected).await["state"], "connected", "{provider}");
     }
+}
+
+/// A page of an edge in place of JSON: the same request goes out again, and the stream stands still when that stays so.
+#[tokio::test(start_paused = true)]
+async fn a_success_without_json_passes() {
+    let ground = Ground::new();
+    for (provider, stream, list) in [
+        ("hubspot", "tickets", "search"),
+        ("jobber", "jobs", "jobs"),
+        ("housecallpro", "customers", "customers"),
+        ("servicetitan", "customers", "export_customers"),
+        ("oncehub", "bookings", "bookings"),
+    ] {
+        let rig = rig_of(&ground, provider, RECORDS, &[]).await;
+        until(&rig, "everything has been read once", ALL_READ).await;
+        only(&rig, stream, "incremental").await;
+        faults(&rig, &[&format!("html_ok=4x,on:{list}")]);
+        let run = run_of(&rig, stream, "incremental").await;
+        assert_eq!(run["outcome"], "closed", "{provider}: {run}");
+
+        only(&rig, stream, "incremental").await;
+        faults(&rig, &[&format!("html_ok=on:{list}")]);
+        run_of(&rig, stream, "incremental").await;
+        let state = format!(
+            "SELECT state, stalled_reason FROM fieldmirror.stream_state WHERE connection_id = {{}} AND stream = '{stream}'"
+        );
+        let stands = row(&rig, &state).await;
+        assert_eq!(
+            (&stands["state"], &stands["stalled_reason"]),
+            (&json!("backing_off"), &Value::Null),
+            "{provider}"
+        );
+        until(&rig, "it stays so", &says(stream, "no JSON")).await;
+        assert_eq!(row(&rig, &state).await["state"], "stalled", "{provider}");
+        faults(&rig, &[]);
+        until(&rig, "it has passed", ALL_READ).await;
+    }
+}
+
+/// What changes after a provider's clock was set back is stamped earlier than where the last walk has come to.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_is_followed_and_told() {
+    let ground = Ground::new();
+    let rig = rig(&ground, "hubspot").await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let covered = "SELECT extract(epoch FROM covered_to)::bigint AS at FROM fieldmirror.walks
+        WHERE connection_id = {} AND (stream, mode) = ('tickets', 'incremental')";
+    let told =
+        "SELECT facts -> 'notices.clock' ->> 'clock' AS said FROM fieldmirror.connections WHERE id = {}";
+    let mut came = Vec::new();
+    for faulty in [&[][..], &["date_skew=-1200"], &["date_skew=-1200"], &[]] {
+        faults(&rig, faulty);
+        let run = run_of(&rig, "tickets", "incremental").await;
+        assert_eq!(run["outcome"], "closed", "{run}");
+        came.push(row(&rig, covered).await["at"].as_i64().expect("a watermark"));
+        let said = row(&rig, told).await["said"].clone();
+        let told = said.as_str().is_some_and(|said| said.contains("HubSpot is 20 min behind ours"));
+        assert_eq!(told, !faulty.is_empty(), "{said}");
+    }
+    // Once it is read again from where that clock stood when the last walk had come to its end.
+    assert!((1_190..=1_210).contains(&(came[0] - came[1])), "{came:?}");
+    assert!(came[2] > came[1] && came[2] < came[0], "{came:?}");
+    assert!(came[3] > came[0], "{came:?}");
 }

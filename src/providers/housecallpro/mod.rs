@@ -95,10 +95,6 @@ impl Provider for HousecallPro {
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
         let asked_location = request.headers.iter().any(|(name, _)| *name == rounds::LOCATION_HEADER);
         match reply.status {
-            // A page of an edge, or a torn one.
-            200..=299 if reply.json().is_none() => {
-                Verdict::Retry { wait_ms: None, why: "Housecall Pro answered without JSON".to_owned() }
-            }
             // A location that is closed to us is no matter of the others.
             403 if asked_location => Verdict::Accept,
             400 | 403 | 404 | 410 if presence::is_probe(request.purpose) && presence::is_answer(reply) => {

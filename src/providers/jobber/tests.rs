@@ -96,7 +96,7 @@ fn what_answers_mean() {
         assert_eq!(verdict(&request, &reply(status, body.clone())), expected, "{status} {body}");
     }
     let html = Reply { body: Body::Text("<html>".to_owned()), ..reply(200, Value::Null) };
-    assert_eq!(verdict(&jobs(), &html), "provider_changed");
+    assert_eq!(verdict(&jobs(), &html), "retry None");
 }
 
 #[test]

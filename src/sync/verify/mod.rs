@@ -182,7 +182,9 @@ impl Verifying<'_> {
                 Ok(Goes::On) => self.end(subject).await?,
                 Ok(Goes::Waits) => waits = true,
                 Err(Halt::Failed(failure)) => self.fail(&subject, &failure).await?,
-                Err(Halt::Refused(why)) => self.fail(&subject, &Failure::transient(why)).await?,
+                Err(Halt::Refused(why) | Halt::Unread(why)) => {
+                    self.fail(&subject, &Failure::transient(why)).await?;
+                }
                 Err(Halt::TurnOver { until: Some(until) }) if until - self.engine.clock.now() > WAIT_MAX => {
                     let title = spec.title;
                     let kind = FailureKind::Throttled { until: Some(until) };

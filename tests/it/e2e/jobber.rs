@@ -351,6 +351,7 @@ async fn a_storm_loses_nothing() {
         "partial_data=1x,on:jobs",
         "partial_data=1x,on:visits",
         "http_502=1x,on:clients",
+        "html_ok=1x,on:clients",
         "torn=1x,on:clients",
         "drop=1x,on:visits",
         "expired_auth=1x,on:visits",

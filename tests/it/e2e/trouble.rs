@@ -20,6 +20,7 @@ async fn a_storm_loses_nothing() {
         "throttle_storm=1x,on:properties",
         "throttle_storm=1x,on:batch_read",
         "http_502=1x,on:list",
+        "html_ok=1x,on:list",
         "torn=1x,on:associations",
         "drop=1x,on:batch_read",
     ]);
