@@ -12,8 +12,8 @@ use crate::domain::ids::ConnectionId;
 
 /// Connections whose start links one tick closes.
 const EXPIRE_MAX: i64 = 200;
-/// How long ended attempts are kept, for telling a replay from a forgery.
-const ATTEMPTS_KEPT: TimeDelta = TimeDelta::days(7);
+/// How long ended attempts are kept, for telling a replay from a forgery, and for a consent that is concluded late.
+pub const ATTEMPTS_KEPT: TimeDelta = TimeDelta::days(7);
 const EXPIRED: &str = "nobody consented before the start link expired";
 
 /// A start link: good for many starts until it expires, is superseded or has led to a connection.
@@ -118,8 +118,15 @@ pub fn is_replaced(conn: &mut PgConnection, request: Uuid) -> Result<bool, DbErr
     rows::value::<Bool, bool, _>(conn, query.bind::<SqlUuid, _>(request))
 }
 
-/// Closes every start link of the connection for good: superseded, connected or disconnected.
+/// Closes every start link of the connection for good: superseded, connected or disconnected. What expired requests have
+/// kept for a consent that was given in time is wiped.
 pub fn close_all(conn: &mut PgConnection, connection: ConnectionId) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.requests SET sealed = NULL \
+         WHERE connection_id = $1 AND done_at IS NOT NULL AND sealed IS NOT NULL",
+    )
+    .bind::<BigInt, _>(connection.0)
+    .execute(conn)?;
     sql_query(
         "UPDATE fieldmirror.authorizations SET closed_at = coalesce(closed_at, now()), replaced_at = now() \
          WHERE connection_id = $1 AND replaced_at IS NULL",

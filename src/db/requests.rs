@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bytea, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Bytea, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -263,7 +263,8 @@ pub fn reply(conn: &mut PgConnection, id: Uuid, reply_sealed: &[u8]) -> Result<(
     tell(conn, id)
 }
 
-/// Ends a request, wipes what was sealed in it, and tells the asker. A request that has ended stays as it is; returns
+/// Ends a request, wipes what was sealed in it, and tells the asker. One that expires keeps it: a consent that was given in
+/// time may still be concluded; see [`super::retention::wipe_requests`]. A request that has ended stays as it is; returns
 /// whether this was the end. `message` is a sentence for people, without secrets.
 pub fn finish(
     conn: &mut PgConnection,
@@ -272,12 +273,13 @@ pub fn finish(
     message: Option<&str>,
 ) -> Result<bool, DbError> {
     let ended = sql_query(
-        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = NULL \
+        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = CASE WHEN $4 THEN sealed END \
          WHERE id = $1 AND done_at IS NULL",
     )
     .bind::<SqlUuid, _>(id)
     .bind::<Text, _>(outcome.as_str())
     .bind::<Nullable<Text>, _>(message)
+    .bind::<Bool, _>(outcome == RequestOutcome::Expired)
     .execute(conn)?;
     if ended > 0 {
         tell(conn, id)?;

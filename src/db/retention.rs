@@ -16,6 +16,12 @@ pub fn prune_requests(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<
     Ok(links + prune(conn, "requests", "done_at", before)?)
 }
 
+/// Wipes what was sealed in requests that ended before `before`: by then nothing can be concluded with it.
+pub fn wipe_requests(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<usize, DbError> {
+    let wipe = "UPDATE fieldmirror.requests SET sealed = NULL WHERE done_at < $1 AND sealed IS NOT NULL";
+    Ok(sql_query(wipe).bind::<Timestamptz, _>(before).execute(conn)?)
+}
+
 /// Deletes lines of the audit log from before `before`, a little at a time.
 pub fn prune_audit_log(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<usize, DbError> {
     prune(conn, "audit_log", "at", before)

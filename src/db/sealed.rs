@@ -159,7 +159,7 @@ pub fn swap(
     Ok(swapped == 1)
 }
 
-/// What an admin handed over with a request that is still open, sealed to a public key.
+/// What an admin handed over with a request, sealed to a public key.
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
 pub struct SealedBox {
     #[diesel(sql_type = SqlUuid)]
@@ -168,17 +168,17 @@ pub struct SealedBox {
     pub sealed: Vec<u8>,
 }
 
-/// The boxes of open requests.
+/// The boxes that are kept: of open requests, and of those that a consent may still need.
 pub fn boxes(conn: &mut PgConnection, limit: u32) -> Result<Vec<SealedBox>, DbError> {
     let query = "SELECT id AS request, sealed FROM fieldmirror.requests \
-         WHERE done_at IS NULL AND sealed IS NOT NULL ORDER BY id LIMIT $1";
+         WHERE sealed IS NOT NULL ORDER BY id LIMIT $1";
     Ok(sql_query(query).bind::<BigInt, _>(i64::from(limit)).load(conn)?)
 }
 
-/// Puts a box that key `key_id` opens in the place of the old one. False: the request has ended, or has another box.
+/// Puts a box that key `key_id` opens in the place of the old one. False: the request has another, or none any more.
 pub fn swap_box(conn: &mut PgConnection, old: &SealedBox, new: &[u8], key_id: &str) -> Result<bool, DbError> {
     let swapped = sql_query(
-        "UPDATE fieldmirror.requests SET sealed = $3, sealed_to = $4 WHERE id = $1 AND sealed = $2 AND done_at IS NULL",
+        "UPDATE fieldmirror.requests SET sealed = $3, sealed_to = $4 WHERE id = $1 AND sealed = $2",
     )
     .bind::<SqlUuid, _>(old.request)
     .bind::<Bytea, _>(&old.sealed)

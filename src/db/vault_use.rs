@@ -20,7 +20,7 @@ pub enum SealedIn {
     Tokens,
     Secrets,
     AuthorizationAttempts,
-    /// What came with requests that are still open.
+    /// What came with requests that are still open, or that a consent may still need.
     Requests,
 }
 
@@ -150,7 +150,7 @@ fn all_values() -> String {
     });
     columns.join(" UNION ALL ")
         + " UNION ALL SELECT 'requests', connection_id, sealed_to FROM fieldmirror.requests \
-           WHERE done_at IS NULL AND sealed IS NOT NULL"
+           WHERE sealed IS NOT NULL"
 }
 
 /// Every key that was published, has sealed something, or that a daemon seen within `window` has.

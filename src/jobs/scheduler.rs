@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::Pulse;
 use crate::db::requests::RequestKind;
 use crate::db::{
-    Db, DbError, PgConnection, changes, drift, queue, requests, retention, rotations, streams, sync_runs,
-    tokens, verifications,
+    Db, DbError, PgConnection, authorizations, changes, drift, queue, requests, retention, rotations,
+    streams, sync_runs, tokens, verifications,
 };
 use crate::domain::current::Current;
 use crate::domain::failure::Failure;
@@ -110,6 +110,7 @@ impl Scheduler {
             pulse.beat();
             verifications::prune(connection, before(RUNS_KEPT))?;
             pulse.beat();
+            retention::wipe_requests(connection, now - authorizations::ATTEMPTS_KEPT)?;
             retention::prune_requests(connection, before(settings.daemon.requests_kept))?;
             pulse.beat();
             retention::prune_audit_log(connection, before(settings.daemon.audit_log_kept))?;

@@ -189,9 +189,14 @@ impl Rig {
 
     /// Also `enqueue --reconnect`.
     pub async fn ask_for(&self, connection: ConnectionId) -> Asked {
+        self.ask_with(connection, None).await
+    }
+
+    /// The same, with secrets that the grant needs beside the consent.
+    pub async fn ask_with(&self, connection: ConnectionId, secrets: Option<&str>) -> Asked {
         let key = ReplyKey::generate();
         let args = json!({"reply_to": BASE64_STANDARD.encode(key.public())});
-        let request = self.request(connection, RequestKind::Connect, args, None).await;
+        let request = self.request(connection, RequestKind::Connect, args, secrets.map(str::to_owned)).await;
         jobs::connect::run(&self.auth, connection).await.expect("the job runs");
         let row = self.request_row(request).await;
         let sealed = row.reply_sealed.unwrap_or_else(|| panic!("{:?}", row.message));
@@ -235,8 +240,18 @@ impl Rig {
 
     /// The same, while another daemon than the rig's own has the endpoint.
     pub async fn come_back_to(&self, auth: &Auth, authorize_url: &Url, said: &str) -> Ending {
+        self.come_back_from("hubspot", auth, authorize_url, said).await
+    }
+
+    pub async fn come_back_from(
+        &self,
+        provider: &str,
+        auth: &Auth,
+        authorize_url: &Url,
+        said: &str,
+    ) -> Ending {
         let answer = Answer::parse(&format!("{said}&state={}", state_of(authorize_url))).expect("an answer");
-        let recognised = auth.recognise("hubspot", answer, BroughtBy::Browser { cookies: &[] });
+        let recognised = auth.recognise(provider, answer, BroughtBy::Browser { cookies: &[] });
         auth.conclude(recognised.expect("it is ours")).await
     }
 
@@ -361,6 +376,9 @@ fn settings(fake: &Fake, endpoint: SocketAddr) -> Settings {
     hubspot.api_base = url("");
     let servicetitan = settings.providers.get_mut("servicetitan").expect("ServiceTitan has settings");
     servicetitan.enabled = true;
+    servicetitan.client_id.push_str("client");
+    servicetitan.client_secret = Some("SECRET-CLIENT".into());
+    servicetitan.authorize_url = url("/authorize");
     servicetitan.token_url = url("/token");
     servicetitan.api_base = url("");
     settings

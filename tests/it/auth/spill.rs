@@ -10,9 +10,11 @@ use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::auth::{Auth, Ending};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::RequestOutcome;
+use fieldmirror::db::retention;
 use fieldmirror::domain::failure::FailureKind;
 use fieldmirror::domain::ids::ConnectionId;
-use fieldmirror::domain::time::Clock as _;
+use fieldmirror::domain::spec::GrantKind;
+use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::vault::{Vault, generate_key};
 use serde_json::json;
 
@@ -522,6 +524,31 @@ async fn a_consent_that_was_given_in_time_outlives_its_link() {
         assert_eq!(rig.connection(asked.connection).await.state, expected, "{after}");
         let is_kept = !spills(rig.state.path()).is_empty();
         assert_eq!(is_kept, expected == ConnectionState::Connected, "{after}");
+    }
+}
+
+/// What was handed over beside a consent is there as long as the consent may be concluded, and no longer.
+#[tokio::test]
+async fn secrets_beside_a_consent_outlive_its_link() {
+    for concluded in [true, false] {
+        let rig = Rig::new().await;
+        let (grant, params) = (GrantKind::AuthorizationCode, json!({"tenant_id": "77"}));
+        let id = rig.pending_at("servicetitan", "acme", grant, params).await;
+        let asked = rig.ask_with(id, Some(r#"{"app_key":"SECRET-APP"}"#)).await;
+        let url = asked.authorize_url();
+        rig.come_back_from("servicetitan", &mortal(&rig, Step::Spilled), &url, "code=C").await;
+        let later = rig.clock.now() + TimeDelta::days(6);
+        rig.auth.expire_authorizations(later).await.expect("links expire");
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Expired));
+        assert!(rig.request_row(asked.request).await.sealed.is_some());
+        if concluded {
+            start_again(&rig, rig.state.path()).await;
+            let connection = rig.connection(id).await;
+            assert_eq!(connection.state, ConnectionState::Connected, "{:?}", connection.reason);
+        } else {
+            rig.db(|conn| retention::wipe_requests(conn, SystemClock.now() + TimeDelta::days(1))).await;
+        }
+        assert_eq!(rig.request_row(asked.request).await.sealed, None);
     }
 }
 
