@@ -21,7 +21,7 @@ use crate::readme::blocks;
 use crate::support::not_checked;
 use crate::support::postgres::{TestDb, short_folder};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A database with a connection that is well, and a program that writes down what it is told.
 struct Site {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::postgres::{TestDb, short_folder};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Whatever of `mirror` can be read.
 const RELATIONS: &str = "SELECT relname::text AS value FROM pg_class

@@ -21,7 +21,7 @@ use crate::support::not_checked;
 use crate::support::postgres::{TestDb, short_folder};
 
 /// More than any of these commands takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A database, and the program with settings that lead to it.
 struct Site {

@@ -37,7 +37,7 @@ const WALK_WITHIN: Duration = Duration::from_secs(2);
 /// How long after that it comes, at most: longer than most walks take here.
 const KILL_WITHIN_MS: u64 = 400;
 /// The longest that the last watermark, or a full read, may take.
-const SETTLED_IN: Duration = Duration::from_mins(3);
+const SETTLED_IN: Duration = Duration::from_mins(6);
 /// For Housecall Pro, whose change marker knows seconds.
 const HOLD_BACK: &str = "2s";
 

@@ -15,7 +15,7 @@ use fieldmirror::db::{Db, DbError, admin, rows};
 
 use crate::support::postgres::{options, short_folder};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(3);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A folder that goes with the test.

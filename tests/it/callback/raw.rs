@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::auth::rig::Shown;
 
 /// More than any answer here takes, and half of what a connection may live.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Sends `bytes` on a connection of its own and reads until the endpoint closes it. What cannot be sent any more, or is
 /// reset, ends the reading.

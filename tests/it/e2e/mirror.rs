@@ -236,7 +236,7 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn searches_are_as_many_as_may_be() {
     const SPAN: Duration = Duration::from_secs(5);
-    const PATIENCE: Duration = Duration::from_mins(2);
+    const PATIENCE: Duration = Duration::from_mins(3);
     let left_secondly = f64::from(less_reserve(5, 0.1));
     let app = TestApp::new(small(20), &[("providers.hubspot.page_size", "5")]).await;
     let daemon = app.daemon().await;

@@ -23,7 +23,7 @@ use url::Url;
 use super::postgres::{TestDb, short_folder};
 
 /// More than anything here takes on a slow machine.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(3);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The first account of the sandbox.
 pub const HUB: u64 = fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
