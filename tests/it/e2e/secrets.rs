@@ -1,8 +1,12 @@
 //! No secret leaves by what is printed, logged, shown by `ps` or kept in a table in the clear.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fieldmirror::sandbox::housecallpro::Housecallpro;
+use fieldmirror::sandbox::oncehub::OnceHub;
+use fieldmirror::sandbox::servicetitan::{APP_KEY, ServiceTitan, TENANT_FIRST};
 use fieldmirror::sandbox::{CLIENT_ID, SandboxOptions, oauth::App};
 use serde_json::Value;
 use url::Url;
@@ -61,12 +65,54 @@ fn command_lines() -> String {
     lines.filter(|line| line.contains("fieldmirror")).collect::<Vec<_>>().join("\n")
 }
 
+/// Connects what needs no browser, and tries a key that nobody knows. Returns what was handed over.
+async fn hand_over(app: &TestApp, said: &mut String) -> Vec<(String, String)> {
+    let control = app.sandbox.control();
+    let oncehub = OnceHub::api_key(&control.oncehub().account_ids()[0]);
+    let housecallpro = Housecallpro::api_key(&control.housecallpro().account_ids()[0]);
+    let params = format!(
+        "--param tenant_id={TENANT_FIRST} --param client_id={}",
+        ServiceTitan::client_id(TENANT_FIRST)
+    );
+    let client_secret = ServiceTitan::client_secret(TENANT_FIRST);
+    let mut handed = Vec::new();
+    for (name, line, secrets) in [
+        ("wrong", "oncehub", vec![("api_key", "nobody-knows-this-key-0123456789")]),
+        ("bookings", "oncehub", vec![("api_key", oncehub.as_str())]),
+        ("house", "housecallpro --grant api_key", vec![("api_key", &housecallpro)]),
+        (
+            "titan",
+            &format!("servicetitan {params}"),
+            vec![("client_secret", &client_secret), ("app_key", APP_KEY)],
+        ),
+    ] {
+        let mut line = format!("enqueue --connect {line} --name {name} --json -vv");
+        for (of, secret) in secrets {
+            let file = app.folder.join(format!("{name}-{of}"));
+            std::fs::write(&file, secret).unwrap();
+            write!(line, " --secret {of}=@{}", file.display()).unwrap();
+            handed.push((format!("{of} of {name}"), secret.to_owned()));
+        }
+        let ran = app.run(&line).await;
+        assert_eq!(ran.code == 0, name != "wrong", "{}", ran.stderr);
+        said.push_str(&ran.stdout);
+        said.push_str(&ran.stderr);
+    }
+    handed
+}
+
 /// Everything secret that the sandbox and we have made up, with a label.
-fn secrets(app: &TestApp, asked: &[Value], back: &[Url]) -> Vec<(String, String)> {
-    let mut secrets = vec![
+fn secrets(
+    app: &TestApp,
+    asked: &[Value],
+    back: &[Url],
+    handed: Vec<(String, String)>,
+) -> Vec<(String, String)> {
+    let mut secrets = handed;
+    secrets.extend([
         ("the client secret".to_owned(), CLIENT_SECRET.to_owned()),
         ("the vault key".to_owned(), app.environment["FIELDMIRROR_VAULT__KEY"].clone()),
-    ];
+    ]);
     let handed_out = app.sandbox.control().hubspot().auth().handed_out();
     secrets.extend(handed_out.iter().map(|secret| ("a token".to_owned(), secret.expose().to_owned())));
     for url in back {
@@ -118,6 +164,7 @@ async fn live_through_it_all(log_format: &str) {
         lines.push_str(&command_lines());
     }
     app.all_read().await;
+    let handed = hand_over(&app, &mut said).await;
     app.faults(&[
         "http_500=1x,on:token_refresh",
         "invalid_auth=1x",
@@ -125,10 +172,10 @@ async fn live_through_it_all(log_format: &str) {
         "lost_token_reply=1x",
         "malformed=/results/*/id,2x,on:search",
     ]);
-    app.wait_until("refreshes", "SELECT generation > 2 FROM fieldmirror.tokens").await;
+    app.wait_until("refreshes", "SELECT bool_or(generation > 2) FROM fieldmirror.tokens").await;
     app.faults(&[]);
     app.sandbox.control().hubspot().auth().revoke_account(&HUB.to_string());
-    app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;
+    app.wait_until("it is noticed", "SELECT bool_or(state = 'needs_reauth') FROM mirror.connections").await;
     for line in [
         "status -vv",
         "status --json",
@@ -157,8 +204,8 @@ async fn live_through_it_all(log_format: &str) {
     assert!(left_on_disk(&app.folder.join("state"), &mut disk) > 0, "the killed daemon left a spill: {disk}");
     let dump = dump(&app).await;
     assert!(dump.contains("hubspot"), "there were rows");
-    let secrets = secrets(&app, &asked, &back);
-    assert!(secrets.len() > 8, "there were secrets");
+    let secrets = secrets(&app, &asked, &back, handed);
+    assert!(secrets.len() > 12, "there were secrets");
     for (place, text) in [
         ("the log", &log),
         ("commands and pages", &said),
