@@ -194,6 +194,8 @@ fn visit(world: &mut Account, id: &str, change: &Change) -> Result<String, Contr
     let visit = visit.ok_or_else(|| ControlError::NoRecord(id.to_owned()))?;
     match change {
         Change::MoveVisit { start_ms, .. } => (visit.start_ms, visit.end_ms) = (*start_ms, *start_ms),
+        // Who is on a visit is a set.
+        Change::AssignVisit { user, .. } if visit.users.contains(user) => {}
         Change::AssignVisit { user, .. } => visit.users.push(*user),
         Change::CompleteVisit { .. } => visit.completed = true,
         _ => visit.deleted = true,

@@ -310,6 +310,23 @@ async fn the_same_seed_tells_the_same_story_with_its_corners() {
 }
 
 #[tokio::test]
+async fn nobody_is_assigned_to_a_visit_twice() {
+    let world = World::new(&[]).await;
+    let people = || {
+        let jobs = world.jobber.truth(&world.account).unwrap();
+        let visit = jobs.iter().map(|job| job["visits"][0].clone()).find(|visit| !visit.is_null()).unwrap();
+        let people = visit["assignedUsers"].as_array().unwrap().iter().map(|user| user["id"].clone());
+        (visit["id"].as_str().unwrap().to_owned(), people.collect::<Vec<_>>())
+    };
+    let (id, before) = people();
+    for user in (1..=14).chain([5]) {
+        world.jobber.change(&world.account, &Change::AssignVisit { id: id.clone(), user }).unwrap();
+    }
+    let (_, after) = people();
+    assert!(after.len() == 14 && after.starts_with(&before), "{before:?} {after:?}");
+}
+
+#[tokio::test]
 async fn the_guard_counts_requests() {
     let world = World::new(&[]).await;
     for _ in 0..super::GUARD_MAX {
