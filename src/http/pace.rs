@@ -1,7 +1,7 @@
 //! When the next request to an account may leave: only when the provider can be expected to accept it.
 //!
 //! A [`Pacer`] holds the buckets of one account at one provider; a request takes a permit from each bucket that it
-//! names. It is plain: `now` is handed in, nothing sleeps here. Limits that cross accounts or daemons (an address, a
+//! names. Those that share an account take theirs in the order in which they have come ([`line`]). It is plain: `now` is handed in, nothing sleeps here. Limits that cross accounts or daemons (an address, a
 //! token endpoint, a day's quota) are not its business; they are kept in the database.
 //!
 //! `now` is wall-clock time, so that what was sent can be saved with a turn and counted by the next one. A clock that
@@ -9,6 +9,7 @@
 //! be safe from that as well reads the clock once for a turn and adds monotonic time to it.
 
 mod bucket;
+mod line;
 mod saved;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use self::bucket::Bucket;
+use self::line::{Line, Place};
 use super::retry::RETRY_AFTER_MAX;
 use crate::domain::spec::{BucketSpec, EVERY_BUCKET, Scope};
 
@@ -32,6 +34,8 @@ pub struct Pacer {
     buckets: Vec<Bucket>,
     /// The latest time that was handed in.
     seen: DateTime<Utc>,
+    /// Those who wait.
+    line: Line,
 }
 
 /// What an answer's headers say about a bucket, such as `X-HubSpot-RateLimit-Max`, `-Remaining` and
@@ -54,7 +58,7 @@ impl Pacer {
     /// bucket always lets at least one request through.
     pub fn new(specs: &[BucketSpec], reserve: f64) -> Self {
         let buckets = specs.iter().map(|spec| Bucket::new(*spec, reserve)).collect();
-        Self { buckets, seen: DateTime::<Utc>::MIN_UTC }
+        Self { buckets, seen: DateTime::<Utc>::MIN_UTC, line: Line::default() }
     }
 
     /// The limits among `specs` that are an account's own.
@@ -69,7 +73,8 @@ impl Pacer {
     /// No buckets: it is not paced. [`EVERY_BUCKET`] means all; another name that is none of the account's, the first.
     pub fn ready_in(&mut self, now: DateTime<Utc>, buckets: &[&str], points: u32) -> Duration {
         let now = self.settle(now);
-        self.chosen(buckets).map(|bucket| bucket.ready_in(now, points)).max().unwrap_or_default()
+        let waits = self.chosen(buckets).map(|bucket| bucket.ready_in(now, points, std::iter::empty()));
+        waits.max().unwrap_or_default()
     }
 
     /// Takes a permit from each of `buckets`, for one request that leaves now, or `points` where a bucket counts those.
@@ -82,6 +87,48 @@ impl Pacer {
         let now = self.seen;
         self.chosen(buckets).for_each(|bucket| bucket.take(now, points));
         Ok(())
+    }
+
+    /// Takes as [`Pacer::take`] does, and leaves to those who came before what they wait for. `of` keeps its place until it
+    /// can go, from one turn to the next as well; who has no name comes last and keeps none.
+    pub fn take_in_line(
+        &mut self,
+        now: DateTime<Utc>,
+        of: Option<&str>,
+        buckets: &[&str],
+        points: u32,
+    ) -> Result<(), Duration> {
+        let now = self.settle(now);
+        let line = std::mem::take(&mut self.line);
+        let ready_in = |bucket: &mut Bucket| {
+            let name = bucket.name();
+            bucket.ready_in(now, points, line.ahead(of, name))
+        };
+        let wait = self.chosen(buckets).map(ready_in).max().unwrap_or_default();
+        self.line = line;
+        if !wait.is_zero() {
+            self.wait(now, of, buckets, points, wait);
+            return Err(wait);
+        }
+        of.into_iter().for_each(|of| self.line.leave(of));
+        self.chosen(buckets).for_each(|bucket| bucket.take(now, points));
+        Ok(())
+    }
+
+    /// Keeps a place for `of`, which cannot go before `wait` has passed.
+    pub fn wait(
+        &mut self,
+        now: DateTime<Utc>,
+        of: Option<&str>,
+        buckets: &[&str],
+        points: u32,
+        wait: Duration,
+    ) {
+        let (kept_until, Some(of)) = (self.settle(now), of) else { return };
+        let buckets: Vec<String> = self.chosen(buckets).map(|bucket| bucket.name().to_owned()).collect();
+        if !buckets.is_empty() {
+            self.line.wait(Place { of: of.to_owned(), buckets, points, kept_until }, wait);
+        }
     }
 
     /// The provider refused a request for `bucket`'s limit: pauses it for `wait`, or, when it did not say, for longer
@@ -137,13 +184,13 @@ impl Pacer {
     /// limits that the provider told.
     pub fn to_saved(&mut self, now: DateTime<Utc>) -> Value {
         let now = self.settle(now);
-        saved::write(&mut self.buckets, now)
+        saved::write(&mut self.buckets, &self.line, now)
     }
 
     /// The pacer that [`Pacer::to_saved`] wrote, whatever the specs are by now. What cannot be read counts as spent.
     pub fn from_saved(specs: &[BucketSpec], reserve: f64, saved: &Value, now: DateTime<Utc>) -> Self {
         let mut pacer = Self::new(specs, reserve);
-        match saved::read(&mut pacer.buckets, saved) {
+        match saved::read(&mut pacer.buckets, &mut pacer.line, saved) {
             Some(saved_at) => {
                 pacer.seen = saved_at;
                 pacer.settle(now);
@@ -160,10 +207,17 @@ impl Pacer {
         let back = self.seen.signed_duration_since(now);
         if back > OUT_OF_ORDER_MAX {
             self.buckets.iter_mut().for_each(|bucket| bucket.move_back(back));
+            self.line.move_back(back);
             self.seen = now;
         }
         self.seen = self.seen.max(now);
+        self.line.forget(self.seen);
         self.seen
+    }
+
+    /// Who waits, in their order.
+    pub fn line(&self) -> impl Iterator<Item = &str> {
+        self.line.0.iter().map(|place| place.of.as_str())
     }
 
     fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {

@@ -85,7 +85,8 @@ pub(super) struct Open {
 }
 
 impl Drive<'_> {
-    /// Works on a walk until it closes or something halts it. Whatever was written stays written.
+    /// Works on a walk until it closes or something halts it. Whatever was written stays written. Says as well how many
+    /// requests it has sent.
     pub async fn walk(
         &self,
         key: StreamKey,
@@ -93,17 +94,20 @@ impl Drive<'_> {
         row: &WalkRow,
         mode: Mode,
         complete_to: Option<DateTime<Utc>>,
-    ) -> Result<(), Halt> {
-        let mut open = self.open(key, spec, row, mode).await?;
+    ) -> (Result<(), Halt>, i64) {
+        let mut open = match self.open(key, spec, row, mode).await {
+            Ok(open) => open,
+            Err(halt) => return (Err(halt), 0),
+        };
         if reaches_back(row, mode, complete_to) && open.start == Position::start() {
             let window = self.sender.provider.window(&self.context(&open));
             open.start = window.map_or(open.start, |window| window.at);
         }
-        let tally = Tally::of(open.ahead_ms);
+        let tally = Tally::of(spec.name, open.ahead_ms);
         let mut counts = Counts::default();
         let result = self.work(&open, &tally, &mut counts).await;
         self.end_run(&open.source, &result, &tally, counts).await;
-        result
+        (result, tally.requests.load(Ordering::Relaxed))
     }
 
     async fn open(

@@ -10,6 +10,7 @@ pub mod drive;
 pub mod extract;
 pub mod history;
 pub mod merge;
+pub mod order;
 pub mod plan;
 mod probe;
 pub mod requests;
@@ -19,7 +20,7 @@ mod suspicion;
 mod verify;
 pub mod watermark;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -47,6 +48,7 @@ use crate::http::Client;
 use crate::http::pace::{Pacer, less_reserve};
 use crate::providers::{self, Provider};
 use drive::Drive;
+use order::Unserved;
 use plan::{StreamPlan, WalkState, Wave};
 use send::{Egress, Halt, Sender};
 use setback::Before;
@@ -92,6 +94,8 @@ struct Turn {
     params: Params,
     streams: Vec<StreamRow>,
     walks: Vec<WalkRow>,
+    /// The walks that come first the next time they are due.
+    unserved: Mutex<Unserved>,
 }
 
 impl Engine {
@@ -113,7 +117,6 @@ impl Engine {
             api_base: &turn.provider_settings.api_base.clone(),
             pacer: Mutex::new(turn.pacer.clone()),
             egress: self.egress(&turn),
-            line: tokio::sync::Mutex::new(()),
             in_flight: Semaphore::new(turn.provider.in_flight_max(&turn.provider_settings.extra)),
             stop: stop.clone(),
             began: (self.clock.now(), began),
@@ -163,6 +166,7 @@ impl Engine {
                 sync_runs::end_abandoned(connection, of, now)?;
                 let asked = requests::apply(connection, of, spec, now)?;
                 let saved = turns::take_pacing(connection, of)?;
+                let unserved = Mutex::new(Unserved::read(saved.as_ref()));
                 let buckets = provider.buckets(&provider_settings.extra);
                 let mut pacer = pacer(&buckets, settings.sync.quota_reserve, saved, now);
                 if asked {
@@ -183,6 +187,7 @@ impl Engine {
                     provider_settings,
                     epoch,
                     pacer,
+                    unserved,
                 };
                 Ok(Some(turn))
             })
@@ -218,7 +223,8 @@ impl Engine {
             facts: &turn.facts,
             began,
         };
-        let streams = wave.into_iter().map(|(stream, modes)| self.stream(turn, &drive, stream, modes));
+        let in_order = turn.unserved().order(wave, sender.lock_pacer().line());
+        let streams = in_order.into_iter().map(|(stream, modes)| self.stream(turn, &drive, stream, modes));
         join_all(streams).await;
     }
 
@@ -231,7 +237,8 @@ impl Engine {
         let mut last = None;
         // What an admin allows holds for all that this turn reads of the stream.
         let allowed = turn.walks.iter().any(|walk| walk.stream == stream && walk.mass_delete_allowed);
-        for mode in modes {
+        let mut modes = modes.into_iter();
+        for mode in modes.by_ref() {
             let Some(row) = turn.walk(stream, mode) else { continue };
             last = Some(mode);
             let row = WalkRow {
@@ -239,7 +246,9 @@ impl Engine {
                 facts_as_of: turn.facts_as_of(spec, row),
                 ..row.clone()
             };
-            result = drive.walk(key, spec, &row, mode, complete_to).await;
+            let sent;
+            (result, sent) = drive.walk(key, spec, &row, mode, complete_to).await;
+            turn.unserved().note(stream, mode, sent > 0 || !matches!(result, Err(Halt::TurnOver { .. })));
             match &result {
                 Ok(()) => {}
                 // What could be read has been: the other walks go on.
@@ -248,6 +257,9 @@ impl Engine {
                 }
                 Err(_) => break,
             }
+        }
+        if matches!(result, Err(Halt::TurnOver { .. })) {
+            modes.for_each(|mode| turn.unserved().note(stream, mode, false));
         }
         self.record(turn, key, last, result).await;
     }
@@ -296,7 +308,8 @@ impl Engine {
     async fn end(&self, turn: &Turn, sender: &Sender<'_>) -> Result<(), DbError> {
         let now = self.clock.now();
         let of = turn.connection.id;
-        let pacing = sender.lock_pacer().to_saved(sender.pacing_now());
+        let mut pacing = sender.lock_pacer().to_saved(sender.pacing_now());
+        turn.unserved().write(&mut pacing);
         let provider = turn.provider;
         let epoch = turn.epoch;
         let known = turn.facts.get(CLOCKS).cloned().unwrap_or_else(|| json!({}));
@@ -401,6 +414,11 @@ impl Turn {
             })
         };
         self.streams.iter().filter_map(plan).collect()
+    }
+
+    /// What a panicking task left behind here is plain data: it is whole.
+    fn unserved(&self) -> MutexGuard<'_, Unserved> {
+        self.unserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn walk(&self, stream: &str, mode: Mode) -> Option<&WalkRow> {

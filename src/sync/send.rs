@@ -68,6 +68,8 @@ pub enum Halt {
 /// What is counted about requests, by all that send for one walk.
 #[derive(Debug, Default)]
 pub struct Tally {
+    /// The stream that they are for; `None`: they get what all streams leave.
+    pub of: Option<&'static str>,
     pub requests: AtomicI64,
     pub throttled: AtomicI64,
     /// By how many milliseconds our clock runs ahead of the provider's, at the most that was seen.
@@ -108,7 +110,7 @@ struct Gate<'a> {
 impl Turnstile for Gate<'_> {
     fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            if let Err(halt) = self.sender.wait_for_account(request, self.deadline).await {
+            if let Err(halt) = self.sender.wait_for_account(request, self.deadline, self.tally).await {
                 *lock(&self.halted) = Some(halt);
                 return Err(Failure::transient("the turn is over before the provider could be asked"));
             }
@@ -140,8 +142,6 @@ pub struct Sender<'a> {
     pub pacer: Mutex<Pacer>,
     /// Limits of the address that requests leave from, and whose they are in the database.
     pub egress: Egress<'a>,
-    /// Those that wait for points.
-    pub line: tokio::sync::Mutex<()>,
     /// Requests under way.
     pub in_flight: Semaphore,
     /// The token in use. It is asked for again before it runs out, and now and then in any case.
@@ -165,7 +165,7 @@ impl Sender<'_> {
             // slot is kept until a refusal is noted: the next in line must not leave before. It is never closed.
             let slot = self.in_flight.acquire().await;
             let access = self.access().await?;
-            self.wait_for_permits(request, deadline).await?;
+            self.wait_for_permits(request, deadline, tally).await?;
             let access = if access.is_usable(self.clock.now()) { access } else { self.access().await? };
             tally.requests.fetch_add(1, Ordering::Relaxed);
             measure::request(self.provider.spec().name, request.buckets);
@@ -292,23 +292,34 @@ impl Sender<'_> {
         Ok(2)
     }
 
-    async fn wait_for_permits(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
-        self.wait_for_account(request, deadline).await?;
+    async fn wait_for_permits(
+        &self,
+        request: &Request,
+        deadline: Instant,
+        tally: &Tally,
+    ) -> Result<(), Halt> {
+        self.wait_for_account(request, deadline, tally).await?;
         self.lease(request, deadline).await
     }
 
-    /// Waits for the account's own limits. Where requests cost points, they go in the order in which they came: one that
-    /// costs much would wait for as long as cheaper ones take what comes back.
-    async fn wait_for_account(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
-        let _line = if request.points > 1 { Some(self.line.lock().await) } else { None };
+    /// Waits for the account's own limits. A stream whose turn ends before that keeps its place in the line.
+    async fn wait_for_account(
+        &self,
+        request: &Request,
+        deadline: Instant,
+        tally: &Tally,
+    ) -> Result<(), Halt> {
+        let Request { buckets, points, .. } = request;
         loop {
             if self.stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }
+            let now = self.pacing_now();
             if Instant::now() >= deadline {
+                self.lock_pacer().wait(now, tally.of, buckets, *points, Duration::ZERO);
                 return Err(Halt::TurnOver { until: None });
             }
-            let taken = self.lock_pacer().take(self.pacing_now(), request.buckets, request.points);
+            let taken = self.lock_pacer().take_in_line(now, tally.of, buckets, *points);
             match taken {
                 Ok(()) => return Ok(()),
                 Err(wait) => self.sleep(wait, deadline).await?,
@@ -450,8 +461,8 @@ fn trouble(request: &Request, error: &SendError) -> Result<String, Halt> {
 
 impl Tally {
     /// The count of a run whose walk has seen our clock run ahead by this much before.
-    pub fn of(ahead_ms: i64) -> Self {
-        Self { ahead_ms: AtomicI64::new(ahead_ms), ..Self::default() }
+    pub fn of(stream: &'static str, ahead_ms: i64) -> Self {
+        Self { of: Some(stream), ahead_ms: AtomicI64::new(ahead_ms), ..Self::default() }
     }
 
     /// By how much our clock runs ahead of the provider's. `Date` has whole seconds, so up to one is not meant.

@@ -83,25 +83,34 @@ impl Bucket {
         self.spec.per.saturating_add(margin)
     }
 
-    /// How long until a request of so many points may leave.
-    pub(super) fn ready_in(&mut self, now: DateTime<Utc>, points: u32) -> Duration {
+    /// How long until a request of so many points may leave, once those `ahead` have left: the points of each.
+    pub(super) fn ready_in(
+        &mut self,
+        now: DateTime<Utc>,
+        points: u32,
+        ahead: impl Iterator<Item = u32>,
+    ) -> Duration {
         self.forget(now);
         let paused = self.paused_until.map_or(Duration::ZERO, |then| until(then, now));
         if self.spec.counts == Counts::Points {
-            return paused.max(self.points_in(points));
+            return paused.max(self.points_in(points, ahead));
         }
-        // With `allowed` or more in the log, the one to wait for is that many from the end.
-        let in_the_way = self.sent.len().checked_sub(self.allowed()).and_then(|index| self.sent.get(index));
-        let full = in_the_way.map_or(Duration::ZERO, |sent| until(*sent + delta(self.window()), now));
+        // With `allowed` or more in the log, the one to wait for is that many from the end. Those ahead have not left yet:
+        // where they fill the span by themselves, it is a whole one.
+        let in_the_way = (self.sent.len() + ahead.count()).checked_sub(self.allowed());
+        let full = in_the_way.map_or(Duration::ZERO, |index| {
+            self.sent.get(index).map_or(self.window(), |sent| until(*sent + delta(self.window()), now))
+        });
         paused.max(full)
     }
 
     /// How long until so many points are there. A request dearer than the whole budget leaves when all of it is there:
     /// the provider's answer says more than our waiting.
     #[expect(clippy::cast_precision_loss, reason = "budgets are small numbers")]
-    fn points_in(&self, points: u32) -> Duration {
+    fn points_in(&self, points: u32, ahead: impl Iterator<Item = u32>) -> Duration {
         let budget = self.allowed() as f64;
-        let missing = self.spent + f64::from(points).min(budget) - budget;
+        let taken = |points: u32| f64::from(points).min(budget);
+        let missing = self.spent + ahead.map(taken).sum::<f64>() + taken(points) - budget;
         // A hair of a point is rounding.
         if missing <= 0.001 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.per_second()) }
     }

@@ -1,6 +1,6 @@
 //! A pacer's memory as JSON: `{"v":1,"at":EPOCH_MS,"buckets":{"NAME":{"sent":[AGE_MS…],"paused":MS,"refusals":N,
-//! "told":N,"spent":N}}}`. Times are milliseconds before (`sent`) or after (`paused`) `at`, rounded so that nothing seems older
-//! than it is. Absent keys mean nothing to tell.
+//! "told":N,"spent":N}},"line":[{"of":"NAME","buckets":["NAME"…],"points":N,"kept":MS}…]}`. Times are milliseconds before
+//! (`sent`) or after (`paused`, `kept`) `at`, rounded so that nothing seems older than it is. Absent keys mean nothing to tell.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::PAUSE_MAX;
 use super::bucket::Bucket;
+use super::line::{KEPT, Line, PLACES_MAX, Place};
 use crate::domain::time::delta;
 
 const VERSION: u32 = 1;
@@ -20,6 +21,16 @@ struct Saved {
     v: u32,
     at: i64,
     buckets: BTreeMap<String, SavedBucket>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    line: Vec<SavedPlace>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedPlace {
+    of: String,
+    buckets: Vec<String>,
+    points: u32,
+    kept: u64,
 }
 
 #[derive(Default, PartialEq, Serialize, Deserialize)]
@@ -52,10 +63,13 @@ fn points(spent: f64) -> u32 {
     spent.ceil() as u32
 }
 
-pub(super) fn write(buckets: &mut [Bucket], now: DateTime<Utc>) -> Value {
+fn whole_ms(span: TimeDelta) -> u64 {
+    u64::try_from(span.num_milliseconds()).unwrap_or(0)
+}
+
+pub(super) fn write(buckets: &mut [Bucket], line: &Line, now: DateTime<Utc>) -> Value {
     let described = buckets.iter_mut().map(|bucket| {
         bucket.forget(now);
-        let whole_ms = |span: TimeDelta| u64::try_from(span.num_milliseconds()).unwrap_or(0);
         let saved = SavedBucket {
             sent: bucket.sent.iter().map(|sent| whole_ms(now - *sent)).collect(),
             paused: bucket.paused_until.map(|then| whole_ms(then - now) + 1),
@@ -66,16 +80,27 @@ pub(super) fn write(buckets: &mut [Bucket], now: DateTime<Utc>) -> Value {
         (bucket.name().to_owned(), saved)
     });
     let buckets = described.filter(|(_, saved)| *saved != SavedBucket::default()).collect();
+    let waits = |place: &Place| SavedPlace {
+        of: place.of.clone(),
+        buckets: place.buckets.clone(),
+        points: place.points,
+        kept: whole_ms(place.kept_until - now),
+    };
+    let line = line.0.iter().map(waits).collect();
     // A millisecond up: ages are cut to whole ones as well.
-    let saved = Saved { v: VERSION, at: now.timestamp_millis() + 1, buckets };
+    let saved = Saved { v: VERSION, at: now.timestamp_millis() + 1, buckets, line };
     serde_json::to_value(saved).unwrap_or(Value::Null)
 }
 
 /// Fills `buckets` and returns when it was saved; `None` when `value` is not of this kind or cannot be true.
-pub(super) fn read(buckets: &mut [Bucket], value: &Value) -> Option<DateTime<Utc>> {
+pub(super) fn read(buckets: &mut [Bucket], line: &mut Line, value: &Value) -> Option<DateTime<Utc>> {
     let mut saved: Saved = serde_json::from_value(value.clone()).ok()?;
     let plausible = saved.v == VERSION && (0..=YEAR_9999_MS).contains(&saved.at);
     let at = DateTime::from_timestamp_millis(saved.at).filter(|_| plausible)?;
+    let kept = |ms: u64| at + delta(std::time::Duration::from_millis(ms).min(PAUSE_MAX + KEPT));
+    let place =
+        |SavedPlace { of, buckets, points, kept: ms }| Place { of, buckets, points, kept_until: kept(ms) };
+    line.0 = saved.line.into_iter().take(PLACES_MAX).map(place).collect();
     for bucket in buckets {
         let Some(SavedBucket { sent, paused, refusals, told, spent }) = saved.buckets.remove(bucket.name())
         else {

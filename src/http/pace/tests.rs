@@ -433,3 +433,72 @@ proptest! {
         }
     }
 }
+
+/// Spec in points: 1,000, of which 50 come back each second.
+const POINTS: BucketSpec = BucketSpec::points("points", 1_000, Duration::from_secs(20));
+
+#[test]
+fn who_came_first_goes_first() {
+    let mut pacer = Pacer::new(&[POINTS, ONE], 0.0);
+    assert_eq!(pacer.take(at(0), &["points"], 900), Ok(()));
+    assert_eq!(pacer.take_in_line(at(0), Some("dear"), &["points"], 400), Err(ms(6_000)));
+    assert_eq!(
+        pacer.take_in_line(at(0), Some("cheap"), &["points"], 50),
+        Err(ms(7_000)),
+        "behind the dear one"
+    );
+    assert_eq!(
+        pacer.take_in_line(at(0), None, &["points"], 50),
+        Err(ms(8_000)),
+        "who has no name comes last"
+    );
+    assert_eq!(pacer.take_in_line(at(0), Some("other"), &["secondly"], 1), Ok(()), "another limit");
+    // The next turn.
+    let saved = pacer.to_saved(at(1_000));
+    let mut pacer = Pacer::from_saved(&[POINTS, ONE], 0.0, &saved, at(5_000));
+    assert_eq!(pacer.line().collect::<Vec<_>>(), ["dear", "cheap"]);
+    assert!(pacer.take_in_line(at(5_000), Some("cheap"), &["points"], 50).is_err());
+    assert_eq!(pacer.take_in_line(at(6_002), Some("dear"), &["points"], 400), Ok(()));
+    assert!(pacer.take_in_line(at(6_002), Some("dear"), &["points"], 1).is_err(), "it is at the end again");
+    assert_eq!(pacer.line().collect::<Vec<_>>(), ["cheap", "dear"]);
+    assert_eq!(pacer.take_in_line(at(7_003), Some("cheap"), &["points"], 50), Ok(()));
+    assert!(
+        pacer.take(at(7_100), &["points"], 1).is_ok(),
+        "what is outside of the line does not wait for it"
+    );
+}
+
+#[test]
+fn requests_leave_permits_to_those_ahead() {
+    let mut pacer = Pacer::new(&[ONE], RESERVE);
+    assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
+    for (of, wait) in [("a", 1_075), ("b", 1_075), ("a", 1_075)] {
+        assert_eq!(pacer.take_in_line(at(0), Some(of), &["secondly"], 1), Err(ms(wait)), "{of}");
+    }
+    // Two of four permits are for those ahead.
+    for (of, may) in [("c", true), ("d", true), ("e", false), ("b", true), ("a", true), ("f", false)] {
+        assert_eq!(pacer.take_in_line(at(1_075), Some(of), &["secondly"], 1).is_ok(), may, "{of}");
+    }
+    // Those ahead fill the whole span.
+    let mut pacer = Pacer::new(&[BucketSpec { limit: 1, ..ONE }], 0.0);
+    pacer.wait(at(0), Some("a"), &["secondly"], 1, Duration::ZERO);
+    assert_eq!(pacer.take_in_line(at(0), Some("b"), &["secondly"], 1), Err(ms(1_110)));
+}
+
+#[test]
+fn a_place_is_kept_for_so_long() {
+    for (asked, kept) in [(60_999, true), (61_002, false)] {
+        let mut pacer = Pacer::new(&[POINTS], 0.0);
+        pacer.wait(at(0), Some("gone"), &["points"], 1_000, ms(1_000));
+        let saved = pacer.to_saved(at(10));
+        let mut pacer = Pacer::from_saved(&[POINTS], 0.0, &saved, at(asked));
+        assert_eq!(pacer.take_in_line(at(asked), Some("b"), &["points"], 1).is_err(), kept, "{asked}");
+    }
+    let mut pacer = Pacer::new(&[POINTS], 0.0);
+    pacer.wait(at(0), Some("gone"), &["points"], 1_000, Duration::ZERO);
+    // The clock is set back by an hour.
+    assert!(pacer.take_in_line(at(-3_600_000), Some("b"), &["points"], 1).is_err());
+    assert!(pacer.take_in_line(at(-3_539_000), Some("b"), &["points"], 1).is_ok());
+    (0..200).for_each(|of| pacer.wait(at(0), Some(&of.to_string()), &["points"], 1, ms(1)));
+    assert!(pacer.line().count() <= 65, "places are few");
+}

@@ -1,0 +1,222 @@
+//! In which order the walks of a turn begin. Pure.
+//!
+//! Turns are short, and whoever comes late in one may get nothing of it. Those to whom that happened come first in the
+//! next, so that none starves, however short turns are: of the walks of a stream, which go one after the other, and of the
+//! streams, which share the account's limits.
+
+use serde_json::Value;
+
+use super::plan::Wave;
+use crate::domain::spec::Mode;
+
+/// The key beside the rate limits that one turn leaves to the next.
+const KEY: &str = "unserved";
+/// More are not kept: a provider has fewer walks.
+const UNSERVED_MAX: usize = 128;
+
+/// Walks that were due and have sent nothing since, those that have waited longest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unserved(Vec<String>);
+
+impl Unserved {
+    pub fn read(saved: Option<&Value>) -> Self {
+        let walks = saved.and_then(|saved| saved.get(KEY)?.as_array()).into_iter().flatten();
+        Self(walks.filter_map(Value::as_str).take(UNSERVED_MAX).map(str::to_owned).collect())
+    }
+
+    /// Goes beside the rate limits.
+    pub fn write(&self, saved: &mut Value) {
+        if let Some(saved) = saved.as_object_mut().filter(|_| !self.0.is_empty()) {
+            saved.insert(KEY.to_owned(), self.0.iter().map(String::as_str).collect());
+        }
+    }
+
+    /// A walk that was due has sent something, or has not.
+    pub fn note(&mut self, stream: &str, mode: Mode, served: bool) {
+        let name = name(stream, mode);
+        if served {
+            self.0.retain(|known| *known != name);
+        } else if !self.0.contains(&name) && self.0.len() < UNSERVED_MAX {
+            self.0.push(name);
+        }
+    }
+
+    fn place(&self, stream: &str, mode: Mode) -> usize {
+        let name = name(stream, mode);
+        self.0.iter().position(|known| *known == name).unwrap_or(usize::MAX)
+    }
+
+    /// The streams of a wave, each with its walks. `line`: streams that wait for a limit.
+    pub fn order<'a>(
+        &self,
+        wave: Wave,
+        line: impl Iterator<Item = &'a str>,
+    ) -> Vec<(&'static str, Vec<Mode>)> {
+        let line: Vec<&str> = line.collect();
+        let mut streams: Vec<_> = wave.into_iter().collect();
+        for (stream, modes) in &mut streams {
+            modes.sort_by_key(|mode| self.place(stream, *mode));
+        }
+        streams.sort_by_key(|(stream, modes)| {
+            let waits = line.iter().position(|known| known == stream).unwrap_or(usize::MAX);
+            (waits, modes.first().map_or(usize::MAX, |mode| self.place(stream, *mode)))
+        });
+        streams
+    }
+}
+
+fn name(stream: &str, mode: Mode) -> String {
+    format!("{stream}/{}", mode.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use chrono::{DateTime, TimeDelta, Utc};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::spec::BucketSpec;
+    use crate::domain::time::delta;
+    use crate::http::pace::Pacer;
+
+    #[test]
+    fn who_got_nothing_comes_first() {
+        use Mode::{Backfill, Incremental, Sweep};
+        let wave = || {
+            Wave::from([
+                ("clients", vec![Incremental]),
+                ("jobs", vec![Incremental, Sweep]),
+                ("visits", vec![Incremental, Backfill, Sweep]),
+            ])
+        };
+        let mut unserved = Unserved::default();
+        let order = |unserved: &Unserved, line: &[&str]| {
+            let order = unserved.order(wave(), line.iter().copied()).into_iter();
+            order.map(|(stream, modes)| (stream, modes[0], modes.len())).collect::<Vec<_>>()
+        };
+        let plain = [("clients", Incremental, 1), ("jobs", Incremental, 2), ("visits", Incremental, 3)];
+        assert_eq!(order(&unserved, &[]), plain);
+        for mode in [Sweep, Backfill, Sweep] {
+            unserved.note("visits", mode, false);
+        }
+        let first = [("visits", Sweep, 3), ("clients", Incremental, 1), ("jobs", Incremental, 2)];
+        assert_eq!(order(&unserved, &[]), first);
+        let waits = [("jobs", Incremental, 2), ("visits", Sweep, 3), ("clients", Incremental, 1)];
+        assert_eq!(order(&unserved, &["properties", "jobs"]), waits, "who waits for a limit comes before");
+        unserved.note("visits", Sweep, true);
+        assert_eq!(order(&unserved, &[])[0], ("visits", Backfill, 3));
+        let mut saved = json!({"v": 1});
+        unserved.write(&mut saved);
+        assert_eq!(saved, json!({"v": 1, "unserved": ["visits/backfill"]}));
+        assert_eq!(Unserved::read(Some(&saved)), unserved);
+        for none in [None, Some(&json!({})), Some(&json!({"unserved": 7}))] {
+            assert_eq!(Unserved::read(none), Unserved::default());
+        }
+    }
+
+    const STREAMS: [&str; 3] = ["a", "b", "c"];
+    const MODES: [Mode; 3] = [Mode::Incremental, Mode::Backfill, Mode::Sweep];
+    const POINTS: BucketSpec = BucketSpec::points("points", 1_000, Duration::from_secs(20));
+    const GUARD: BucketSpec = BucketSpec::requests("requests", 40, Duration::from_secs(20));
+    const BUCKETS: &[&str] = &["points", "requests"];
+
+    /// What a request of a walk costs, and how many the walk has until it closes. It is due again at once.
+    type Walk = (u32, u32);
+
+    /// Plays turns of `length`; returns how many requests of each walk have left.
+    fn play(
+        walks: &[Vec<Walk>],
+        length: TimeDelta,
+        takes: TimeDelta,
+        span: TimeDelta,
+    ) -> BTreeMap<String, u32> {
+        let start = DateTime::from_timestamp(1_000_000, 0).unwrap();
+        let mut now = start;
+        let mut saved = Pacer::new(&[POINTS, GUARD], 0.0).to_saved(now);
+        let mut not_before = vec![now; walks.len()];
+        let mut left: Vec<Vec<u32>> =
+            walks.iter().map(|of| of.iter().map(|(_, requests)| *requests).collect()).collect();
+        let mut sent = BTreeMap::new();
+        while now - start < span {
+            now = now.max(not_before.iter().min().copied().unwrap());
+            let mut pacer = Pacer::from_saved(&[POINTS, GUARD], 0.0, &saved, now);
+            let mut unserved = Unserved::read(Some(&saved));
+            let wave = (0..walks.len())
+                .filter(|at| not_before[*at] <= now)
+                .map(|at| (STREAMS[at], MODES[..walks[at].len()].to_vec()))
+                .collect();
+            let end = now + length;
+            // Each stream with its walks, when it asks next, and whether the walk at hand has sent something.
+            let mut asks: Vec<(&str, Vec<Mode>, DateTime<Utc>, bool)> = unserved
+                .order(wave, pacer.line())
+                .into_iter()
+                .map(|(stream, modes)| (stream, modes, now, false))
+                .collect();
+            while let Some(next) = asks.iter_mut().filter(|ask| !ask.1.is_empty()).min_by_key(|ask| ask.2) {
+                let (stream, modes, at, served) = next;
+                let place = STREAMS.iter().position(|known| known == stream).unwrap();
+                let mode = modes[0];
+                let walk = MODES.iter().position(|known| *known == mode).unwrap();
+                let points = walks[place][walk].0;
+                let wait = if *at >= end {
+                    pacer.wait(*at, Some(stream), BUCKETS, points, Duration::ZERO);
+                    Some(TimeDelta::zero())
+                } else {
+                    pacer.take_in_line(*at, Some(stream), BUCKETS, points).err().map(delta)
+                };
+                match wait {
+                    None => {
+                        *sent.entry(name(stream, mode)).or_default() += 1;
+                        *at += takes;
+                        *served = true;
+                        left[place][walk] -= 1;
+                        if left[place][walk] == 0 {
+                            left[place][walk] = walks[place][walk].1;
+                            unserved.note(stream, mode, true);
+                            modes.remove(0);
+                            *served = false;
+                        }
+                    }
+                    Some(wait) if *at < end && *at + wait <= end => *at += wait,
+                    Some(wait) => {
+                        unserved.note(stream, mode, *served);
+                        modes[1..].iter().for_each(|mode| unserved.note(stream, *mode, false));
+                        modes.clear();
+                        not_before[place] = *at + wait;
+                    }
+                }
+            }
+            now = asks.iter().map(|(_, _, at, _)| *at).max().unwrap_or(now).max(now + takes);
+            saved = pacer.to_saved(now);
+            unserved.write(&mut saved);
+        }
+        sent
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_walk_of_every_stream_proceeds(
+            walks in proptest::collection::vec(
+                proptest::collection::vec((1_u32..=500, prop_oneof![1_u32..4, Just(100_000)]), 1..=3),
+                1..=3,
+            ),
+            length_ms in 300_i64..4_000,
+            takes_ms in 10_i64..250,
+        ) {
+            let ms = TimeDelta::milliseconds;
+            // All of them together cost 4,500 points at the most, which takes 90 seconds to come back.
+            let sent = play(&walks, ms(length_ms), ms(takes_ms), ms(900_000));
+            for (stream, of) in STREAMS.iter().zip(&walks) {
+                for mode in &MODES[..of.len()] {
+                    let requests = sent.get(&name(stream, *mode)).copied().unwrap_or(0);
+                    prop_assert!(requests >= 3, "{stream}/{mode:?} has sent {requests}: {sent:?}");
+                }
+            }
+        }
+    }
+}
