@@ -110,7 +110,9 @@ impl Pacer {
             self.wait(now, of, buckets, points, wait);
             return Err(wait);
         }
-        of.into_iter().for_each(|of| self.line.leave(of));
+        if let Some(of) = of {
+            self.line.leave(of);
+        }
         self.chosen(buckets).for_each(|bucket| bucket.take(now, points));
         Ok(())
     }

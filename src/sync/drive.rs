@@ -37,6 +37,9 @@ const GATHERING_MAX: Duration = Duration::from_millis(250);
 const READ_BACK_MAX: usize = 200;
 /// A place that is refused this often is not a passing matter.
 const RESTARTS_MAX: i32 = 3;
+/// A page that has been begun is read to its end, though the turn is over by then, if that takes no longer than this:
+/// broken off, it would begin anew in the next turn, which need not be longer.
+pub(super) const PAGE_OUTLASTS_MAX: Duration = Duration::from_secs(30);
 /// A snapshot that is broken off starts again, so it may outlast the turn by this factor.
 const SNAPSHOT_PATIENCE: u32 = 10;
 
@@ -253,14 +256,15 @@ impl Drive<'_> {
         let mut advance = Advance::default();
         let name = open.source.spec.name;
         let stuck = |how| Halt::Failed(Failure::changed(format!("the walk over `{name}` {how}")));
+        let mut deadline = open.deadline;
         loop {
             match self.sender.provider.step(&cx, &at, std::mem::take(&mut replies)).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
                     advance.sends(requests.len()).map_err(stuck)?;
-                    let sending =
-                        requests.iter().map(|request| self.sender.send(request, open.deadline, tally));
+                    let sending = requests.iter().map(|request| self.sender.send(request, deadline, tally));
                     replies = try_join_all(sending).await?;
                     at = next;
+                    deadline = open.deadline + PAGE_OUTLASTS_MAX;
                 }
                 Step::Emit { page, at: next } => {
                     advance.emits(&at, &next).map_err(stuck)?;
@@ -274,6 +278,7 @@ impl Drive<'_> {
                         return Ok(fetched);
                     }
                     at = next;
+                    deadline = open.deadline;
                 }
                 Step::Done => return Ok(fetched),
                 Step::Partial { why } => return Ok(Fetched { lost: Some(why), ..fetched }),

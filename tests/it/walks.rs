@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::simulation::rig::{Ground, Rig, Setup};
+use crate::simulation::road::Mess;
 use crate::simulation::worlds::{Standing, world};
 
 const RECORDS: usize = 40;
@@ -633,4 +634,52 @@ async fn a_clock_that_is_set_back_is_followed_and_told() {
     assert!((1_190..=1_210).contains(&(came[0] - came[1])), "{came:?}");
     assert!(came[2] > came[1] && came[2] < came[0], "{came:?}");
     assert!(came[3] > came[0], "{came:?}");
+}
+
+/// What is asked for is done, whatever else is due, within so long.
+async fn ends(rig: &Rig, asked: Uuid, within: Duration) {
+    let began = tokio::time::Instant::now();
+    let ended = format!("SELECT done_at IS NOT NULL FROM fieldmirror.requests WHERE id = '{asked}'");
+    until(rig, "what was asked for has ended", &ended).await;
+    let outcome = rig.outcome(asked).await;
+    assert!(matches!(outcome, Some((RequestOutcome::Done, _))), "{outcome:?}");
+    assert!(began.elapsed() < within, "{:?}", began.elapsed());
+}
+
+/// Changes and ids are due again as soon as they have been read, in turns of a second, and take more points than come back.
+#[tokio::test(start_paused = true)]
+async fn no_walk_waits_for_points_for_ever() {
+    let ground = Ground::new();
+    let settings = [
+        ("sync.turn_limit", "1s"),
+        ("sync.sweep_interval", "2s"),
+        ("sync.quota_reserve", "0.7"),
+        ("providers.jobber.poll_interval", "1s"),
+        ("providers.jobber.page_size", "20"),
+    ];
+    let rig = rig_of(&ground, "jobber", RECORDS, &settings).await;
+    rig.road.set(Mess::default(), 20);
+    until(
+        &rig,
+        "everything has been read once",
+        "SELECT bool_and(backfill_done) FROM fieldmirror.stream_state WHERE connection_id = {}",
+    )
+    .await;
+    let asked = ask_for_everything(&rig).await;
+    ends(&rig, asked, Duration::from_mins(10)).await;
+}
+
+/// What a turn leaves is less time than records take that are asked for by their ids.
+#[tokio::test(start_paused = true)]
+async fn a_comparison_ends_however_short_turns_are() {
+    let ground = Ground::new();
+    for (provider, stream) in [("hubspot", "tickets"), ("jobber", "visits")] {
+        let rig = rig_of(&ground, provider, RECORDS, &[("sync.turn_limit", "1s")]).await;
+        until(&rig, "everything has been read once", ALL_READ).await;
+        rig.road.set(Mess::default(), 1_500);
+        let (connection, args) = (rig.connection, json!({"streams": [stream], "sample": RECORDS}));
+        let new = NewRequest { connection, kind: RequestKind::Verify, args, sealed: None };
+        let asked = rig.db(move |conn| requests::create(conn, &new)).await;
+        ends(&rig, asked, Duration::from_hours(2)).await;
+    }
 }

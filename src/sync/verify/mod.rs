@@ -10,6 +10,7 @@ mod ending;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -60,8 +61,9 @@ struct Args {
 #[serde(default)]
 struct Progress {
     stage: Stage,
-    /// Ids that are still to be asked for.
+    /// Ids that are still to be asked for, and how often a turn was too short for as many as are asked for at once.
     todo: Vec<String>,
+    too_many: u32,
     span: Option<(DateTime<Utc>, DateTime<Utc>)>,
     /// Where the list of changes stands, and what it has named.
     at: Option<Position>,
@@ -200,17 +202,27 @@ impl Verifying<'_> {
 
     /// Goes on with the comparison of a stream, to its end or until it has to wait.
     async fn compare(&self, subject: &mut Subject, args: &Args) -> Result<Goes, Halt> {
+        let (asked, mut moved) = (|| self.tally.requests.load(Ordering::Relaxed), false);
         loop {
+            let before = asked();
+            let by_id = matches!(subject.progress.stage, Stage::Sample | Stage::Again);
             let goes = match subject.progress.stage {
-                Stage::Draw => self.draw(subject, args).await?,
-                Stage::Sample => self.sample(subject).await?,
-                Stage::Window => self.window(subject, false).await?,
-                Stage::Wait => self.wait(subject).await?,
-                Stage::Again => self.again(subject).await?,
-                Stage::WindowAgain => self.window(subject, true).await?,
+                Stage::Draw => self.draw(subject, args).await,
+                Stage::Sample => self.sample(subject).await,
+                Stage::Window => self.window(subject, false).await,
+                Stage::Wait => self.wait(subject).await,
+                Stage::Again => self.again(subject).await,
+                Stage::WindowAgain => self.window(subject, true).await,
                 Stage::End => return Ok(Goes::On),
             };
+            if by_id && matches!(goes, Err(Halt::TurnOver { .. })) && !moved && asked() > before {
+                // The turn was too short for what was asked for, and the next one may be as short.
+                subject.progress.too_many += 1;
+                self.save(subject).await?;
+            }
+            let goes = goes?;
             self.save(subject).await?;
+            moved = true;
             if goes == Goes::Waits {
                 return Ok(Goes::Waits);
             }
@@ -288,20 +300,21 @@ impl Verifying<'_> {
             subject.progress.stage = Stage::Wait;
             return Ok(Goes::On);
         };
-        let next = match self.next(&self.context(subject.spec, &walk, &subject.facts), at).await {
-            Err(Halt::Restart(why)) if subject.progress.restarts < RESTARTS_MAX => {
-                subject.progress.restarts += 1;
-                subject.progress.begin_list();
-                tracing::debug!(
-                    stream = subject.spec.name,
-                    error = why,
-                    "A list that is compared starts again"
-                );
-                return Ok(Goes::On);
-            }
-            Err(Halt::Restart(why)) => return Err(Halt::Failed(Failure::changed(why))),
-            other => other?,
-        };
+        let next =
+            match self.next(&self.context(subject.spec, &walk, &subject.facts), at, self.deadline).await {
+                Err(Halt::Restart(why)) if subject.progress.restarts < RESTARTS_MAX => {
+                    subject.progress.restarts += 1;
+                    subject.progress.begin_list();
+                    tracing::debug!(
+                        stream = subject.spec.name,
+                        error = why,
+                        "A list that is compared starts again"
+                    );
+                    return Ok(Goes::On);
+                }
+                Err(Halt::Restart(why)) => return Err(Halt::Failed(Failure::changed(why))),
+                other => other?,
+            };
         match next {
             Next::Page(page, at) => {
                 subject.progress.at = Some(at);
@@ -492,6 +505,11 @@ fn walk_of(mode: Mode, started_at: DateTime<Utc>, from: Option<DateTime<Utc>>) -
 }
 
 impl Progress {
+    /// Ids that are asked for at once.
+    fn chunk(&self) -> usize {
+        CHUNK.checked_shr(self.too_many).unwrap_or(0).max(1)
+    }
+
     fn known(&self) -> Known {
         let complete_to = self.report.complete_to.unwrap_or(DateTime::<Utc>::MIN_UTC);
         Known { complete_to, deletions_to: self.report.deletions_to }

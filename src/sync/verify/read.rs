@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::compare::{self, Finding, Held, Shown};
-use super::{CHUNK, Subject, Verifying, walk_of};
+use super::{Subject, Verifying, walk_of};
 use crate::db::mirror::{self, Row};
 use crate::db::turns;
 use crate::db::verifications::{self, Compared};
@@ -14,7 +16,7 @@ use crate::domain::failure::Failure;
 use crate::domain::record::{Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Page, Position, Presence, Step, StepContext};
-use crate::sync::drive::halt;
+use crate::sync::drive::{PAGE_OUTLASTS_MAX, halt};
 use crate::sync::extract;
 use crate::sync::probe::{asks_by_id, probe};
 use crate::sync::send::Halt;
@@ -51,8 +53,9 @@ impl Verifying<'_> {
     /// Asks for some of what is to be asked for, and takes them off the list. `None`: this cannot be asked for by id.
     pub(super) async fn by_id(&self, subject: &mut Subject) -> Result<Option<Vec<Seen>>, Halt> {
         let Subject { spec, facts, progress, open, .. } = subject;
+        let chunk = progress.chunk();
         let (spec, todo) = (*spec, &mut progress.todo);
-        let ids = &todo[..todo.len().min(CHUNK)];
+        let ids = &todo[..todo.len().min(chunk)];
         let walk = walk_of(Mode::Backfill, open.started_at, None);
         let cx = self.context(spec, &walk, facts);
         if let Some(at) = self.turn.provider.reread(&cx, ids) {
@@ -114,12 +117,13 @@ impl Verifying<'_> {
     /// Reads records whole, from a place that names them.
     async fn whole(&self, cx: &StepContext<'_>, ids: &[String], at: Position) -> Result<Vec<Seen>, Halt> {
         let mut found: HashMap<String, Seen> = HashMap::new();
-        let mut at = at;
+        let (mut at, mut deadline) = (at, self.deadline);
         loop {
-            match self.next(cx, at).await? {
+            match self.next(cx, at, deadline).await? {
                 Next::Page(page, next) => {
                     found.extend(page.into_iter().map(|seen| (seen.id.clone(), seen)));
                     at = next;
+                    deadline = self.deadline + PAGE_OUTLASTS_MAX;
                 }
                 Next::End => break,
                 Next::Partial(why) => return Err(Halt::Failed(Failure::transient(why))),
@@ -130,17 +134,22 @@ impl Verifying<'_> {
         Ok(ids.iter().map(|id| found.remove(id).unwrap_or_else(|| nothing(id))).collect())
     }
 
-    /// Steps through the state machine to its next page.
-    pub(super) async fn next(&self, cx: &StepContext<'_>, at: Position) -> Result<Next, Halt> {
-        let (mut at, mut replies, mut idle) = (at, Vec::new(), 0);
+    /// Steps through the state machine to its next page, which is begun before `deadline`.
+    pub(super) async fn next(
+        &self,
+        cx: &StepContext<'_>,
+        at: Position,
+        deadline: Instant,
+    ) -> Result<Next, Halt> {
+        let (mut at, mut replies, mut idle, mut deadline) = (at, Vec::new(), 0, deadline);
         while idle <= IDLE_STEPS_MAX {
             match self.sender.provider.step(cx, &at, replies).map_err(Halt::Failed)? {
                 Step::Send { requests, at: next } => {
                     idle = if requests.is_empty() { idle + 1 } else { 0 };
-                    replies = Vec::with_capacity(requests.len());
-                    for request in &requests {
-                        replies.push(self.sender.send(request, self.deadline, &self.tally).await?);
-                    }
+                    let sending =
+                        requests.iter().map(|request| self.sender.send(request, deadline, &self.tally));
+                    replies = try_join_all(sending).await?;
+                    deadline = self.deadline + PAGE_OUTLASTS_MAX;
                     at = next;
                 }
                 Step::Emit { page, at: next } => return Ok(Next::Page(of_page(cx.stream, page), next)),

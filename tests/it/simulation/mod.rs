@@ -40,7 +40,7 @@ mod clock;
 mod columns;
 pub mod oracle;
 pub mod rig;
-mod road;
+pub mod road;
 mod script;
 pub mod worlds;
 
