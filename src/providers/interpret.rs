@@ -332,10 +332,12 @@ fn take(
     let stepped_back = step_back(list, here, body, records.len(), &mut next);
     let before = if here.seen.is_none() && here.page <= 1 { Some(0) } else { here.shown };
     next.shown = before.filter(|_| next.total.is_some()).map(|before| before + records.len() as u64);
-    if !stepped_back && !below {
-        let why = ties::follow(cx, list, here, &records, &mut next);
-        next.short = next.short.or(why);
-    }
+    let why = match (stepped_back, below) {
+        (true, _) => None,
+        (false, true) => ties::leave(cx, here, &mut next),
+        (false, false) => ties::follow(cx, list, here, &records, &mut next),
+    };
+    next.short = next.short.or(why);
     let stamp = reply.header("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
     let now = stamp.map_or(sent_at - CLOCK_WRONG_MAX, |stamp| stamp.to_utc() - STAMPED_WITHIN);
     settle(cx, list, here, now, &records, &mut next);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -105,7 +106,7 @@ pub(super) fn follow(
     next: &mut At,
 ) -> Option<String> {
     let by = key(cx, list)?;
-    let of = |record: &Record| values::at(&record.raw, by).filter(|key| !key.is_null()).map(Value::to_string);
+    let of = |record: &Record| values::at(&record.raw, by).filter(|key| !key.is_null()).map(place);
     // One that is not where it was begins on a later page.
     let mut tie =
         here.tie.clone().filter(|tie| tie.places > 0 || records.iter().any(|record| of(record) == tie.key));
@@ -137,6 +138,23 @@ pub(super) fn follow(
         open => next.tie = open,
     }
     why
+}
+
+/// Goes back to a tie that ended with the page before one that lies whole below the bound, if some of it is unseen. What
+/// lies below the bound itself is nobody's loss.
+pub(super) fn leave(cx: &StepContext<'_>, here: &At, next: &mut At) -> Option<String> {
+    let tie = here.tie.clone().filter(|tie| tie.places > 0)?;
+    let moment = DateTime::parse_from_rfc3339(tie.key.as_deref()?).ok()?;
+    let mut why = None;
+    if cx.walk.from.is_some_and(|bound| bound <= moment) {
+        close(cx, tie, next, &mut why);
+    }
+    why
+}
+
+/// The place in the order that a key gives: a list may write the same time in several ways.
+fn place(key: &Value) -> String {
+    values::timestamp(key).map_or_else(|| key.to_string(), |time| time.to_rfc3339())
 }
 
 /// Whether the walk goes back.

@@ -44,7 +44,9 @@ impl Server {
         let data: Vec<Value> = shown
             .map(|(id, second)| {
                 let id = if self.hidden.contains(id) { id + 1 } else { *id };
-                json!({"id": id, "at": at(*second)})
+                // The same time is written in more than one way.
+                let zone = ["Z", "", "+00:00"][usize::try_from(id % 3).unwrap()];
+                json!({"id": id, "at": format!("{}{zone}", at(*second).format("%Y-%m-%dT%H:%M:%S"))})
             })
             .collect();
         let pages = rows.len().div_ceil(size);
@@ -114,6 +116,18 @@ fn every_record_of_a_tie_is_seen_in_whatever_order() {
     // Where records tell no time all of them tie.
     let mut server = Server { rows: (0..416).map(|id| (id, 1)).collect(), ..server(false) };
     assert_eq!(read(&ALL_TIED, &walk(Mode::Snapshot, None), &mut server).0.len(), 416);
+}
+
+#[test]
+fn a_tie_that_ends_with_its_page_is_seen_whole() {
+    for start in 0..3 {
+        let second = |id| if id < 50 { 500 } else { 400 - (id - 50) / 150 * 100 };
+        let rows = (0..350).map(|id| (id, second(i64::try_from(id).unwrap()))).collect();
+        let mut server = Server { rows, requests: start * 1_000, ..server(true) };
+        let (met, why) = read(&BORN, &walk(Mode::Incremental, Some(400)), &mut server);
+        assert_eq!(why, None);
+        assert!((0..200).all(|id| met.contains(&id)), "{}", met.len());
+    }
 }
 
 #[test]

@@ -92,6 +92,7 @@ pub trait World {
 /// The providers, by the last digit of a seed that is taken by five.
 pub const PROVIDERS: [&str; 5] = ["hubspot", "jobber", "housecallpro", "servicetitan", "oncehub"];
 
+/// Whose world a seed is.
 pub fn provider_of(seed: u64) -> &'static str {
     PROVIDERS[usize::try_from(seed % 5).expect("a small number")]
 }
