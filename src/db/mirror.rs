@@ -235,7 +235,7 @@ pub fn living(connection: &mut PgConnection, stream: &StreamSpec, of: Connection
     rows::value::<BigInt, i64, _>(connection, diesel::sql_query(query).bind::<BigInt, _>(of.0))
 }
 
-/// Living rows that none of `seen` names, first seen before `before`.
+/// Living rows that none of `seen` names, first seen before `before`, in the order of their ids.
 pub fn living_but(
     connection: &mut PgConnection,
     stream: &StreamSpec,
@@ -246,7 +246,7 @@ pub fn living_but(
     let query = format!(
         "SELECT id AS value FROM mirror.{} row
          WHERE connection_id = $1 AND deleted_at IS NULL AND first_seen_at < $3
-           AND NOT EXISTS (SELECT FROM unnest($2) AS seen (id) WHERE seen.id = row.id)",
+           AND NOT EXISTS (SELECT FROM unnest($2) AS seen (id) WHERE seen.id = row.id) ORDER BY 1",
         stream.table
     );
     let query = diesel::sql_query(query)
@@ -256,7 +256,7 @@ pub fn living_but(
     rows::values::<Text, String, _>(connection, query)
 }
 
-/// Living rows whose ids a sweeping walk has not met, first seen before `before`.
+/// Living rows whose ids a sweeping walk has not met, first seen before `before`, in their order.
 pub fn living_unmet(
     connection: &mut PgConnection,
     stream: &StreamSpec,
@@ -269,7 +269,7 @@ pub fn living_unmet(
          WHERE connection_id = $1 AND deleted_at IS NULL AND first_seen_at < $4
            AND NOT EXISTS (SELECT FROM walk_seen seen
                            WHERE seen.connection_id = $1 AND seen.stream = $2 AND seen.partition = ''
-                             AND seen.mode = $3 AND seen.record_id = row.id)",
+                             AND seen.mode = $3 AND seen.record_id = row.id) ORDER BY 1",
         stream.table
     );
     let query = diesel::sql_query(query)
@@ -280,7 +280,7 @@ pub fn living_unmet(
     rows::values::<Text, String, _>(connection, query)
 }
 
-/// Living rows of which a column says one of these, or with `unknown` nothing.
+/// Living rows of which a column says one of these, or with `unknown` nothing, in the order of their ids.
 pub fn living_at(
     connection: &mut PgConnection,
     stream: &StreamSpec,
@@ -291,7 +291,7 @@ pub fn living_at(
 ) -> Result<Vec<String>, DbError> {
     let query = format!(
         "SELECT id AS value FROM mirror.{} WHERE connection_id = $1 AND deleted_at IS NULL
-           AND ({column} = ANY ($2) OR $3 AND {column} IS NULL)",
+           AND ({column} = ANY ($2) OR $3 AND {column} IS NULL) ORDER BY 1",
         stream.table
     );
     let query = diesel::sql_query(query)
