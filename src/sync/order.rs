@@ -202,15 +202,15 @@ mod tests {
         #[test]
         fn every_walk_of_every_stream_proceeds(
             walks in proptest::collection::vec(
-                proptest::collection::vec((1_u32..=500, prop_oneof![1_u32..4, Just(100_000)]), 1..=3),
+                proptest::collection::vec((1_u32..=1_000, prop_oneof![1_u32..4, Just(100_000)]), 1..=3),
                 1..=3,
             ),
             length_ms in 300_i64..4_000,
             takes_ms in 10_i64..250,
         ) {
             let ms = TimeDelta::milliseconds;
-            // All of them together cost 4,500 points at the most, which takes 90 seconds to come back.
-            let sent = play(&walks, ms(length_ms), ms(takes_ms), ms(900_000));
+            // All of them together cost 9,000 points at the most, which takes three minutes to come back.
+            let sent = play(&walks, ms(length_ms), ms(takes_ms), ms(1_800_000));
             for (stream, of) in STREAMS.iter().zip(&walks) {
                 for mode in &MODES[..of.len()] {
                     let requests = sent.get(&name(stream, *mode)).copied().unwrap_or(0);

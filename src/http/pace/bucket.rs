@@ -28,6 +28,9 @@ const DOUBLINGS_MAX: u32 = 16;
 /// The shortest pause after a refusal: a `Retry-After: 0` must not become a hot loop.
 const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(1);
 
+/// A limit that nobody has used for this long after all of it was there again is everybody's: those ahead could have gone.
+const UNCLAIMED: Duration = Duration::from_secs(1);
+
 /// Requests that may be under way while an answer tells what is left of a quota.
 const UNDER_WAY_MAX: u32 = 32;
 
@@ -95,12 +98,15 @@ impl Bucket {
         if self.spec.counts == Counts::Points {
             return paused.max(self.points_in(points, ahead));
         }
-        // With `allowed` or more in the log, the one to wait for is that many from the end. Those ahead have not left yet:
-        // where they fill the span by themselves, it is a whole one.
+        // With `allowed` or more in the log, the one to wait for is that many from the end. Those ahead have not left yet.
         let in_the_way = (self.sent.len() + ahead.count()).checked_sub(self.allowed());
-        let full = in_the_way.map_or(Duration::ZERO, |index| {
-            self.sent.get(index).map_or(self.window(), |sent| until(*sent + delta(self.window()), now))
-        });
+        let freed_in = |sent: &DateTime<Utc>| until(*sent + delta(self.window()), now);
+        let full = match (in_the_way, self.sent.back()) {
+            (Some(index), Some(last)) => {
+                self.sent.get(index).map_or_else(|| freed_in(last) + UNCLAIMED, freed_in)
+            }
+            _ => Duration::ZERO,
+        };
         paused.max(full)
     }
 
@@ -111,8 +117,14 @@ impl Bucket {
         let budget = self.allowed() as f64;
         let taken = |points: u32| f64::from(points).min(budget);
         let missing = self.spent + ahead.map(taken).sum::<f64>() + taken(points) - budget;
+        let back_in = |points: f64| Duration::from_secs_f64(points / self.per_second());
         // A hair of a point is rounding.
-        if missing <= 0.001 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.per_second()) }
+        match self.spent {
+            _ if missing <= 0.001 => Duration::ZERO,
+            spent if missing <= spent + 0.001 => back_in(missing),
+            spent if spent > 0.001 => back_in(spent) + UNCLAIMED,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Points that come back in a second, less the reserve.

@@ -479,10 +479,18 @@ fn requests_leave_permits_to_those_ahead() {
     for (of, may) in [("c", true), ("d", true), ("e", false), ("b", true), ("a", true), ("f", false)] {
         assert_eq!(pacer.take_in_line(at(1_075), Some(of), &["secondly"], 1).is_ok(), may, "{of}");
     }
-    // Those ahead fill the whole span.
-    let mut pacer = Pacer::new(&[BucketSpec { limit: 1, ..ONE }], 0.0);
-    pacer.wait(at(0), Some("a"), &["secondly"], 1, Duration::ZERO);
-    assert_eq!(pacer.take_in_line(at(0), Some("b"), &["secondly"], 1), Err(ms(1_110)));
+}
+
+#[test]
+fn what_those_ahead_could_have_had_is_everybodys() {
+    for (bucket, points, free) in [("secondly", 1, 1_110), ("points", 600, 12_000)] {
+        let mut pacer = Pacer::new(&[BucketSpec { limit: 1, ..ONE }, POINTS], 0.0);
+        pacer.take(at(0), &[bucket], points).unwrap();
+        assert_eq!(pacer.take_in_line(at(0), Some("a"), &[bucket], 1_000), Err(ms(free)), "{bucket}");
+        assert_eq!(pacer.take_in_line(at(0), Some("b"), &[bucket], 1), Err(ms(free + 1_000)), "behind it");
+        let late = pacer.take_in_line(at(13_001), Some("b"), &[bucket], 1);
+        assert_eq!(late, Ok(()), "{bucket}: it has not come");
+    }
 }
 
 #[test]
@@ -492,13 +500,17 @@ fn a_place_is_kept_for_so_long() {
         pacer.wait(at(0), Some("gone"), &["points"], 1_000, ms(1_000));
         let saved = pacer.to_saved(at(10));
         let mut pacer = Pacer::from_saved(&[POINTS], 0.0, &saved, at(asked));
+        pacer.take(at(asked), &["points"], 500).unwrap();
         assert_eq!(pacer.take_in_line(at(asked), Some("b"), &["points"], 1).is_err(), kept, "{asked}");
     }
     let mut pacer = Pacer::new(&[POINTS], 0.0);
     pacer.wait(at(0), Some("gone"), &["points"], 1_000, Duration::ZERO);
     // The clock is set back by an hour.
-    assert!(pacer.take_in_line(at(-3_600_000), Some("b"), &["points"], 1).is_err());
-    assert!(pacer.take_in_line(at(-3_539_000), Some("b"), &["points"], 1).is_ok());
+    for (after, kept) in [(0, true), (61_000, false)] {
+        let now = at(after - 3_600_000);
+        pacer.take(now, &["points"], 500).unwrap();
+        assert_eq!(pacer.take_in_line(now, Some("b"), &["points"], 1).is_err(), kept, "{after}");
+    }
     (0..200).for_each(|of| pacer.wait(at(0), Some(&of.to_string()), &["points"], 1, ms(1)));
     assert!(pacer.line().count() <= 65, "places are few");
 }
