@@ -343,7 +343,12 @@ impl Hubspot {
                 let archived = Query::new(query).archived();
                 objects::batch_read(account, archived, body, BatchManners { silent, resolves }, now_ms)?
             }
-            Route::Search => (200, search::search(&Sight { account, now_ms }, body)?),
+            Route::Search => {
+                let less = self.shared.faults.number(FaultName::ResultsMax, spot);
+                let results_max =
+                    less.and_then(|less| usize::try_from(less).ok()).unwrap_or(search::RESULTS_MAX);
+                (200, search::search(&Sight { account, now_ms, results_max }, body)?)
+            }
             Route::LinksBatch { kind, numeric } => {
                 let (status, value) = links::batch(account, body, manners(kind, numeric), now_ms)?;
                 (status, value.to_string().into_bytes())

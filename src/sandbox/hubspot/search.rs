@@ -14,7 +14,7 @@ use super::ticket::{Standing, Ticket, Version};
 const PAGE_MAX: usize = 200;
 const PAGE_DEFAULT: usize = 10;
 /// Paging does not reach beyond this result.
-const RESULTS_MAX: usize = 10_000;
+pub const RESULTS_MAX: usize = 10_000;
 /// The longest body, in characters.
 const BODY_CHARS_MAX: usize = 3_000;
 #[derive(Deserialize)]
@@ -38,6 +38,8 @@ struct Asked {
 pub struct Sight<'a> {
     pub account: &'a Account,
     pub now_ms: i64,
+    /// [`RESULTS_MAX`], or less on purpose.
+    pub results_max: usize,
 }
 
 /// `POST …/tickets/search`.
@@ -58,9 +60,10 @@ pub fn search(sight: &Sight<'_>, body: &[u8]) -> Result<Vec<u8>, Refusal> {
             "Invalid input: limit must be at most {PAGE_MAX}, was {limit}"
         )));
     }
-    if offset + limit > RESULTS_MAX {
+    let results_max = sight.results_max;
+    if offset + limit > results_max {
         return Err(Refusal::invalid(&format!(
-            "Paging beyond {RESULTS_MAX} results is not possible, after was {offset}"
+            "Paging beyond {results_max} results is not possible, after was {offset}"
         )));
     }
     let phrase = asked.query.as_deref().filter(|phrase| !phrase.is_empty()).map(str::to_lowercase);
@@ -187,7 +190,7 @@ mod tests {
     }
 
     fn run(account: &Account, body: &Value) -> Result<Value, u16> {
-        let sight = Sight { account, now_ms: i64::MAX };
+        let sight = Sight { account, now_ms: i64::MAX, results_max: RESULTS_MAX };
         let bytes = search(&sight, body.to_string().as_bytes()).map_err(|refusal| refusal.status)?;
         Ok(serde_json::from_slice(&bytes).unwrap())
     }
@@ -286,5 +289,8 @@ mod tests {
             assert_eq!(run(&account, &body), Err(400), "{what}");
         }
         assert!(run(&account, &json!({"after": "9800", "limit": 200})).is_ok());
+        let few = Sight { account: &account, now_ms: i64::MAX, results_max: 3 };
+        let page = |after: &str| search(&few, json!({"after": after, "limit": 2}).to_string().as_bytes());
+        assert_eq!((page("1").is_ok(), page("2").map_err(|refusal| refusal.status).err()), (true, Some(400)));
     }
 }

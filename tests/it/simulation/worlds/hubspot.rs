@@ -82,6 +82,8 @@ impl super::World for World {
             "hang=1x,on:batch_read",
             "slow=9000,#",
             "stuck_cursor=#,on:list",
+            // As ten thousand is of those that are changed at once in a real account.
+            "results_max=100",
             "refused_cursor=#,on:list",
             "silent_missing",
             "resolve_merged",
