@@ -91,13 +91,14 @@ type Run = JoinHandle<Result<Outcome, BoxDynError>>;
 async fn supervise(hub: Arc<Hub>, lease: Arc<Lease>, run: Run) {
     let ended = wait(&hub, &lease, run).await;
     lease.set_ending();
+    let Some(ended) = ended else {
+        measure::job(lease.kind, "dropped");
+        return hub.return_dropped(&lease).await;
+    };
+    hub.shared.saw_end(&lease, matches!(&ended, Ok(Err(error)) if error.is::<Elapsed>()));
     let ending = match ended {
-        Some(Ok(outcome)) => ending(&lease, outcome),
-        Some(Err(panic)) => crash(&hub, &lease, panic),
-        None => {
-            measure::job(lease.kind, "dropped");
-            return hub.return_dropped(&lease).await;
-        }
+        Ok(outcome) => ending(&lease, outcome),
+        Err(panic) => crash(&hub, &lease, panic),
     };
     measure::job(lease.kind, ending.word());
     hub.finish(&lease, ending).await;

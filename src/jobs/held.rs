@@ -114,16 +114,23 @@ impl Shared {
         lock(&self.lanes).get(kind).map(|lane| Arc::clone(&lane.pulse))
     }
 
+    /// Takes down how a run of this kind came to its end. One that was cut while the database gave no answer hung there.
+    pub(super) fn saw_end(&self, lease: &Lease, cut: bool) {
+        let Some(lane) = lock(&self.lanes).get(lease.kind).map(Arc::clone) else { return };
+        let now = Instant::now();
+        if !cut {
+            lock(&lane.cuts).ended();
+        } else if lock(&self.beat_at).is_some_and(|at| now.duration_since(at) < self.limits.lease) {
+            lock(&lane.cuts).cut(lease.began(), now);
+        }
+    }
+
     /// How the keeper and the workers are doing. A claimed job whose run does not begin is a worker that takes none.
     pub(super) fn signs(&self) -> Vec<Sign> {
         let allowed = SILENCE_MAX.min(self.limits.silent_max);
         let mut signs = vec![Sign::of("the keeper of the queue", &self.keeper_pulse, allowed)];
         let lanes: Vec<Arc<Lane>> = lock(&self.lanes).values().map(Arc::clone).collect();
-        let of_lane = |lane: &Arc<Lane>| {
-            let part = format!("the workers for `{}` jobs", lane.kind);
-            Sign::of(part, &lane.pulse, lane.silent_max)
-        };
-        signs.extend(lanes.iter().map(of_lane));
+        signs.extend(lanes.iter().map(|lane| lane.sign()));
         let untaken = self.waiting().into_iter().map(|lease| Sign {
             part: format!("the worker that should take `{}` job {}", lease.kind, lease.job),
             silent_for: lease.held_for(),

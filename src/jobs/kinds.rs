@@ -17,6 +17,9 @@ use crate::sync::Engine;
 
 /// Refreshes and consents at a time: they wait for providers, not for the processor.
 const TOKEN_SLOTS: usize = 8;
+/// Far beyond the limits of what these runs ask of a provider and of the database, and of a wait for a refresh elsewhere:
+/// it only cuts a run that hangs.
+const TOKEN_RUN_MAX: Duration = Duration::from_mins(10);
 /// When a job that could not be finished is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -36,7 +39,7 @@ impl Job for Connect {
     type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "connect";
-    const TIMEOUT: Duration = Duration::from_mins(2);
+    const TIMEOUT: Duration = TOKEN_RUN_MAX;
 
     async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
         let engine = engine.get();
@@ -50,7 +53,7 @@ impl Job for RefreshToken {
     type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "refresh_token";
-    const TIMEOUT: Duration = Duration::from_mins(2);
+    const TIMEOUT: Duration = TOKEN_RUN_MAX;
 
     async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
         let engine = engine.get();
@@ -64,9 +67,9 @@ impl Job for Disconnect {
     type App = Current<Engine>;
     type Subject = ConnectionId;
     const KIND: &'static str = "disconnect";
-    /// A large mirror takes a while to purge.
-    const TIMEOUT: Duration = Duration::from_hours(1);
-    const SILENT_MAX: Duration = Self::TIMEOUT;
+    const TIMEOUT: Duration = Duration::from_mins(75);
+    /// A large mirror takes a while to purge, in statements that may take as long.
+    const SILENT_MAX: Duration = Duration::from_hours(1);
 
     async fn run(connection: ConnectionId, _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
         let engine = engine.get();
@@ -95,5 +98,25 @@ pub(super) fn ended(
             Outcome::RunAgainIn(until(then, engine.clock.now()).max(AGAIN))
         }
         _ => Outcome::RunAgainIn(AGAIN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::SILENCE_MAX;
+
+    /// A limit of its own that came first would end the silence of a pool that hangs, again and again.
+    #[test]
+    fn a_run_that_hangs_is_missed_before_it_is_cut() {
+        fn check<J: Job>() {
+            assert!(J::TIMEOUT > J::SILENT_MAX, "`{}` jobs are cut after {:?}", J::KIND, J::TIMEOUT);
+            assert!(J::SILENT_MAX >= SILENCE_MAX, "`{}` jobs may wait for the database", J::KIND);
+        }
+        check::<Sync>();
+        check::<RefreshToken>();
+        check::<Connect>();
+        check::<Disconnect>();
+        check::<RotateKey>();
     }
 }

@@ -1,6 +1,6 @@
 //! A lane per kind: how many jobs run at a time, and the task that fetches them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -8,10 +8,11 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::held::lock;
 use super::hub::Hub;
 use super::lease::Lease;
 use super::limits::next_pause;
-use super::pulse::Pulse;
+use super::pulse::{Cuts, Pulse, Sign};
 use crate::domain::failure::chain;
 
 /// The most jobs that one claim takes.
@@ -27,7 +28,8 @@ pub(super) struct Lane {
     woken: Notify,
     /// Beats when the fetcher comes round, and when a run is woken.
     pub(super) pulse: Arc<Pulse>,
-    pub(super) silent_max: Duration,
+    pub(super) cuts: Mutex<Cuts>,
+    silent_max: Duration,
 }
 
 impl Lane {
@@ -39,6 +41,7 @@ impl Lane {
             slots: Arc::new(Semaphore::new(slots_max)),
             woken: Notify::new(),
             pulse: Arc::default(),
+            cuts: Mutex::default(),
             silent_max,
         }
     }
@@ -46,6 +49,12 @@ impl Lane {
     /// A job of the kind may have become due.
     pub(super) fn wake(&self) {
         self.woken.notify_one();
+    }
+
+    pub(super) fn sign(&self) -> Sign {
+        let silent = Sign::of(format!("the workers for `{}` jobs", self.kind), &self.pulse, self.silent_max);
+        let cut_for = lock(&self.cuts).silent_for(self.slots_max);
+        Sign { silent_for: silent.silent_for.max(cut_for), ..silent }
     }
 
     /// Waits for a free slot, and takes all that are free.

@@ -93,6 +93,11 @@ impl Lease {
         self.stage.store(STARTED, Ordering::SeqCst);
     }
 
+    /// When it was claimed.
+    pub(super) fn began(&self) -> Instant {
+        self.since
+    }
+
     pub(super) fn held_for(&self) -> Duration {
         self.since.elapsed()
     }

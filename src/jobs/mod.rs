@@ -89,7 +89,8 @@ pub trait Job: Send + Sync + 'static {
     const KIND: &'static str;
     /// A run that takes longer is dropped and has failed. Blocking calls that it made go on: give them limits of their own.
     const TIMEOUT: Duration;
-    /// How long all runs may be silent while no more of them could begin, before the workers count as stuck.
+    /// How long all runs may be silent while no more of them could begin, before the workers count as stuck. Less than
+    /// [`Job::TIMEOUT`], whose cuts would hide it.
     const SILENT_MAX: Duration = SILENCE_MAX;
 
     /// One run. It should end soon after [`Lease::stopped`] resolves. A panic is contained and counts as a crash.

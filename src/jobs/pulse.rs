@@ -3,6 +3,8 @@
 //! A part beats whenever it comes round, with or without success: a database that is away, a provider that does not
 //! answer and an idle night are no reason to be silent, since every wait in between has a limit. Silence beyond the
 //! longest of those waits means that the part hangs.
+//!
+//! A run that is cut by its time limit has come round by no doing of its own: see [`Cuts`].
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +63,35 @@ impl Sign {
     }
 }
 
+/// Runs that were cut by their time limit since one last ended by itself: a pool whose runs all hang comes round at each
+/// cut, and gets nothing done. A provider that is slow cuts none, for every request has a limit of its own.
+#[derive(Debug, Default)]
+pub(super) struct Cuts {
+    in_a_row: usize,
+    /// When the first of them began, and the last was cut.
+    span: Option<(Instant, Instant)>,
+}
+
+impl Cuts {
+    /// The least that count as more than one run's trouble.
+    const FEW: usize = 2;
+
+    pub(super) fn cut(&mut self, began: Instant, at: Instant) {
+        self.in_a_row += 1;
+        self.span = Some((self.span.map_or(began, |(first, _)| first.min(began)), at));
+    }
+
+    pub(super) fn ended(&mut self) {
+        *self = Self::default();
+    }
+
+    /// For how long nothing was done but cutting, once there were enough cuts for every one of the `slots`.
+    pub(super) fn silent_for(&self, slots: usize) -> Duration {
+        let span = self.span.filter(|_| self.in_a_row >= slots.max(Self::FEW));
+        span.map_or(Duration::ZERO, |(first, last)| last.saturating_duration_since(first))
+    }
+}
+
 /// A future that beats whenever it is polled: what waits for something that comes is woken, what hangs is not.
 pub(super) struct Beating<F> {
     pub(super) pulse: Arc<Pulse>,
@@ -91,6 +122,20 @@ mod tests {
         assert!(sign.is_stuck(), "{sign:?}");
         pulse.beat();
         assert!(!Sign::of("it", &pulse, Duration::from_secs(10)).is_stuck());
+    }
+
+    #[test]
+    fn cuts_are_silence_until_a_run_ends_by_itself() {
+        let (start, minute) = (Instant::now(), Duration::from_mins(1));
+        let mut cuts = Cuts::default();
+        for round in 0..4 {
+            cuts.cut(start + minute * 2 * round, start + minute * 2 * (round + 1));
+        }
+        assert_eq!(cuts.silent_for(4), minute * 8);
+        assert_eq!(cuts.silent_for(5), Duration::ZERO, "one slot may have worked all the time");
+        cuts.ended();
+        cuts.cut(start, start + minute * 60);
+        assert_eq!(cuts.silent_for(1), Duration::ZERO, "one run's trouble");
     }
 
     #[tokio::test]

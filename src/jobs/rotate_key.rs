@@ -21,7 +21,6 @@ impl Job for RotateKey {
     const KIND: &'static str = rotations::KIND;
     /// A minute is enough for ten thousand connections.
     const TIMEOUT: Duration = Duration::from_hours(1);
-    const SILENT_MAX: Duration = Self::TIMEOUT;
 
     async fn run((): (), _lease: &Lease, engine: &Arc<Current<Engine>>) -> Outcome {
         let engine = engine.get();

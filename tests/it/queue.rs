@@ -875,6 +875,63 @@ async fn workers_that_all_hang_starve_the_watchdog() {
     task.await.unwrap().unwrap();
 }
 
+/// As a kind whose runs are cut long before their silence is missed.
+struct Brief;
+
+impl Job for Brief {
+    type App = Script;
+    type Subject = ConnectionId;
+    const KIND: &'static str = "brief";
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    const SILENT_MAX: Duration = Duration::from_secs(1);
+
+    async fn run(connection: ConnectionId, lease: &Lease, app: &Arc<Script>) -> Outcome {
+        app.run(connection, lease).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_that_are_cut_one_after_the_other_starve_the_watchdog() {
+    let base = Base::new(3).await;
+    let hub = base.hub(quick()).await;
+    let script = Script::new(|connection, _| {
+        async move {
+            if connection != ConnectionId(1) {
+                pending::<()>().await;
+            }
+            Outcome::Done
+        }
+        .boxed()
+    });
+    let monitor = register::<Brief>(Monitor::new(), &hub, 2, script);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = Arc::clone(&hub);
+    let signal = async move { _ = stopped.await };
+    let task = tokio::spawn(async move { serving.serve(monitor, signal, GRACE).await });
+    let (_watchdog, meals) = watchdog(&hub);
+    let ran = async |connection| {
+        let connection = Some(ConnectionId(connection));
+        let enqueue = move |conn: &mut PgConnection| queue::enqueue(conn, Brief::KIND, connection, None);
+        let job = base.db.transaction(enqueue).await.unwrap().job_id;
+        base.until(job, |job| matches!(job.state, JobState::Done | JobState::Failed)).await.state
+    };
+    for _ in 0..6 {
+        assert_eq!(ran(2).await, JobState::Failed);
+        assert_eq!(ran(1).await, JobState::Done);
+    }
+    becomes(true, &meals, "the runs of another connection end by themselves").await;
+    let mut cuts = 0;
+    while is_fed(&meals).await {
+        assert_eq!((ran(2).await, ran(3).await), (JobState::Failed, JobState::Failed));
+        cuts += 2;
+        assert!(cuts < 60, "all are cut, and it is fed");
+    }
+    assert_eq!(ran(1).await, JobState::Done);
+    becomes(true, &meals, "one ends by itself again").await;
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_away_starves_no_watchdog() {
     let folder = short_folder("watchdog");
