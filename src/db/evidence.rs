@@ -6,8 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz};
-use serde_json::Value;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz};
 
 use super::alerts::{self, Alert};
 use super::connections::{self, Connection};
@@ -36,9 +35,6 @@ pub struct Evidence {
     pub refresh: Option<OpenRefresh>,
     /// When the token endpoint takes another request of this client, if not now.
     pub token_permits_at: Option<DateTime<Utc>>,
-    /// What is left of the rate limits since `pacing_at`; `None` while a turn runs, and after a crash.
-    pub pacing: Option<Value>,
-    pub pacing_at: Option<DateTime<Utc>>,
     /// Newest first, as all lists here.
     pub audit: Vec<AuditLine>,
     pub streams: Vec<StreamEvidence>,
@@ -103,6 +99,9 @@ pub struct StreamEvidence {
     pub failures: i32,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub not_before: Option<DateTime<Utc>>,
+    /// What is waited for until then, in words, where that is no failure.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub waits_for: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
@@ -160,33 +159,17 @@ pub struct RequestEvidence {
     pub message: Option<String>,
 }
 
-#[derive(QueryableByName)]
-struct Pacing {
-    #[diesel(sql_type = Nullable<Jsonb>)]
-    pacing: Option<Value>,
-    #[diesel(sql_type = Nullable<Timestamptz>)]
-    pacing_at: Option<DateTime<Utc>>,
-}
-
-/// Reads it all in one snapshot. `client_id` is ours at the provider. Begins a transaction of its own.
-pub fn read(
-    conn: &mut PgConnection,
-    of: ConnectionId,
-    client_id: &str,
-    live_window: Duration,
-) -> Result<Evidence, DbError> {
+/// Reads it all in one snapshot. Begins a transaction of its own.
+pub fn read(conn: &mut PgConnection, of: ConnectionId, live_window: Duration) -> Result<Evidence, DbError> {
     conn.build_transaction().repeatable_read().read_only().run(|conn| {
         let connection = connections::get(conn, of)?;
-        let pacing: Pacing = sql_query(PACING).bind::<BigInt, _>(of.0).get_result(conn)?;
         Ok(Evidence {
             as_of: rows::value::<Timestamptz, DateTime<Utc>, _>(conn, sql_query("SELECT now() AS value"))?,
             daemon_lives: !daemons::live(conn, live_window)?.is_empty(),
             token: status::tokens(conn, Some(of))?.pop(),
             token_failure_kind: token_failure_kind(conn, of)?,
             refresh: sql_query(REFRESH).bind::<BigInt, _>(of.0).get_result(conn).optional()?,
-            token_permits_at: token_permits_at(conn, &connection, client_id)?,
-            pacing: pacing.pacing,
-            pacing_at: pacing.pacing_at,
+            token_permits_at: token_permits_at(conn, &connection)?,
             audit: sql_query(AUDIT).bind::<BigInt, _>(of.0).bind::<BigInt, _>(AUDIT_MAX).load(conn)?,
             streams: sql_query(STREAMS).bind::<BigInt, _>(of.0).load(conn)?,
             walks: sql_query(WALKS).bind::<BigInt, _>(of.0).load(conn)?,
@@ -200,8 +183,6 @@ pub fn read(
     })
 }
 
-const PACING: &str = "SELECT pacing, pacing_at FROM fieldmirror.connections WHERE id = $1";
-
 const REFRESH: &str =
     "SELECT host, started_at, blocked_until FROM fieldmirror.refresh_attempts WHERE connection_id = $1";
 
@@ -210,7 +191,7 @@ const AUDIT: &str = "
 
 const STREAMS: &str = "
     SELECT stream, partition, state, complete_to, backfill_done, backfill_progress, stalled_reason, last_error, failure_kind,
-        last_success_at, failures, not_before
+        last_success_at, failures, not_before, waits_for
     FROM fieldmirror.stream_state WHERE connection_id = $1 ORDER BY stream, partition";
 
 const WALKS: &str = "
@@ -236,18 +217,20 @@ fn token_failure_kind(conn: &mut PgConnection, of: ConnectionId) -> Result<Optio
     Ok(rows::optional::<Nullable<Text>, Option<String>, _>(conn, query)?.flatten())
 }
 
-/// The scope is that of whoever asks the endpoint: the account's own client where it has one.
+/// The scope is that of whoever asks the endpoint: the account's own client, or the one that is nobody's own.
 fn token_permits_at(
     conn: &mut PgConnection,
     connection: &Connection,
-    client_id: &str,
 ) -> Result<Option<DateTime<Utc>>, DbError> {
-    let own = connection.params.get("client_id").map(String::as_str);
-    let scope = format!("{}/{}", connection.provider, own.unwrap_or(client_id));
     let query = sql_query(
-        "SELECT max(taken_until) AS value FROM fieldmirror.rate_budget WHERE scope = $1 AND taken_until > now()",
+        "SELECT max(b.taken_until) AS value FROM fieldmirror.rate_budget b
+         WHERE b.taken_until > now() AND b.scope LIKE $1 || '/%' AND b.scope NOT LIKE $1 || '/egress/%'
+           AND CASE WHEN $2 IS NOT NULL THEN b.scope = $1 || '/' || $2
+               ELSE NOT EXISTS (SELECT FROM fieldmirror.connections c
+                   WHERE c.provider = $1 AND b.scope = $1 || '/' || (c.params ->> 'client_id')) END",
     );
-    let query = query.bind::<Text, _>(scope);
+    let own = connection.params.get("client_id").map(String::as_str);
+    let query = query.bind::<Text, _>(&connection.provider).bind::<Nullable<Text>, _>(own);
     rows::value::<Nullable<Timestamptz>, Option<DateTime<Utc>>, _>(conn, query)
 }
 

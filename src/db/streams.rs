@@ -548,7 +548,7 @@ pub fn set_back(
          SET state = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN {HELD_STATE} ELSE $4 END,
              stalled_reason = coalesce($5, stalled_reason), last_error = $6, failures = failures + 1,
              failure_kind = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN failure_kind ELSE $9 END,
-             not_before = CASE WHEN $8 THEN $7 ELSE not_before END
+             not_before = CASE WHEN $8 THEN $7 ELSE not_before END, waits_for = CASE WHEN NOT $8 THEN waits_for END
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
     ))
     .bind::<BigInt, _>(key.connection.0)
@@ -576,16 +576,17 @@ pub fn set_back(
     Ok(StreamWrite::of(owned))
 }
 
-/// Nothing of the stream can be done before `until`: the rate limits say so.
+/// Nothing of the stream can be done before `until`: what it waits for says so.
 pub fn postpone(
     connection: &mut PgConnection,
     key: StreamKey,
     until: DateTime<Utc>,
+    waits_for: &str,
     shows: bool,
 ) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(format!(
         "UPDATE stream_state
-         SET not_before = $4,
+         SET not_before = $4, waits_for = $6,
              state = CASE WHEN NOT $5 THEN state WHEN stalled_reason IS NULL THEN 'backing_off' ELSE {HELD_STATE} END,
              last_error = CASE WHEN $5 THEN 'waits for the provider''s rate limit' ELSE last_error END,
              failure_kind = CASE WHEN $5 AND stalled_reason IS NULL THEN 'throttled' ELSE failure_kind END
@@ -596,6 +597,7 @@ pub fn postpone(
     .bind::<BigInt, _>(key.epoch)
     .bind::<Timestamptz, _>(until)
     .bind::<Bool, _>(shows)
+    .bind::<Text, _>(waits_for)
     .execute(connection)?;
     Ok(StreamWrite::of(owned))
 }
@@ -610,7 +612,7 @@ pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWri
              stalled_reason = CASE WHEN bad.walks THEN stalled_reason END,
              last_error = CASE WHEN bad.walks THEN last_error END,
              failure_kind = CASE WHEN bad.walks THEN failure_kind END,
-             failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL
+             failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL, waits_for = NULL
          FROM (SELECT coalesce(bool_or(w.failures > 0), false) AS walks FROM walks w
                WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '') bad
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"

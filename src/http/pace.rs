@@ -77,6 +77,25 @@ impl Pacer {
         waits.max().unwrap_or_default()
     }
 
+    /// Which of `buckets` is waited for the longest, in words.
+    pub fn in_the_way(
+        &mut self,
+        now: DateTime<Utc>,
+        of: Option<&str>,
+        buckets: &[&str],
+        points: u32,
+    ) -> Option<String> {
+        let now = self.settle(now);
+        let line = std::mem::take(&mut self.line);
+        let waits = self.chosen(buckets).map(|bucket| {
+            let name = bucket.name();
+            (bucket.ready_in(now, points, line.ahead(of, name)), bucket)
+        });
+        let slowest = waits.max_by_key(|(wait, _)| *wait).map(|(_, bucket)| bucket.in_words(now));
+        self.line = line;
+        slowest
+    }
+
     /// Takes a permit from each of `buckets`, for one request that leaves now, or `points` where a bucket counts those.
     /// When any is not ready none is touched, and the error is how long to wait before asking again.
     pub fn take(&mut self, now: DateTime<Utc>, buckets: &[&str], points: u32) -> Result<(), Duration> {

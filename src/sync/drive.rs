@@ -515,7 +515,7 @@ impl Drive<'_> {
     async fn end_run(&self, source: &Source, result: &Result<(), Halt>, tally: &Tally, counts: Counts) {
         let (outcome, error) = match result {
             Ok(()) => ("closed", None),
-            Err(Halt::TurnOver { .. } | Halt::Stopped) => ("yielded", None),
+            Err(Halt::TurnOver | Halt::Waits { .. } | Halt::Stopped) => ("yielded", None),
             Err(Halt::Restart(why)) => ("yielded", Some(format!("the walk starts again: {why}"))),
             Err(Halt::Lost) => ("lost", None),
             Err(Halt::Partial { why, .. } | Halt::Refused(why) | Halt::Unread(why)) => {

@@ -237,6 +237,7 @@ impl Engine {
         let mut last = None;
         // What an admin allows holds for all that this turn reads of the stream.
         let allowed = turn.walks.iter().any(|walk| walk.stream == stream && walk.mass_delete_allowed);
+        let is_over = |result: &Result<(), Halt>| matches!(result, Err(halt) if halt.is_over());
         let mut modes = modes.into_iter();
         for mode in modes.by_ref() {
             let Some(row) = turn.walk(stream, mode) else { continue };
@@ -248,7 +249,7 @@ impl Engine {
             };
             let sent;
             (result, sent) = drive.walk(key, spec, &row, mode, complete_to).await;
-            turn.unserved().note(stream, mode, sent > 0 || !matches!(result, Err(Halt::TurnOver { .. })));
+            turn.unserved().note(stream, mode, sent > 0 || !is_over(&result));
             match &result {
                 Ok(()) => {}
                 // What could be read has been: the other walks go on.
@@ -258,7 +259,7 @@ impl Engine {
                 Err(_) => break,
             }
         }
-        if matches!(result, Err(Halt::TurnOver { .. })) {
+        if is_over(&result) {
             modes.for_each(|mode| turn.unserved().note(stream, mode, false));
         }
         self.record(turn, key, last, result).await;

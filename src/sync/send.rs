@@ -43,9 +43,12 @@ const ACCESS_KEPT_MAX: Duration = Duration::from_secs(2);
 /// Why a walk does not go on in this turn.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Halt {
-    /// The turn's time is over, or would be before the next request may go: then nothing can be done before `until`.
-    TurnOver {
-        until: Option<DateTime<Utc>>,
+    /// The turn's time is over.
+    TurnOver,
+    /// It would be over before the next request may go: nothing can be done before `until`. `what` is waited for, in words.
+    Waits {
+        until: DateTime<Utc>,
+        what: String,
     },
     /// The daemon stops, or the job's lease is lost.
     Stopped,
@@ -63,6 +66,13 @@ pub enum Halt {
     /// What came was no JSON though it was called a success: the same.
     Unread(String),
     Failed(Failure),
+}
+
+impl Halt {
+    /// The turn is too short for what comes next.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::TurnOver | Self::Waits { .. })
+    }
 }
 
 /// What is counted about requests, by all that send for one walk.
@@ -218,7 +228,8 @@ impl Sender<'_> {
                 return Err(if unread { Halt::Unread(why) } else { Halt::Failed(Failure::transient(why)) });
             }
             drop(slot);
-            self.sleep(wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP)), deadline).await?;
+            let wait = wait.unwrap_or_else(|| pause(tries, PAUSE_BASE, PAUSE_CAP));
+            self.sleep(wait, deadline, || format!("the end of a pause: {why}")).await?;
         }
     }
 
@@ -317,13 +328,15 @@ impl Sender<'_> {
             let now = self.pacing_now();
             if Instant::now() >= deadline {
                 self.lock_pacer().wait(now, tally.of, buckets, *points, Duration::ZERO);
-                return Err(Halt::TurnOver { until: None });
+                return Err(Halt::TurnOver);
             }
             let taken = self.lock_pacer().take_in_line(now, tally.of, buckets, *points);
-            match taken {
-                Ok(()) => return Ok(()),
-                Err(wait) => self.sleep(wait, deadline).await?,
-            }
+            let Err(wait) = taken else { return Ok(()) };
+            let limit = || {
+                let limit = self.lock_pacer().in_the_way(now, tally.of, buckets, *points);
+                format!("{}'s limit {}", self.provider.spec().title, limit.unwrap_or_default())
+            };
+            self.sleep(wait, deadline, limit).await?;
         }
     }
 
@@ -331,6 +344,13 @@ impl Sender<'_> {
     async fn lease(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
         for bucket in self.egress.buckets.iter().filter(|bucket| request.buckets.contains(&bucket.name)) {
             let (scope, bucket) = (self.egress.scope.clone(), *bucket);
+            let limit = || {
+                let (title, per) = (self.provider.spec().title, humantime::format_duration(bucket.per));
+                format!(
+                    "{title}'s limit `{}` of our address ({} in {per} are ours), which all share that count as `{}`",
+                    bucket.name, bucket.limit, self.egress.scope
+                )
+            };
             let patience = deadline.saturating_duration_since(Instant::now());
             let lease = self
                 .egress
@@ -339,19 +359,26 @@ impl Sender<'_> {
                 .await
                 .map_err(|error| Halt::Failed(Failure::from(&error)))?;
             match lease {
-                Lease::Granted { wait } => self.sleep(wait, deadline).await?,
-                Lease::Full { wait } => {
-                    return Err(Halt::TurnOver { until: Some(self.clock.now() + delta(wait)) });
-                }
+                Lease::Granted { wait } => self.sleep(wait, deadline, limit).await?,
+                Lease::Full { wait } => return Err(self.waits(wait, limit())),
             }
         }
         Ok(())
     }
 
+    fn waits(&self, wait: Duration, what: String) -> Halt {
+        Halt::Waits { until: self.clock.now() + delta(wait), what }
+    }
+
     /// Waits, unless that would outlast the turn.
-    async fn sleep(&self, wait: Duration, deadline: Instant) -> Result<(), Halt> {
+    async fn sleep(
+        &self,
+        wait: Duration,
+        deadline: Instant,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Halt> {
         if Instant::now() + wait > deadline {
-            return Err(Halt::TurnOver { until: Some(self.clock.now() + delta(wait)) });
+            return Err(self.waits(wait, what()));
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),

@@ -55,12 +55,12 @@ pub fn record(
     let failures = count(before.failures);
     let _owned = match result {
         Ok(()) => streams::settle(connection, key)?,
-        Err(Halt::TurnOver { until: Some(until) }) => {
+        Err(Halt::Waits { until, what }) => {
             let throttled = *until - now > delta(THROTTLED_SHOWS);
-            streams::postpone(connection, key, *until, throttled)?
+            streams::postpone(connection, key, *until, what, throttled)?
         }
         // Nothing is wrong: the walk goes on in the next turn, or in the turn that has taken over.
-        Err(Halt::TurnOver { until: None } | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
+        Err(Halt::TurnOver | Halt::Stopped | Halt::Restart(_) | Halt::Lost) => return Ok(()),
         Err(Halt::Partial { why, due_at }) => {
             streams::set_back(connection, key, mode, &partial(why, *due_at))?
         }

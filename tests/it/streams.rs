@@ -337,7 +337,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
             refused: false,
         };
         assert_eq!(streams::set_back(connection, key, Some(Mode::Backfill), &setback)?, lost);
-        assert_eq!(streams::postpone(connection, key, at(900), true)?, lost);
+        assert_eq!(streams::postpone(connection, key, at(900), "a limit", true)?, lost);
         assert_eq!(streams::settle(connection, key)?, lost);
         assert_eq!(streams::set_state(connection, key, "syncing")?, lost);
         turns::save_pacing(connection, id, epoch, &json!({"late": true}), at(900))?;
@@ -507,7 +507,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
             let passing = setback("transient", busy, None);
             assert_eq!(streams::set_back(connection, key, Some(Mode::Incremental), &passing)?, owned);
             assert_eq!(stands(connection)?, format!("{state} {kind} why transient"));
-            assert_eq!(streams::postpone(connection, key, at(900), true)?, owned);
+            assert_eq!(streams::postpone(connection, key, at(900), "a limit", true)?, owned);
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
             assert_eq!(streams::settle(connection, key)?, owned);
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");

@@ -57,7 +57,6 @@ impl Proof {
 pub(super) struct View<'a> {
     pub(super) evidence: &'a Evidence,
     pub(super) spec: Option<&'static ProviderSpec>,
-    pub(super) quota_reserve: f64,
     /// The stream that is asked about.
     pub(super) stream: Option<&'a str>,
 }

@@ -25,19 +25,13 @@ pub struct WhyArgs {
 pub async fn run(cx: &Context, args: WhyArgs) -> Result<Exit, Error> {
     let db = cx.db().await?;
     let connection = find(&db, &args.connection).await?;
-    let settings = &cx.loaded.settings;
     if let Some(stream) = &args.stream {
         known(&connection.provider, stream)?;
     }
-    let client_id = settings.providers.get(&connection.provider).map(|provider| provider.client_id.clone());
-    let read = db.run(move |conn| {
-        evidence::read(conn, connection.id, client_id.as_deref().unwrap_or_default(), DAEMON_LIVES)
-    });
-    let evidence = read.await?;
+    let evidence = db.run(move |conn| evidence::read(conn, connection.id, DAEMON_LIVES)).await?;
     let view = View {
         evidence: &evidence,
         spec: providers::provider(&evidence.connection.provider).map(Provider::spec),
-        quota_reserve: settings.sync.quota_reserve,
         stream: args.stream.as_deref(),
     };
     let causes = view.causes();
@@ -111,8 +105,6 @@ mod tests {
                 token_failure_kind: None,
                 refresh: None,
                 token_permits_at: None,
-                pacing: None,
-                pacing_at: None,
                 audit: Vec::new(),
                 streams: Vec::new(),
                 walks: Vec::new(),
@@ -138,6 +130,7 @@ mod tests {
                 last_success_at: None,
                 failures: 0,
                 not_before: None,
+                waits_for: None,
             }
         }
     }
@@ -167,7 +160,7 @@ mod tests {
                 failure_kind: kind,
                 ..evidence::stream("tickets")
             }];
-            let view = View { evidence: &evidence, spec: None, quota_reserve: 0.1, stream: None };
+            let view = View { evidence: &evidence, spec: None, stream: None };
             let cause = view.causes().remove(0);
 
             let kind = Standstill::of(recorded).alert();

@@ -142,7 +142,7 @@ mod tests {
     fn the_page_in_narrow_and_wide_with_and_without_colour() {
         let evidence = crowd();
         let spec = providers::provider("hubspot").map(Provider::spec);
-        let view = View { evidence: &evidence, spec, quota_reserve: 0.1, stream: None };
+        let view = View { evidence: &evidence, spec, stream: None };
         let causes = view.causes();
         let kinds: Vec<_> = causes.iter().map(|cause| cause.kind).collect();
         let all = [

@@ -6,7 +6,6 @@ use super::chain::{Cause, Proof, View};
 use crate::cli::status::health;
 use crate::daemon::alerts::standstill::{Owner, Standstill};
 use crate::db::evidence::{RunEvidence, StreamEvidence};
-use crate::http::pace::Pacer;
 
 /// Pauses for quota from here on may have lost their reason before they end.
 const QUESTIONED_FROM: TimeDelta = TimeDelta::minutes(30);
@@ -63,9 +62,18 @@ impl View<'_> {
         let name = &stream.stream;
         let until = self.tried_again(stream);
         let said = stream.last_error.as_deref().unwrap_or("a short pause");
-        let summary = format!("`{name}` waits for {}'s quota: {said}", self.title());
+        let quota = || format!("{}'s quota: {said}", self.title());
+        let summary = format!("`{name}` waits for {}", stream.waits_for.clone().unwrap_or_else(quota));
         let runs = self.evidence.runs.iter().filter(|run| run.stream == *name && run.throttled > 0);
-        let mut proofs = self.paused_buckets();
+        let mut proofs = Vec::new();
+        if let (Some(what), Some(until)) = (&stream.waits_for, until) {
+            let until = until.format("%Y-%m-%d %H:%M:%S UTC");
+            proofs.push(Proof::new(
+                None,
+                "stream_state",
+                format!("nothing before {until}: waits for {what}"),
+            ));
+        }
         proofs.extend(runs.map(|run| {
             let text = format!(
                 "run {} ({}): {} of {} requests were refused with 429",
@@ -77,25 +85,6 @@ impl View<'_> {
         let long = until.is_some_and(|until| until - self.evidence.as_of > QUESTIONED_FROM);
         let next = long.then(|| format!("fieldmirror enqueue --resync {}", self.evidence.connection.name));
         Cause { until, next, proofs, ..Cause::new("waits_for_quota", stream.state == "backing_off", summary) }
-    }
-
-    /// Buckets of the account that take nothing now, by what the last turn left of them.
-    fn paused_buckets(&self) -> Vec<Proof> {
-        let now = self.evidence.as_of;
-        let (Some(spec), Some(saved)) = (self.spec, &self.evidence.pacing) else { return Vec::new() };
-        if saved.as_object().is_none_or(serde_json::Map::is_empty) {
-            return Vec::new();
-        }
-        let mut pacer = Pacer::from_saved(spec.buckets, self.quota_reserve, saved, now);
-        let paused = spec.buckets.iter().filter_map(|bucket| {
-            let wait = pacer.ready_in(now, &[bucket.name], 1);
-            let text = format!("`{}` ({} in {} s)", bucket.name, bucket.limit, bucket.per.as_secs());
-            (!wait.is_zero()).then(|| {
-                let text = format!("{text} takes the next request in {} s", wait.as_secs() + 1);
-                Proof::new(self.evidence.pacing_at, "connections.pacing", text)
-            })
-        });
-        paused.collect()
     }
 
     fn failing(&self, stream: &StreamEvidence) -> Cause {

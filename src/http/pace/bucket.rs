@@ -110,6 +110,20 @@ impl Bucket {
         paused.max(full)
     }
 
+    /// The limit and what holds it, for people: what is written down of a wait for it.
+    pub(super) fn in_words(&self, now: DateTime<Utc>) -> String {
+        let (limit, ours) = (self.limit(), self.allowed());
+        let points = if self.spec.counts == Counts::Points { " points" } else { "" };
+        let per = humantime::format_duration(self.spec.per);
+        let ours = if ours < limit as usize { format!(", {ours} of them ours") } else { String::new() };
+        let held = match self.refusals {
+            _ if !self.paused(now) => "is used up".to_owned(),
+            0 => "is used up, as the provider says".to_owned(),
+            refusals => format!("pauses, refused with 429 {refusals} times in a row"),
+        };
+        format!("`{}` ({limit}{points} in {per}{ours}), which {held}", self.name())
+    }
+
     /// How long until so many points are there. A request dearer than the whole budget leaves when all of it is there:
     /// the provider's answer says more than our waiting.
     #[expect(clippy::cast_precision_loss, reason = "budgets are small numbers")]

@@ -238,6 +238,19 @@ fn what_is_saved_comes_back() {
 }
 
 #[test]
+fn what_is_waited_for_is_told() {
+    let mut pacer = Pacer::new(&[TEN, ONE], RESERVE);
+    let told =
+        |pacer: &mut Pacer, now| pacer.in_the_way(at(now), None, &["ten_secondly", "secondly"], 1).unwrap();
+    burst(&mut pacer, at(0), &["ten_secondly"]);
+    assert_eq!(told(&mut pacer, 0), "`ten_secondly` (110 in 10s, 99 of them ours), which is used up");
+    pacer.refused(at(0), "secondly", Some(ms(60_000)));
+    assert!(told(&mut pacer, 0).ends_with(", which pauses, refused with 429 1 times in a row"));
+    pacer.hold(at(0), "ten_secondly", ms(90_000));
+    assert!(told(&mut pacer, 0).ends_with(", which is used up, as the provider says"));
+}
+
+#[test]
 fn what_cannot_be_read_counts_as_spent() {
     let huge =
         json!({"v": 1, "at": 1_767_603_600_000_i64, "buckets": {"secondly": {"sent": vec![1; 50_000]}}});

@@ -187,7 +187,7 @@ impl Verifying<'_> {
                 Err(Halt::Refused(why) | Halt::Unread(why)) => {
                     self.fail(&subject, &Failure::transient(why)).await?;
                 }
-                Err(Halt::TurnOver { until: Some(until) }) if until - self.engine.clock.now() > WAIT_MAX => {
+                Err(Halt::Waits { until, .. }) if until - self.engine.clock.now() > WAIT_MAX => {
                     let title = spec.title;
                     let kind = FailureKind::Throttled { until: Some(until) };
                     let failure =
@@ -215,7 +215,7 @@ impl Verifying<'_> {
                 Stage::WindowAgain => self.window(subject, true).await,
                 Stage::End => return Ok(Goes::On),
             };
-            if by_id && matches!(goes, Err(Halt::TurnOver { .. })) && !moved && asked() > before {
+            if by_id && matches!(&goes, Err(halt) if halt.is_over()) && !moved && asked() > before {
                 // The turn was too short for what was asked for, and the next one may be as short.
                 subject.progress.too_many += 1;
                 self.save(subject).await?;

@@ -1,0 +1,1 @@
+ALTER TABLE fieldmirror.stream_state DROP COLUMN waits_for;
