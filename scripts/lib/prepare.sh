@@ -37,8 +37,8 @@ has_postgres() {
     return 1
 }
 
-# Judges the unit. Its tests say so where it is not there, so that nothing else depends on it.
-has_systemd_analyze() { command -v systemd-analyze >/dev/null; }
+# Judges the unit, its manual page included. Its tests say so where it is not there, so that nothing else depends on it.
+has_systemd_analyze() { command -v systemd-analyze >/dev/null && command -v man >/dev/null; }
 
 # Runs a command as root, or fails at once.
 as_root() {
@@ -129,9 +129,9 @@ prepare_packages() {
 prepare_systemd_analyze() {
     has_systemd_analyze && return 0
     if may_install; then
-        install_packages systemd
+        install_packages systemd man-db
     else
-        say "The unit's tests are left out: there is no systemd-analyze (Debian, Ubuntu: sudo apt-get install systemd)"
+        say "The unit's tests are left out: there is no systemd-analyze or no man (Debian, Ubuntu: sudo apt-get install systemd man-db)"
     fi
 }
 

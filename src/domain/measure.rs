@@ -1,5 +1,5 @@
 //! What the daemon counts and shows to Prometheus: every name, its labels and its meaning, and the functions that those
-//! call to whom something happens. `docs/METRICS.md` tells the same with what to do about it; a test compares the two.
+//! call to whom something happens. `docs/METRICS.md` tells the same, docs/OPERATIONS.md what to do; a test compares them.
 //!
 //! Nothing is kept or shown here: until somebody installs a recorder (`daemon::metrics`), all of it does nothing. Labels
 //! are bounded by what is configured: names of providers, connections, streams and our own words, never ids of accounts,

@@ -11,6 +11,7 @@ use url::Url;
 use crate::support::app::{HUB, PATIENCE, TestApp, get, send, small};
 
 const DOCUMENT: &str = include_str!("../../docs/METRICS.md");
+const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
 const RECORDS: usize = 60;
 
 /// A page, read as Prometheus reads it.
@@ -100,9 +101,9 @@ async fn page_with(address: SocketAddr, what: &str, good: impl Fn(&Page) -> bool
     }
 }
 
-/// The document's tables: a row for each metric.
-fn documented() -> BTreeMap<&'static str, Vec<&'static str>> {
-    let rows = DOCUMENT.lines().filter(|line| line.starts_with("| `fieldmirror_"));
+/// The tables of a document: a row for each metric.
+fn documented(document: &'static str) -> BTreeMap<&'static str, Vec<&'static str>> {
+    let rows = document.lines().filter(|line| line.starts_with("| `fieldmirror_"));
     let cells = rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>());
     let mut found = BTreeMap::new();
     for cells in cells {
@@ -114,13 +115,15 @@ fn documented() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 #[test]
 fn the_document_names_what_there_is() {
-    let documented = documented();
+    let (remedies, documented) = (documented(OPERATIONS), documented(DOCUMENT));
     let names: BTreeSet<&str> = measure::ALL.iter().map(|metric| metric.name).collect();
     assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), names);
+    assert_eq!(remedies.keys().copied().collect::<BTreeSet<_>>(), names);
     for metric in measure::ALL {
-        let [kind, labels, meaning, off, remedy] = documented[metric.name].as_slice() else {
-            panic!("{}: not six columns", metric.name)
+        let [kind, labels, meaning, off] = documented[metric.name].as_slice() else {
+            panic!("{}: not five columns", metric.name)
         };
+        let [remedy] = remedies[metric.name].as_slice() else { panic!("{}: not two columns", metric.name) };
         let told: Vec<&str> = labels.split_whitespace().map(|label| label.trim_matches('`')).collect();
         assert_eq!((*kind, told.as_slice()), (metric.kind.as_str(), metric.labels), "{}", metric.name);
         assert_eq!(*meaning, metric.help, "{}", metric.name);
@@ -192,7 +195,7 @@ async fn a_running_daemon_shows_every_metric_that_is_documented_and_no_other() {
     })
     .await;
 
-    let documented = documented();
+    let documented = documented(DOCUMENT);
     let types: BTreeMap<&str, &str> =
         shown.types.iter().map(|(name, kind)| (name.as_str(), kind.as_str())).collect();
     assert_eq!(types, documented.iter().map(|(name, cells)| (*name, cells[0])).collect());

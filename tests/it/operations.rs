@@ -26,13 +26,24 @@ fn settings_load() {
     }
 }
 
-/// Lines of shell that the installation is tested with, that are run against a database, and that need a build or a service
-/// manager and are run nowhere.
+/// Lines of shell that the installation is tested with, that make it known to systemd, that are run against a database, in
+/// whose place the tests have their own, and that need a build, root or a running service manager and are run nowhere.
 const INSTALLS: [&str; 6] =
     ["install ", "chmod ", "fieldmirror ", "mv ", "(umask 077; fieldmirror ", "(umask 077; echo "];
+const ENABLES: [&str; 2] = ["systemd-sysusers", "systemctl enable "];
 const ADMINISTERS: [&str; 4] =
     ["sudo -u postgres createuser ", "sudo -u postgres createdb ", "pg_dump ", "pg_restore "];
-const NOT_RUN: [&str; 5] = ["cargo build ", "systemd-sysusers", "systemctl ", "chown ", "alias "];
+const PLACES: [&str; 2] = ["DATABASE_URL=", "RESTORED_URL="];
+const NOT_RUN: [&str; 8] = [
+    "systemd-run ",
+    "cargo build ",
+    "systemctl daemon-reload",
+    "systemctl start ",
+    "systemctl status ",
+    "systemctl restart ",
+    "chown ",
+    "alias ",
+];
 
 fn begins(line: &str, words: &[&str]) -> bool {
     words.iter().any(|word| line.starts_with(word))
@@ -46,7 +57,7 @@ fn chapter(name: &str) -> &'static str {
 #[test]
 fn every_line_of_shell_is_known() {
     let all = blocks(OPERATIONS, "sh").join("\n");
-    let words = [&INSTALLS[..], &ADMINISTERS, &NOT_RUN].concat();
+    let words = [&INSTALLS[..], &ENABLES, &ADMINISTERS, &PLACES, &NOT_RUN].concat();
     let unknown: Vec<&str> = all.lines().filter(|line| !begins(line, &words)).collect();
     assert_eq!(unknown, Vec::<&str>::new(), "run by no test, and not said to be so");
 }
@@ -56,7 +67,10 @@ fn every_line_of_shell_is_known() {
 fn the_installation_leaves_what_the_daemon_starts_with() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
-    for folder in ["usr/local/bin", "etc/systemd/system", "usr/lib/sysusers.d", "built"] {
+    // As on a system: its targets are there.
+    let folders =
+        ["usr/local/bin", "etc/systemd/system", "usr/lib/sysusers.d", "usr/lib/systemd/system", "built"];
+    for folder in folders {
         std::fs::create_dir_all(root.join(folder)).unwrap();
     }
     // Small, in place of a program of hundreds of megabytes.
@@ -66,8 +80,8 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
     let all = [blocks(chapter("Install"), "sh"), blocks(chapter("Credentials"), "sh")].concat().join("\n");
     let lines: Vec<&str> = all.lines().filter(|line| begins(line, &INSTALLS)).collect();
     assert!(lines.len() >= 8, "{lines:?}");
-    let all = lines.join("\n").replace("target/release/fieldmirror", "$ROOT/built/fieldmirror");
-    let script = all.replace(" /usr/", " $ROOT/usr/").replace(" /etc/", " $ROOT/etc/");
+    let installs = lines.join("\n").replace("target/release/fieldmirror", "$ROOT/built/fieldmirror");
+    let script = installs.replace(" /usr/", " $ROOT/usr/").replace(" /etc/", " $ROOT/etc/");
     let sh = |script: &str| {
         let ran = std::process::Command::new("sh")
             .args(["-euc", script])
@@ -84,6 +98,19 @@ fn the_installation_leaves_what_the_daemon_starts_with() {
 
     for unit in ["fieldmirror.service", "fieldmirror.socket"] {
         assert!(root.join("etc/systemd/system").join(unit).is_file(), "{unit}");
+    }
+    std::fs::write(root.join("usr/lib/systemd/system/multi-user.target"), "[Unit]\n").unwrap();
+    for line in all.lines().filter(|line| begins(line, &ENABLES)) {
+        let (program, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if std::process::Command::new(program).arg("--version").output().is_err() {
+            not_checked(&format!("`{line}`, since that is not installed"));
+            continue;
+        }
+        sh(&format!("{program} --root=$ROOT {rest}"));
+        let user = || std::fs::read_to_string(root.join("etc/passwd")).unwrap().starts_with("fieldmirror:");
+        let wanted =
+            || root.join("etc/systemd/system/multi-user.target.wants/fieldmirror.service").is_symlink();
+        assert!(if program == "systemctl" { wanted() } else { user() }, "{line}");
     }
     let etc = root.join("etc/fieldmirror");
     for (secret, mode) in [("database.url", 0o640), ("vault.key", 0o600)] {
@@ -322,9 +349,6 @@ async fn an_installation_is_run_by_the_book() {
     drop(analyst);
     daemon.kill().await.unwrap();
 
-    admin::create_if_missing(&server().url(), RESTORED).unwrap();
-    let own = format!("ALTER DATABASE {RESTORED} OWNER TO {OPERATED}");
-    session(&server().url()).batch_execute(&own).unwrap();
     for program in ["pg_dump ", "pg_restore "] {
         administer(program, url.expose(), restored_url.expose(), &here);
     }

@@ -6,6 +6,11 @@ use super::{Finding, Patient};
 use crate::config::{CallbackSettings, Problem, Problems};
 use crate::vault::Vault;
 
+/// Secrets that systemd reads as root are shown to a service alone.
+const AS_THE_SERVICE: &str = "to have it looked at, run this as the daemon's user, or under systemd as root: \
+    `systemd-run --quiet --wait --pipe --uid=fieldmirror --property=LoadCredential=database.url:/etc/fieldmirror/database.url \
+    --property=LoadCredential=vault.key:/etc/fieldmirror/vault.key fieldmirror doctor`";
+
 /// Everything that is wrong with the settings. A secret that this user may not read is no fault of the settings.
 pub(super) fn of_problems(problems: Option<&Problems>) -> Vec<Finding> {
     let Some(Problems(problems)) = problems else {
@@ -15,7 +20,10 @@ pub(super) fn of_problems(problems: Option<&Problems>) -> Vec<Finding> {
         let Problem { key, found, expected, origin, remedy } = problem;
         if found.contains("Permission denied") {
             let text = format!("`{key}` ({origin}) cannot be read by this user; the daemon's user may");
-            return Finding::unknown("configuration", text);
+            return Finding {
+                remedy: Some(AS_THE_SERVICE.to_owned()),
+                ..Finding::unknown("configuration", text)
+            };
         }
         let text = format!("`{key}` ({origin}): found {found}, expected {expected}");
         Finding::ill("configuration", text, remedy)
@@ -122,6 +130,7 @@ mod tests {
         let denied = "a file that cannot be read (Permission denied (os error 13))";
         let found = of_problems(Some(&Problems(vec![problem(away), problem(denied)])));
         assert_eq!([found[0].level, found[1].level], [Level::Ill, Level::Unknown]);
+        assert!(found[1].remedy.as_ref().is_some_and(|remedy| remedy.contains("LoadCredential=vault.key:")));
         assert_eq!(of_problems(None)[0].level, Level::Ok);
     }
 }
