@@ -1,6 +1,7 @@
 //! Housecall Pro: the mirror against the sandbox's truth, and what its API is peculiar about.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, NaiveDateTime};
@@ -8,8 +9,10 @@ use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::sandbox::SandboxOptions;
 use fieldmirror::sandbox::housecallpro::{Change, Housecallpro};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::support::app::{PATIENCE, TestApp, small};
+use crate::support::not_checked;
 use crate::support::truth::{no_column_is_left_out, not_compared};
 
 /// A walk writes page by page: what is on its way may take this long.
@@ -584,6 +587,28 @@ async fn what_cannot_be_is_not_believed() {
     daemon.stop().await;
 }
 
+/// Who waits at a terminal sees how far it is, and when it will be done.
+async fn a_wait_at_a_terminal(app: &TestApp) {
+    let line = format!("{} enqueue --resync acme --full --wait", env!("CARGO_BIN_EXE_fieldmirror"));
+    let mut script = tokio::process::Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env_clear().envs(&app.environment);
+    script.env("HOME", &app.folder).env("PATH", "/usr/bin:/bin").env("TERM", "xterm");
+    script.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let Ok(mut waiting) = script.spawn() else {
+        return not_checked("the progress bar, since there is no `script` to play the terminal");
+    };
+    let (mut shown, mut terminal) = (Vec::new(), waiting.stdout.take().expect("it is read"));
+    let looking = async {
+        while !String::from_utf8_lossy(&shown).contains(" rows, done in about ") {
+            let read = terminal.read_buf(&mut shown).await.unwrap();
+            assert!(read > 0, "it ended before: {}", String::from_utf8_lossy(&shown));
+        }
+    };
+    let seen = tokio::time::timeout(PATIENCE, looking).await.is_ok();
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(seen && shown.contains('█') && shown.contains(" %  "), "{shown}");
+}
+
 /// Nobody publishes a limit: the pace is ours, one request in a second, and it is used.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_own_pace_is_kept_and_used() {
@@ -615,5 +640,6 @@ async fn its_own_pace_is_kept_and_used() {
     let (more, span) = (asked() - first, began.elapsed().as_secs());
     assert!(more <= span + 2, "{more} requests in {span} s");
     assert_eq!(rig.app.sandbox.control().ledger().of_status(429), 0);
+    a_wait_at_a_terminal(&rig.app).await;
     daemon.stop().await;
 }

@@ -275,10 +275,17 @@ fn much() -> Value {
 }
 
 /// What a full disk makes of every write to the mirror's largest table, where none can be had.
-const DISK_FULL: &str = "CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+const DISK_FULL: &str = "CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON mirror.hubspot_tickets
+        FOR EACH STATEMENT EXECUTE FUNCTION public.disk_full()";
+
+const NO_ROOM: &str = "CREATE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         RAISE EXCEPTION 'could not extend file \"base/16385/16405\": No space left on device' USING ERRCODE = 'disk_full';
-    END $$;
-    CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON mirror.hubspot_tickets
+    END $$";
+const NO_ROOM_FOR_ATTEMPTS: &str =
+    "CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON fieldmirror.refresh_attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION public.disk_full()";
+const NO_ROOM_FOR_TOKENS: &str = "DROP TRIGGER disk_full ON fieldmirror.refresh_attempts;
+    CREATE TRIGGER disk_full BEFORE UPDATE ON fieldmirror.tokens
         FOR EACH STATEMENT EXECUTE FUNCTION public.disk_full()";
 
 /// Nobody waits for real: on a slow machine a stream that has failed a few times pauses for minutes.
@@ -289,6 +296,7 @@ const PAUSES_PASS: &str = "UPDATE fieldmirror.stream_state SET not_before = now(
 async fn a_disk_that_is_full_for_a_while() {
     let app = TestApp::new(small(300), &[("providers.hubspot.page_size", "25")]).await;
     let disk = on_small_disk(&app).await;
+    app.execute(NO_ROOM).await;
     app.faults(&["slow=300,on:batch_read"]);
     let mut daemon = app.spawn_daemon("");
     app.connect("acme").await;
@@ -309,6 +317,22 @@ async fn a_disk_that_is_full_for_a_while() {
     // What can be stored is stored.
     app.run("enqueue --refresh acme").await.done();
     app.wait_until("the token is refreshed", "SELECT generation = 2 FROM fieldmirror.tokens").await;
+    // Without room for the attempt nobody is asked; without room for the tokens they are kept until there is some.
+    app.execute(NO_ROOM_FOR_ATTEMPTS).await;
+    let request = app.run("enqueue --refresh acme --wait --json").await.last();
+    let said = request["requests"][0].to_string();
+    assert!(said.contains("the database's disk is full"), "{request}");
+    assert_eq!(app.asked("token_refresh"), 1);
+    app.execute(NO_ROOM_FOR_TOKENS).await;
+    app.run("enqueue --refresh acme").await.done();
+    let deadline = Instant::now() + PATIENCE;
+    while app.asked("token_refresh") < 2 {
+        assert!(Instant::now() < deadline, "there was room for the attempt");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    app.execute("DROP TRIGGER disk_full ON fieldmirror.tokens").await;
+    app.wait_until("they are written down", "SELECT generation = 3 FROM fieldmirror.tokens").await;
+    assert_eq!(app.asked("token_refresh"), 2, "the provider was asked once for them");
     let rows = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
     assert!(usize::try_from(rows).unwrap() < app.truth().await.len(), "{rows} rows");
     assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
@@ -347,13 +371,18 @@ async fn a_database_that_is_read_only_for_a_while() {
     app.connect("acme").await;
     app.wait_until("some pages", "SELECT count(*) > 0 FROM mirror.hubspot_tickets").await;
     wait_for_ready(&app, 200).await;
-    // As a standby offers itself after a failover, in every session at once.
+    // As a standby offers itself after a failover, in every session at once. A refresh falls due meanwhile.
     app.execute("ALTER SYSTEM SET default_transaction_read_only = on").await;
-    app.execute("SELECT pg_reload_conf()").await;
+    app.execute(
+        "UPDATE fieldmirror.tokens SET refresh_due_at = now() + interval '4 s'; SELECT pg_reload_conf()",
+    )
+    .await;
     wait_for_ready(&app, 503).await;
     let rows = app.number("SELECT count(*) FROM mirror.hubspot_tickets").await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(app.number("SELECT count(*) FROM mirror.hubspot_tickets").await, rows, "nothing is written");
+    let due = "SELECT refresh_due_at < now() AND generation = 1 FROM fieldmirror.tokens";
+    app.wait_until("a refresh is due", due).await;
     assert_eq!(app.asked("token_refresh"), 0, "no token is asked for that could not be stored");
     assert_eq!(daemon.try_wait().unwrap(), None, "the daemon waits");
     let log = std::fs::read_to_string(app.folder.join("daemon.log")).unwrap();
@@ -363,6 +392,7 @@ async fn a_database_that_is_read_only_for_a_while() {
     app.execute("SELECT pg_reload_conf()").await;
     wait_for_ready(&app, 200).await;
     app.faults(&[]);
+    app.wait_until("the refresh is made", "SELECT generation = 2 FROM fieldmirror.tokens").await;
     app.all_read().await;
     hold_against_mirror(&app).await;
     let parked = "SELECT id FROM fieldmirror.jobs WHERE state IN ('parked', 'failed')";
@@ -390,12 +420,12 @@ async fn a_database_that_is_read_only_for_a_while() {
     drop(locking);
     assert_eq!(
         app.number("SELECT generation FROM fieldmirror.tokens").await,
-        1,
+        2,
         "it could not be written down"
     );
     let mut daemon = app.spawn_daemon("");
-    app.wait_until("the new token is there", "SELECT generation = 2 FROM fieldmirror.tokens").await;
-    assert_eq!(app.asked("token_refresh"), 1, "the provider was asked once");
+    app.wait_until("the new token is there", "SELECT generation = 3 FROM fieldmirror.tokens").await;
+    assert_eq!(app.asked("token_refresh"), 2, "the provider was asked once");
     daemon.kill().await.unwrap();
     app.db.close();
     server.stop().await;

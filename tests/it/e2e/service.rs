@@ -408,6 +408,33 @@ async fn an_exchange_that_is_under_way_is_waited_for() {
     assert_eq!(app.one(OPEN).await, false);
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 0, "it signed off");
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.jobs WHERE state = 'running'").await, 0);
+    in_mid_consent(&app).await;
+}
+
+/// An owner whose consent is under way sees how it ends, and it counts.
+async fn in_mid_consent(app: &TestApp) {
+    let mut daemon = app.spawn_daemon("");
+    app.wait_until("it serves", "SELECT count(*) = 1 FROM fieldmirror.daemons").await;
+    app.faults(&["slow=5000,on:token_exchange"]);
+    let asked = app.run("enqueue --reconnect acme --no-wait --json").await.done().last();
+    let back = app.approve(&asked).await;
+    let browser = tokio::spawn(async move { get(&back).await });
+    app.wait_until(
+        "the code is being traded",
+        "SELECT count(*) = 1 FROM fieldmirror.authorization_attempts t
+         JOIN fieldmirror.authorizations a ON a.id = t.authorization_id JOIN fieldmirror.requests r ON r.id = a.request_id
+         WHERE t.used_at IS NOT NULL AND r.done_at IS NULL",
+    )
+    .await;
+    let (ended, _) = terminate(&mut daemon).await;
+    assert!(ended.success(), "{ended}");
+    let (status, _, page) = browser.await.unwrap();
+    assert_eq!(status, 200, "{page}");
+    let outcome =
+        "SELECT outcome FROM fieldmirror.requests WHERE kind = 'connect' ORDER BY requested_at DESC LIMIT 1";
+    assert_eq!(app.one(outcome).await, "done");
+    assert_eq!(app.number(GENERATION).await, 1, "of the new grant");
+    assert_eq!(app.one("SELECT state FROM mirror.connections").await, "connected");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
