@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use fieldmirror::http::pace::less_reserve;
-use fieldmirror::sandbox::SandboxOptions;
+use fieldmirror::sandbox::{HubspotLimits, SandboxOptions};
 use serde_json::{Value, json};
 
 use crate::support::app::{HUB, TestApp, small};
@@ -232,12 +232,29 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
     hold_against_mirror(&app).await;
 }
 
+/// Waits for a span in which nine tenths of so many requests a second were sent: one in which the machine stood still does
+/// not count.
+async fn all_used(span: Duration, secondly: f64, asked: impl Fn() -> u64) {
+    const PATIENCE: Duration = Duration::from_mins(3);
+    let (began, mut seen) = (Instant::now(), VecDeque::new());
+    loop {
+        seen.push_back((Instant::now(), asked()));
+        while seen.len() > 1 && seen[1].0.elapsed() >= span {
+            seen.pop_front();
+        }
+        let (since, before) = seen[0];
+        let more = f64::from(u32::try_from(asked() - before).unwrap());
+        if since.elapsed() >= span && more >= 0.9 * secondly * since.elapsed().as_secs_f64() {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} requests in {:?}", asked(), began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// While a bulk change is read, what the reserve leaves of five searches in a second is used, and none is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn searches_are_as_many_as_may_be() {
-    const SPAN: Duration = Duration::from_secs(5);
-    const PATIENCE: Duration = Duration::from_mins(3);
-    let left_secondly = f64::from(less_reserve(5, 0.1));
     let app = TestApp::new(small(20), &[("providers.hubspot.page_size", "5")]).await;
     let daemon = app.daemon().await;
     app.mirrored("acme").await;
@@ -245,23 +262,30 @@ async fn searches_are_as_many_as_may_be() {
     let bulk = json!({"do": "bulk_create", "count": 3_000, "properties": {"subject": "bulk"}});
     let bulk = serde_json::from_value(bulk).unwrap();
     app.sandbox.control().hubspot().change(HUB, &bulk).unwrap();
-    // A machine that stands still for a while does not count: it is a span of some five seconds in which all is used.
-    let (began, mut seen) = (Instant::now(), VecDeque::new());
-    loop {
-        seen.push_back((Instant::now(), app.asked("search")));
-        while seen.len() > 1 && seen[1].0.elapsed() >= SPAN {
-            seen.pop_front();
-        }
-        let (since, before) = seen[0];
-        let more = f64::from(u32::try_from(app.asked("search") - before).unwrap());
-        if since.elapsed() >= SPAN && more >= 0.9 * left_secondly * since.elapsed().as_secs_f64() {
-            break;
-        }
-        assert!(began.elapsed() < PATIENCE, "{} searches in {:?}", app.asked("search"), began.elapsed());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    all_used(Duration::from_secs(5), f64::from(less_reserve(5, 0.1)), || app.asked("search")).await;
     let pending = "SELECT 3000 - count(*) FROM mirror.hubspot_tickets WHERE subject = 'bulk'";
     assert!(app.number(pending).await > 0, "there was more to read all the time");
+    daemon.stop().await;
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+}
+
+/// The same of the limit of ten seconds while everything is read for the first time: few enough that a slow machine sends
+/// as many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limit_of_ten_seconds_is_kept_and_used() {
+    const LIMIT: usize = 20;
+    // They leave as soon as they may: what comes with a span is sent at its beginning.
+    const SPAN: Duration = Duration::from_millis(10_500);
+    let limits = HubspotLimits { ten_secondly: LIMIT, ..HubspotLimits::default() };
+    let options = SandboxOptions { hubspot_limits: limits, ..small(800) };
+    let app = TestApp::new(options, &[("providers.hubspot.page_size", "5")]).await;
+    let daemon = app.daemon().await;
+    app.connect("acme").await;
+    let left = f64::from(less_reserve(u32::try_from(LIMIT).unwrap(), 0.1)) / 10.0;
+    let asked = || ["list", "batch_read"].map(|of| app.asked(of)).iter().sum::<u64>();
+    all_used(SPAN, left, asked).await;
+    let pending = "SELECT count(*) FROM mirror.freshness WHERE stream = 'tickets' AND NOT backfill_done";
+    assert_eq!(app.number(pending).await, 1, "there was more to read all the time");
     daemon.stop().await;
     assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
 }
