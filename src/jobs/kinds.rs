@@ -15,7 +15,10 @@ use crate::domain::ids::ConnectionId;
 use crate::domain::time::until;
 use crate::sync::Engine;
 
-/// Refreshes and consents at a time: they wait for providers, not for the processor.
+/// Refreshes at a time: they wait for providers, not for the processor. 10,000 tokens of 15 minutes are 11 a second, which
+/// token endpoints that take more than a second each to answer may have as well.
+const REFRESH_SLOTS: usize = 16;
+/// The same for consents and what ends them.
 const TOKEN_SLOTS: usize = 8;
 /// Far beyond the limits of what these runs ask of a provider and of the database, and of a wait for a refresh elsewhere:
 /// it only cuts a run that hangs.
@@ -27,7 +30,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub fn workers(hub: &Arc<Hub>, turns: usize, engine: &Arc<Current<Engine>>) -> Monitor {
     let monitor = Monitor::new();
     let monitor = register::<Sync>(monitor, hub, turns, Arc::clone(engine));
-    let monitor = register::<RefreshToken>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
+    let monitor = register::<RefreshToken>(monitor, hub, REFRESH_SLOTS, Arc::clone(engine));
     let monitor = register::<Connect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
     let monitor = register::<Disconnect>(monitor, hub, TOKEN_SLOTS, Arc::clone(engine));
     register::<RotateKey>(monitor, hub, 1, Arc::clone(engine))
