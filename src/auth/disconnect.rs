@@ -1,9 +1,11 @@
 //! The end of a grant: revoked where the provider can, wiped in any case. Mirrored rows stay unless a purge is asked
 //! for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::proof::account_context;
 use super::{Auth, REFRESH_COLUMN, Standing, TokenClient};
@@ -37,6 +39,17 @@ pub enum Revoked {
     Failed(String),
 }
 
+impl Revoked {
+    /// What became of two grants together: whoever has to act is told.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Failed(why), _) | (_, Self::Failed(why)) => Self::Failed(why),
+            (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
+            (Self::NotPossible, Self::NotPossible) => Self::NotPossible,
+        }
+    }
+}
+
 impl Auth {
     /// Ends the grant of a connection: turns and refreshes are shut out first, then the grant is revoked, then all that
     /// is sealed is wiped, spills included. Open requests end. Repeating it does no harm.
@@ -58,6 +71,8 @@ impl Auth {
         let by_request = self.answered(Box::pin(self.revoke_by_request(id))).await??;
         // A refresh that is under way may be about to bring another token: it is waited for.
         let held = self.shut_out(id).await?;
+        let in_force =
+            held.as_ref().and_then(|(standing, _)| standing.token.as_ref()).map(|token| token.grant_id);
         let revoked = match (by_request, held) {
             (Some(revoked), _) => revoked,
             (None, Some((Standing { connection, token: Some(token) }, _))) => {
@@ -67,6 +82,7 @@ impl Auth {
             }
             (None, _) => Revoked::NotPossible,
         };
+        let revoked = revoked.and(self.revoke_kept(id, in_force).await?);
         let connection = self.wipe(id, purge, revoked.clone()).await?;
         // What cannot be removed now is removed by the next look at the folder.
         if let Err(failure) = self.forget_spills(id).await {
@@ -84,6 +100,34 @@ impl Auth {
         }
         info!(connection.id = id.0, connection.name = connection.name, "Disconnected `{}`", connection.name);
         Ok(revoked)
+    }
+
+    /// Revokes what is kept of consents that have not led to a connection: nobody could do so once the spills are gone.
+    async fn revoke_kept(&self, id: ConnectionId, in_force: Option<Uuid>) -> Result<Revoked, Failure> {
+        let Standing { connection, .. } = self.standing(id).await?;
+        let kept = self.spills.of(id).into_iter().map(|name| name.grant);
+        let kept: BTreeSet<Uuid> = kept.filter(|grant| Some(*grant) != in_force).collect();
+        let mut revoked = Revoked::NotPossible;
+        for grant in kept {
+            let replies = self.kept_replies(id, grant, 0, false).await;
+            let newest = replies.into_iter().find_map(|(_, granted)| granted.tokens.refresh_token);
+            let asked = self.answered(Box::pin(self.revoke(&connection, Ok(newest)))).await;
+            let asked = asked.unwrap_or_else(|failure| Revoked::Failed(failure.message));
+            revoked = revoked.and(match asked {
+                Revoked::NotPossible if self.ends_by_request(&connection) => Revoked::Failed(
+                    "a consent that had not led to a connection yet could not be ended".to_owned(),
+                ),
+                asked => asked,
+            });
+        }
+        Ok(revoked)
+    }
+
+    /// Whether the provider's way to end a grant is a request of its API.
+    fn ends_by_request(&self, connection: &Connection) -> bool {
+        let provider = self.provider(&connection.provider);
+        provider
+            .is_ok_and(|(of, settings)| of.revoke_request(&account_context(settings, connection)).is_some())
     }
 
     /// Ends the grant by a request of the API, where that is the provider's way.

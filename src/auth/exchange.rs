@@ -375,6 +375,8 @@ impl Auth {
             connections::lock(conn, id)?;
             connections::fail_pending(conn, id, &message)?;
             requests::finish(conn, request, outcome, Some(&message))?;
+            // Of one that had expired before.
+            requests::wipe(conn, request)?;
             record(conn, id, outcome.as_str(), Some(&message), daemon)
         })
         .await
@@ -431,14 +433,21 @@ fn write_down(
     let Account { id: account_id, name: account_name } = &proven.account;
     let account = account_name.clone().unwrap_or_else(|| account_id.clone());
     // By another daemon, which found the spill.
-    if tokens::load(conn, connection.id)?.is_some_and(|token| token.grant_id == proven.grant_id) {
+    let in_force = tokens::load(conn, connection.id)?.map(|token| token.grant_id);
+    if in_force == Some(proven.grant_id) {
         return Ok(Ending::Connected { name, title, account });
     }
     if connection.account_id.as_ref().is_some_and(|known| known != account_id) {
         return Ok(Ending::WrongAccount { name, title });
     }
     // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
-    if connection.state != ConnectionState::Connected && authorizations::is_replaced(conn, request)? {
+    let is_late = match in_force {
+        Some(in_force) if connection.state == ConnectionState::Connected => {
+            authorizations::came_later(conn, in_force, proven.grant_id)?
+        }
+        _ => authorizations::is_replaced(conn, request)?,
+    };
+    if is_late {
         return Ok(Ending::Refused(Refusal::Closed));
     }
     let id = connection.id;

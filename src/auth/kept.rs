@@ -1,7 +1,9 @@
 //! Consents that were interrupted after their code had been traded: what is kept of the reply still makes the connection,
-//! however long that takes. An access token that has run out meanwhile is renewed first.
+//! as long as the consent's attempt is on record. An access token that has run out meanwhile is renewed first.
 
 use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
 
 use super::authorize::Redeemed;
 use super::exchange::Unfinished;
@@ -9,7 +11,7 @@ use super::refresh::{BLOCKED_FOR, EXCHANGE_MAX};
 use super::spill::{self, InHand, Name};
 use super::{Auth, Ending, policy};
 use crate::db::refresh_attempts::{self, Exclusion, RefreshAttempt};
-use crate::db::{audit, authorizations, connections};
+use crate::db::{audit, authorizations, connections, tokens};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
@@ -17,6 +19,9 @@ use crate::domain::time::delta;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted};
 use crate::providers::TokenStep;
+
+/// How soon an access token of a kept consent that the API refuses is renewed again.
+const RENEWED_AGAIN_AFTER: TimeDelta = TimeDelta::hours(1);
 
 /// A consent whose code was traded, and that has not led to a connection.
 pub(super) enum Interrupted {
@@ -70,10 +75,22 @@ impl Auth {
             (&ended, &granted.tokens.refresh_token)
             && failure.kind == FailureKind::NeedsReauth
         {
+            if self.was_renewed_lately(name, granted) {
+                return Err(failure.clone());
+            }
             ended = match self.renew_kept(name, refresh_token, redeemed).await {
                 Ok((renewed, kept)) => {
                     in_hand = kept;
-                    self.connect_as(provider, redeemed, &renewed, &mut in_hand).await
+                    let ended = self.connect_as(provider, redeemed, &renewed, &mut in_hand).await;
+                    // The token endpoint has honoured the grant a moment ago.
+                    ended.map_err(|unfinished| match unfinished {
+                        Unfinished::Failed(failure)
+                            if failure.kind == FailureKind::NeedsReauth && provider.trusts_refresh() =>
+                        {
+                            Unfinished::Postponed(failure)
+                        }
+                        unfinished => unfinished,
+                    })
                 }
                 Err(unfinished) => Err(unfinished),
             };
@@ -98,6 +115,13 @@ impl Auth {
         .await
     }
 
+    /// Whether the reply is of a renewal, and so recent that another would bring nothing new.
+    fn was_renewed_lately(&self, name: Name, granted: &Granted) -> bool {
+        name.generation > 1
+            && self.is_fresh(granted)
+            && self.clock.now() < granted.sent_at + RENEWED_AGAIN_AFTER
+    }
+
     fn is_fresh(&self, granted: &Granted) -> bool {
         let expires_at = granted.tokens.expires_in.map(|life| granted.sent_at + delta(life));
         policy::is_usable(granted.sent_at, expires_at, self.clock.now())
@@ -115,9 +139,16 @@ impl Auth {
         let elsewhere = || Failure::transient("the kept consent is being concluded elsewhere");
         let Some(_ours) = self.renewing.begin(id) else { return Err(Unfinished::Postponed(elsewhere())) };
         let deadline = Deadline::after(EXCHANGE_MAX);
-        let auth = self.clone();
+        let (auth, request) = (self.clone(), redeemed.authorization.request_id);
         let opened = self.transaction(move |conn| {
             connections::lock(conn, id)?;
+            // It was listed a while ago: another daemon may have concluded it since.
+            let on_record = tokens::load(conn, id)?;
+            if on_record.is_some_and(|token| token.grant_id == name.grant)
+                || authorizations::is_replaced(conn, request)?
+            {
+                return Ok(None);
+            }
             let exclusion = Exclusion { blocked_for: BLOCKED_FOR, spill_grace: auth.spill_grace() };
             let by = auth.refresher(GrantKind::AuthorizationCode);
             refresh_attempts::open(conn, id, (name.grant, name.generation), &by, exclusion)
@@ -127,6 +158,11 @@ impl Auth {
             Ok(None) => return Err(Unfinished::Postponed(elsewhere())),
             Err(failure) => return Err(Unfinished::Postponed(failure)),
         };
+        // Or it has traded this token, and kept what it got.
+        if !self.kept_replies(id, name.grant, name.generation + 1, true).await.is_empty() {
+            self.close_kept(attempt).await;
+            return Err(Unfinished::Postponed(elsewhere()));
+        }
         let traded = self.trade_kept(refresh_token, redeemed, deadline).await;
         let renewed = match traded {
             Ok(granted) => {

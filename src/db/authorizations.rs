@@ -256,6 +256,15 @@ pub fn is_elsewhere(conn: &mut PgConnection, attempts: &[Uuid], link: Uuid) -> R
     rows::value::<Bool, bool, _>(conn, query.bind::<Array<SqlUuid>, _>(attempts).bind::<SqlUuid, _>(link))
 }
 
+/// Whether the consent of attempt `this` was given after that of `other`. Not, where either is no consent on record.
+pub fn came_later(conn: &mut PgConnection, this: Uuid, other: Uuid) -> Result<bool, DbError> {
+    let query = sql_query(
+        "SELECT EXISTS (SELECT FROM fieldmirror.authorization_attempts t, fieldmirror.authorization_attempts o \
+         WHERE t.id = $1 AND o.id = $2 AND t.used_at > o.used_at) AS value",
+    );
+    rows::value::<Bool, bool, _>(conn, query.bind::<SqlUuid, _>(this).bind::<SqlUuid, _>(other))
+}
+
 /// Uses the attempt up. What was sealed in it goes: it is of no use any more.
 pub fn use_attempt(conn: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
     sql_query(

@@ -263,7 +263,7 @@ pub fn reply(conn: &mut PgConnection, id: Uuid, reply_sealed: &[u8]) -> Result<(
     tell(conn, id)
 }
 
-/// Ends a request, wipes what was sealed in it, and tells the asker. One that expires keeps it: a consent that was given in
+/// Ends a request, wipes what was sealed in it, and tells the asker. A link that expires keeps it: a consent that was given in
 /// time may still be concluded; see [`super::retention::wipe_requests`]. A request that has ended stays as it is; returns
 /// whether this was the end. `message` is a sentence for people, without secrets.
 pub fn finish(
@@ -273,7 +273,7 @@ pub fn finish(
     message: Option<&str>,
 ) -> Result<bool, DbError> {
     let ended = sql_query(
-        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = CASE WHEN $4 THEN sealed END \
+        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = CASE WHEN $4 AND kind = 'connect' THEN sealed END \
          WHERE id = $1 AND done_at IS NULL",
     )
     .bind::<SqlUuid, _>(id)
@@ -285,6 +285,14 @@ pub fn finish(
         tell(conn, id)?;
     }
     Ok(ended > 0)
+}
+
+/// Wipes what was sealed in a request that has ended.
+pub fn wipe(conn: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    sql_query("UPDATE fieldmirror.requests SET sealed = NULL WHERE id = $1 AND done_at IS NOT NULL")
+        .bind::<SqlUuid, _>(id)
+        .execute(conn)?;
+    Ok(())
 }
 
 /// Ends the open requests for a consent to a connection, those before `newest` or all, and says so in the audit log.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fieldmirror::auth::between::Step;
+use fieldmirror::auth::disconnect::Revoked;
 use fieldmirror::auth::refresh::Why;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::rate_budget::{self, Lease};
@@ -86,6 +87,26 @@ async fn a_disconnect_revokes_what_is_kept_of_an_interrupted_refresh() {
     rig.auth.disconnect(id, false).await.expect("it ends");
     assert_eq!(rig.fake.revoked()[0]["token"], "SECRET-RT-2");
     assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+}
+
+/// Beside the grant in force, and where there is none: the spill is gone afterwards, and with it the only way to revoke.
+#[tokio::test]
+async fn a_disconnect_revokes_a_consent_that_was_kept() {
+    for is_connected in [true, false] {
+        let rig = Rig::new().await;
+        let id = if is_connected { rig.connected("acme", 1).await } else { rig.ask("acme").await.connection };
+        let asked = rig.ask_for(id).await;
+        let mortal =
+            rig.daemon_at(Host { name: "host", state: rig.state.path(), between: dies_at(Step::Spilled) });
+        rig.come_back_to(&mortal, &asked.authorize_url(), "code=C").await;
+        rig.auth.replay().await.expect("the folder is looked at");
+        let revoked = rig.auth.disconnect(id, false).await.expect("it ends");
+        assert_eq!(revoked, Revoked::Yes);
+        let tokens: Vec<_> = rig.fake.revoked().iter().map(|form| form["token"].clone()).collect();
+        let expected: &[&str] = if is_connected { &["SECRET-RT-1", "SECRET-RT-2"] } else { &["SECRET-RT-1"] };
+        assert_eq!(tokens, expected, "{is_connected}");
+        assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Replies of token endpoints outlive the daemon that got them, and the database that has lost them again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -17,10 +18,11 @@ use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::vault::{Vault, generate_key};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::fake::{Answer, Rotation};
 use super::rig::{Host, Rig};
-use super::stage::{dies_at, start_again};
+use super::stage::{at_step, dies_at, start_again};
 
 /// The spills in a state directory, by name.
 pub fn spills(state: &Path) -> Vec<PathBuf> {
@@ -475,9 +477,9 @@ async fn a_consent_waits_for_the_provider_to_tell_whose_it_is() {
 async fn a_consent_is_concluded_after_a_stop_in_the_middle_of_it() {
     let rig = Rig::new().await;
     let asked = rig.ask("acme").await;
-    let stopped: std::sync::Arc<std::sync::OnceLock<Auth>> = std::sync::Arc::default();
+    let stopped: Arc<std::sync::OnceLock<Auth>> = Arc::default();
     let between = {
-        let stopped = std::sync::Arc::clone(&stopped);
+        let stopped = Arc::clone(&stopped);
         Between::steps(move |_, at| {
             if at == Step::Spilled {
                 stopped.get().expect("it is set").close_within(Duration::ZERO);
@@ -589,16 +591,85 @@ async fn a_refused_access_token_alone_ends_no_consent() {
         if !lasts {
             rig.fake.refuse_details(None);
         }
-        start_again(&rig, rig.state.path()).await;
-        let (state, outcome) = if lasts {
-            (ConnectionState::Failed, RequestOutcome::Denied)
-        } else {
-            (ConnectionState::Connected, RequestOutcome::Done)
-        };
-        assert_eq!(rig.connection(asked.connection).await.state, state, "{name}");
-        assert_eq!(rig.request_row(asked.request).await.outcome, Some(outcome), "{name}");
+        for hours in [0, 0, 2] {
+            rig.clock.shift(TimeDelta::hours(hours));
+            start_again(&rig, rig.state.path()).await;
+            let (state, outcome) = if lasts {
+                (ConnectionState::AwaitingConsent, None)
+            } else {
+                (ConnectionState::Connected, Some(RequestOutcome::Done))
+            };
+            assert_eq!(rig.connection(asked.connection).await.state, state, "{name}");
+            assert_eq!(rig.request_row(asked.request).await.outcome, outcome, "{name}");
+        }
     }
-    assert_eq!(rig.fake.count("refresh_token"), 1, "of the one that was refused again");
+    // The token endpoint honours the grant of the one that is refused again and again: that is asked each hour.
+    assert_eq!(rig.fake.count("refresh_token"), 2);
+    rig.fake.refuse_details(None);
+    start_again(&rig, rig.state.path()).await;
+    assert!(rig.conditions().await.is_empty());
+    assert_eq!(rig.fake.replays(), 0);
+}
+
+/// Two daemons on one folder have listed a consent whose access token has run out: its refresh token is traded once.
+#[tokio::test]
+async fn a_kept_consent_that_another_daemon_has_taken_up_is_left_to_it() {
+    for is_concluded in [true, false] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let asked = rig.ask("acme").await;
+        rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+        rig.clock.shift(TimeDelta::hours(20));
+        let slow = rig.another_daemon();
+        let listed = slow.replay().await.expect("the folder is looked at");
+        rig.fake.refuse_details((!is_concluded).then_some(503));
+        start_again(&rig, rig.state.path()).await;
+        rig.fake.refuse_details(None);
+        slow.follow_up(listed).await;
+        assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (1, 0), "{is_concluded}");
+        let auth = start_again(&rig, rig.state.path()).await;
+        assert_eq!(
+            rig.connection(asked.connection).await.state,
+            ConnectionState::Connected,
+            "{is_concluded}"
+        );
+        auth.refresh(asked.connection, Why::Asked).await.expect("it works");
+    }
+}
+
+/// A consent that is concluded late does not take the place of one that was given after it.
+#[tokio::test]
+async fn the_consent_that_was_given_last_counts() {
+    let rig = Rig::new().await;
+    let id = rig.connected("acme", 1).await;
+    let (first, link) = (rig.ask_for(id).await, rig.auth.clone());
+    // Both tabs are open; the first consent is slow to say whose it is.
+    let (state, between) = (rig.state.path(), Between::default());
+    let (replied, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let waits = {
+        let (replied, goes_on) = (Arc::clone(&replied), Arc::clone(&goes_on));
+        at_step(Step::Spilled, move || {
+            let (replied, goes_on) = (Arc::clone(&replied), Arc::clone(&goes_on));
+            async move {
+                replied.notify_one();
+                goes_on.notified().await;
+                Duration::ZERO
+            }
+        })
+    };
+    let slow = rig.daemon_at(Host { name: "host", state, between: waits });
+    let url = first.authorize_url();
+    let (late, ()) = tokio::join!(rig.come_back_to(&slow, &url, "code=C"), async {
+        replied.notified().await;
+        let second = rig.ask_for(id).await;
+        let quick = rig.daemon_at(Host { name: "host", state, between });
+        let ending = rig.come_back_to(&quick, &second.authorize_url(), "code=C").await;
+        assert!(matches!(ending, Ending::Connected { .. }), "{ending:?}");
+        goes_on.notify_one();
+    });
+    assert!(matches!(late, Ending::Refused(_)), "{late:?}");
+    assert_eq!(access(&link, id).await, "SECRET-AT-3");
+    assert_eq!(spills(state).len(), 1, "that of the grant in force");
 }
 
 /// A database from before a reconnect says that the connection is disconnected: that is no reason to throw away what it

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fieldmirror::auth::Auth;
@@ -89,6 +90,18 @@ pub fn dies_when_seen(fake: &Fake, step: Step) -> Between {
 /// Ends the task without a word: a panic would be logged.
 fn die() -> ! {
     std::panic::resume_unwind(Box::new("the process died"))
+}
+
+/// What a test does at one step.
+pub fn at_step<F>(step: Step, deed: impl Fn() -> F + Send + Sync + 'static) -> Between
+where
+    F: Future<Output = Duration> + Send + 'static,
+{
+    let deed = Arc::new(deed);
+    Between::steps(move |_, at| {
+        let deed = Arc::clone(&deed);
+        Box::pin(async move { if at == step { deed().await } else { Duration::ZERO } })
+    })
 }
 
 /// The daemon is started again: what it does before it works.
