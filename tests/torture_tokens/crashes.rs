@@ -38,8 +38,8 @@ pub async fn run(plan: Plan) -> Result<(), String> {
 
 async fn lane(plan: Plan, number: u64, rotation: Rotation) -> Result<Kinds, String> {
     let mut lane = Lane::new(plan.seed, number, rotation).await;
-    let (mut kinds, mut done) = (Kinds::new(), 0);
-    while done < plan.refreshes.div_ceil(4) || Instant::now() < plan.until {
+    let (mut kinds, mut done, began) = (Kinds::new(), 0, Instant::now());
+    while done < plan.refreshes.div_ceil(4) || began.elapsed() < plan.lasts {
         let deed = lane.step().await.map_err(|why| {
             format!(
                 "lane {number}, refresh {done}, {why}\nto see it again: scripts/torture tokens --seed {} --refreshes {}",

@@ -18,11 +18,11 @@ const SAY_EVERY: Duration = Duration::from_mins(1);
 pub async fn run(plan: Plan) -> Result<(), String> {
     let options = SandboxOptions { access_token_life: LIFE, ..small(100) };
     let app = TestApp::new(options, &[]).await;
-    app.faults(&["rotate"]);
+    app.faults(&["rotate", "revoke_replayed"]);
     let daemons: Vec<Child> = (0..DAEMONS).map(|number| spawn(&app, number)).collect();
     app.mirrored("acme").await;
     let (began, mut said) = (Instant::now(), Instant::now());
-    while Instant::now() < plan.until {
+    while began.elapsed() < plan.lasts {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if said.elapsed() > SAY_EVERY {
             said = Instant::now();

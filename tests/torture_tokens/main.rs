@@ -32,8 +32,8 @@ const USAGE: &str = "usage: torture tokens [--minutes N] [--seed S] [--refreshes
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// When it may end at the earliest.
-    pub until: Instant,
+    /// How long it lasts at least.
+    pub lasts: Duration,
     pub seed: u64,
     pub refreshes: u64,
     pub kills: u64,
@@ -82,8 +82,8 @@ fn plan(flags: &[String], minutes: u64, seed: u64) -> Option<Plan> {
         }
     }
     let (minutes, seed, refreshes, kills) = plan;
-    let until = Instant::now() + Duration::from_secs(minutes * 60);
-    Some(Plan { until, seed, refreshes, kills })
+    let lasts = Duration::from_secs(minutes * 60);
+    Some(Plan { lasts, seed, refreshes, kills })
 }
 
 /// One line, seen at once.

@@ -9,7 +9,7 @@ use url::form_urlencoded;
 use super::Hubspot;
 use super::refusals::{Policy, Refusal};
 use crate::sandbox::faults::{FaultName, Spot};
-use crate::sandbox::oauth::{Issued, Pass};
+use crate::sandbox::oauth::{GrantFault, Issued, Pass};
 use crate::sandbox::shared;
 
 /// The id of the app, as account owners see it.
@@ -70,7 +70,13 @@ impl Hubspot {
             }
             "refresh_token" => {
                 let rotate = self.shared.faults.strikes(FaultName::Rotate, spot);
-                let issued = self.auth.redeem_refresh(client_id, form.get("refresh_token"), rotate, now_ms);
+                let refresh_token = form.get("refresh_token");
+                let issued = self.auth.redeem_refresh(client_id, refresh_token, rotate, now_ms);
+                if matches!(issued, Err(GrantFault::Replaced))
+                    && self.shared.faults.strikes(FaultName::RevokeReplayed, spot)
+                {
+                    self.auth.revoke_replayed(refresh_token);
+                }
                 issued.map_err(|fault| Refusal::refresh(fault, rfc))
             }
             _ => {

@@ -269,6 +269,18 @@ impl AuthServer {
         true
     }
 
+    /// A token that is used again after its end has been stolen, for all that a strict provider knows: its account's grant
+    /// ends with everything that was issued.
+    pub fn revoke_replayed(&self, refresh_token: &str) {
+        let account = {
+            let inner = self.inner();
+            inner.refresh.get(refresh_token).map(|entry| inner.grants[entry.grant].account.clone())
+        };
+        if let Some(account) = account {
+            self.revoke_account(&account);
+        }
+    }
+
     /// What an account's admin does by uninstalling: grants, refresh tokens and access tokens die at once.
     /// Returns how many grants died.
     pub fn revoke_account(&self, account: &str) -> usize {

@@ -63,7 +63,7 @@ async fn short_lived_tokens_are_renewed_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_daemons_share_a_database() {
     let app = TestApp::new(short_lived(400, 5), &[]).await;
-    app.faults(&["rotate"]);
+    app.faults(&["rotate", "revoke_replayed"]);
     let mut daemons = vec![app.daemon().await];
     for number in 1..4 {
         // The others listen elsewhere, as on other machines; two of them have a folder of their own.
