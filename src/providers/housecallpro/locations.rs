@@ -94,8 +94,12 @@ fn page(cx: &StepContext<'_>, reply: Reply) -> Result<Page, Failure> {
     let mut ids = records.iter().map(|record| record.id.clone());
     known.own = ids.next().unwrap_or_default();
     known.below.extend(ids.filter(|id| *id != known.own));
-    known.read.extend(known.to_read(cx.options));
+    let to_read = known.to_read(cx.options);
+    // What is at a location that was never read may have changed long before it was shown.
+    let is_new = !known.read.is_empty() && !to_read.is_subset(&known.read);
+    let renews = if is_new { streams::LOCATED.to_vec() } else { Vec::new() };
+    known.read.extend(to_read);
     let fact = serde_json::to_value(known).expect("plain data with text keys");
     let facts = Facts::from([(streams::LOCATIONS_FACT.to_owned(), fact)]);
-    Ok(Page { records, facts, ..Page::default() })
+    Ok(Page { records, facts, renews, ..Page::default() })
 }

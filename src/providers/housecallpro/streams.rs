@@ -9,6 +9,8 @@ use crate::domain::spec::{Changes, Column, Fact, ListSpec, Mode, Paging, Read, S
 pub(super) const LOCATIONS_NAME: &str = "locations";
 pub(super) const JOBS_NAME: &str = "jobs";
 pub(super) const CUSTOMERS_NAME: &str = "customers";
+/// Those whose walks over changes would not find what is new by its place alone.
+pub(super) const LOCATED: &[&str] = &[JOBS_NAME, CUSTOMERS_NAME];
 const EMPLOYEES_NAME: &str = "employees";
 /// What is kept of an employee, in their own records and within jobs. The rest is between them and their company.
 const KEPT_OF_EMPLOYEES: &[&str] =

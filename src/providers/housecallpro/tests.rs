@@ -193,6 +193,39 @@ fn which_locations_are_read() {
 }
 
 #[test]
+fn a_location_that_was_never_read_has_everything_read_again() {
+    for (facts, setting, expected) in [
+        (Facts::new(), &[][..], &[][..]),
+        (known(&["a"], &["a", "b", "o"]), &[], &[]),
+        (known(&["a"], &["a", "o"]), &[], streams::LOCATED),
+        (known(&["a"], &["a", "o"]), &["a"], &[]),
+        (known(&["a", "b"], &["a"]), &["a", "b"], streams::LOCATED),
+        // Of an older program, which did not note what it read.
+        (known(&["a"], &[]), &[], &[]),
+    ] {
+        let (params, options) = (Params::new(), only(setting));
+        let started_at = DateTime::UNIX_EPOCH;
+        let walk = Walk { mode: Mode::Snapshot, started_at, from: None, facts_as_of: None };
+        let stream = SPEC.stream(streams::LOCATIONS_NAME).unwrap();
+        let cx = StepContext {
+            stream,
+            walk: &walk,
+            api_version: "",
+            page_size: 1,
+            facts: &facts,
+            params: &params,
+            options: &options,
+        };
+        let company = json!({"id": "o", "locations": [{"id": "a"}, {"id": "b"}]});
+        let replies = vec![reply(200, Body::Json(company))];
+        let Step::Emit { page, .. } = locations::step(&cx, &Position::start(), replies).unwrap() else {
+            panic!("one answer has them all")
+        };
+        assert_eq!(page.renews, expected, "{setting:?} {facts:?}");
+    }
+}
+
+#[test]
 fn what_a_read_by_id_proves() {
     let (params, options, facts) = (Params::new(), Options::new(), known(&["north"], &["o", "north"]));
     let started_at = DateTime::from_timestamp(1_777_881_600, 0).unwrap();
