@@ -1,8 +1,9 @@
 //! When the next request to an account may leave: only when the provider can be expected to accept it.
 //!
 //! A [`Pacer`] holds the buckets of one account at one provider; a request takes a permit from each bucket that it
-//! names. Those that share an account take theirs in the order in which they have come ([`line`]). It is plain: `now` is handed in, nothing sleeps here. Limits that cross accounts or daemons (an address, a
-//! token endpoint, a day's quota) are not its business; they are kept in the database.
+//! names. Those that share an account take theirs in the order in which they have come ([`mod@line`]). It is plain: `now`
+//! is handed in, nothing sleeps here. Limits that cross accounts or daemons (an address, a token endpoint, a day's quota)
+//! are not its business; they are kept in the database.
 //!
 //! `now` is wall-clock time, so that what was sent can be saved with a turn and counted by the next one. A clock that
 //! goes back does no harm: see [`Pacer::settle`]. One that leaps forward looks like idle time; a caller who wants to
