@@ -90,7 +90,8 @@ impl Pacer {
         let line = std::mem::take(&mut self.line);
         let waits = self.chosen(buckets).map(|bucket| {
             let name = bucket.name();
-            (bucket.ready_in(now, points, line.ahead(of, name)), bucket)
+            let saved_at = bucket.saves().then_some(now);
+            (bucket.ready_in(now, points, line.ahead(of, name, saved_at)), bucket)
         });
         let slowest = waits.max_by_key(|(wait, _)| *wait).map(|(_, bucket)| bucket.in_words(now));
         self.line = line;
@@ -109,8 +110,9 @@ impl Pacer {
         Ok(())
     }
 
-    /// Takes as [`Pacer::take`] does, and leaves to those who came before what they wait for. `of` keeps its place until it
-    /// can go, from one turn to the next as well; who has no name comes last and keeps none.
+    /// Takes as [`Pacer::take`] does, and leaves to those who came before what they wait for, if they can go or it is saved
+    /// for them. `of` keeps its place until it can go, from one turn to the next as well; who has no name comes last and
+    /// keeps none.
     pub fn take_in_line(
         &mut self,
         now: DateTime<Utc>,
@@ -122,7 +124,8 @@ impl Pacer {
         let line = std::mem::take(&mut self.line);
         let ready_in = |bucket: &mut Bucket| {
             let name = bucket.name();
-            bucket.ready_in(now, points, line.ahead(of, name))
+            let saved_at = bucket.saves().then_some(now);
+            bucket.ready_in(now, points, line.ahead(of, name, saved_at))
         };
         let wait = self.chosen(buckets).map(ready_in).max().unwrap_or_default();
         self.line = line;
@@ -135,6 +138,16 @@ impl Pacer {
         }
         self.chosen(buckets).for_each(|bucket| bucket.take(now, points));
         Ok(())
+    }
+
+    /// These can go as soon as they may, and no others.
+    pub fn come<'a>(&mut self, here: impl Iterator<Item = &'a str>) {
+        self.line.come(here.map(str::to_owned).collect());
+    }
+
+    /// `of` does not go on for now. It keeps a place only if it still `waits` for what that is for.
+    pub fn go(&mut self, of: &str, waits: bool) {
+        self.line.go(of, waits);
     }
 
     /// Keeps a place for `of`, which cannot go before `wait` has passed.
@@ -239,7 +252,7 @@ impl Pacer {
 
     /// Who waits, in their order.
     pub fn line(&self) -> impl Iterator<Item = &str> {
-        self.line.0.iter().map(|place| place.of.as_str())
+        self.line.places.iter().map(|place| place.of.as_str())
     }
 
     fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {

@@ -223,7 +223,11 @@ impl Engine {
             facts: &turn.facts,
             began,
         };
-        let in_order = turn.unserved().order(wave, sender.lock_pacer().line());
+        let in_order = {
+            let mut pacer = sender.lock_pacer();
+            pacer.come(wave.keys().copied());
+            turn.unserved().order(wave, pacer.line())
+        };
         let streams = in_order.into_iter().map(|(stream, modes)| self.stream(turn, &drive, stream, modes));
         join_all(streams).await;
     }
@@ -259,7 +263,9 @@ impl Engine {
                 Err(_) => break,
             }
         }
-        if is_over(&result) {
+        let waits = is_over(&result);
+        drive.sender.lock_pacer().go(stream, waits);
+        if waits {
             modes.for_each(|mode| turn.unserved().note(stream, mode, false));
         }
         self.record(turn, key, last, result).await;

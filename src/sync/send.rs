@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -120,7 +120,7 @@ struct Gate<'a> {
 impl Turnstile for Gate<'_> {
     fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            if let Err(halt) = self.sender.wait_for_account(request, self.deadline, self.tally).await {
+            if let Err(halt) = self.sender.wait_for_account(request, self.deadline).await {
                 *lock(&self.halted) = Some(halt);
                 return Err(Failure::transient("the turn is over before the provider could be asked"));
             }
@@ -171,11 +171,8 @@ impl Sender<'_> {
         let mut refusals = 0;
         let mut tries = 0;
         loop {
-            // Permits come last: a request that leaves later than its permits say meets those of the next span. The
-            // slot is kept until a refusal is noted: the next in line must not leave before. It is never closed.
-            let slot = self.in_flight.acquire().await;
-            let access = self.access().await?;
-            self.wait_for_permits(request, deadline, tally).await?;
+            // The slot is kept until a refusal is noted: the next in line must not leave before.
+            let (slot, access) = self.admission(request, deadline, tally).await?;
             let access = if access.is_usable(self.clock.now()) { access } else { self.access().await? };
             tally.requests.fetch_add(1, Ordering::Relaxed);
             measure::request(self.provider.spec().name, request.buckets);
@@ -303,41 +300,68 @@ impl Sender<'_> {
         Ok(2)
     }
 
-    async fn wait_for_permits(
+    /// Waits for a slot, a token and permits. Permits come last: a request that leaves later than they say meets those of
+    /// the next span. Who has to wait for one holds no slot: whoever is ahead may need it to go.
+    async fn admission(
         &self,
         request: &Request,
         deadline: Instant,
         tally: &Tally,
-    ) -> Result<(), Halt> {
-        self.wait_for_account(request, deadline, tally).await?;
-        self.lease(request, deadline).await
+    ) -> Result<(Option<SemaphorePermit<'_>>, Access), Halt> {
+        loop {
+            // The semaphore is never closed.
+            let slot = self.in_flight.acquire().await.ok();
+            let access = self.access().await?;
+            match self.take(request, deadline, tally)? {
+                None => {
+                    self.lease(request, deadline).await?;
+                    return Ok((slot, access));
+                }
+                Some(wait) => {
+                    drop(slot);
+                    let limit = || self.limit(request, self.pacing_now(), tally.of);
+                    self.sleep(wait, deadline, limit).await?;
+                }
+            }
+        }
     }
 
-    /// Waits for the account's own limits. A stream whose turn ends before that keeps its place in the line.
-    async fn wait_for_account(
-        &self,
-        request: &Request,
-        deadline: Instant,
-        tally: &Tally,
-    ) -> Result<(), Halt> {
-        let Request { buckets, points, .. } = request;
+    /// Waits for the account's own limits outside of the line: the request that has raised the question holds a slot, which
+    /// those in the line may need to go.
+    async fn wait_for_account(&self, request: &Request, deadline: Instant) -> Result<(), Halt> {
         loop {
             if self.stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }
             let now = self.pacing_now();
             if Instant::now() >= deadline {
-                self.lock_pacer().wait(now, tally.of, buckets, *points, Duration::ZERO);
                 return Err(Halt::TurnOver);
             }
-            let taken = self.lock_pacer().take_in_line(now, tally.of, buckets, *points);
+            let taken = self.lock_pacer().take(now, request.buckets, request.points);
             let Err(wait) = taken else { return Ok(()) };
-            let limit = || {
-                let limit = self.lock_pacer().in_the_way(now, tally.of, buckets, *points);
-                format!("{}'s limit {}", self.provider.spec().title, limit.unwrap_or_default())
-            };
-            self.sleep(wait, deadline, limit).await?;
+            self.sleep(wait, deadline, || self.limit(request, now, None)).await?;
         }
+    }
+
+    /// The account's limit that is waited for, in words.
+    fn limit(&self, request: &Request, now: DateTime<Utc>, of: Option<&str>) -> String {
+        let limit = self.lock_pacer().in_the_way(now, of, request.buckets, request.points);
+        format!("{}'s limit {}", self.provider.spec().title, limit.unwrap_or_default())
+    }
+
+    /// Takes permits of the account's own limits, or says how long to wait before asking again. A stream whose turn ends
+    /// before that keeps its place in the line.
+    fn take(&self, request: &Request, deadline: Instant, tally: &Tally) -> Result<Option<Duration>, Halt> {
+        let Request { buckets, points, .. } = request;
+        if self.stop.is_cancelled() {
+            return Err(Halt::Stopped);
+        }
+        let now = self.pacing_now();
+        if Instant::now() >= deadline {
+            self.lock_pacer().wait(now, tally.of, buckets, *points, Duration::ZERO);
+            return Err(Halt::TurnOver);
+        }
+        Ok(self.lock_pacer().take_in_line(now, tally.of, buckets, *points).err())
     }
 
     /// Waits for the limits of the address.

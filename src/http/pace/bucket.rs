@@ -63,6 +63,11 @@ impl Bucket {
         self.spec.name
     }
 
+    /// Whether what nobody takes now is there later.
+    pub(super) fn saves(&self) -> bool {
+        self.spec.counts == Counts::Points
+    }
+
     /// The most requests within one window.
     pub(super) fn allowed(&self) -> usize {
         less_reserve(self.limit(), self.reserve) as usize

@@ -86,7 +86,7 @@ pub(super) fn write(buckets: &mut [Bucket], line: &Line, now: DateTime<Utc>) -> 
         points: place.points,
         kept: whole_ms(place.kept_until - now),
     };
-    let line = line.0.iter().map(waits).collect();
+    let line = line.places.iter().map(waits).collect();
     // A millisecond up: ages are cut to whole ones as well.
     let saved = Saved { v: VERSION, at: now.timestamp_millis() + 1, buckets, line };
     serde_json::to_value(saved).unwrap_or(Value::Null)
@@ -100,7 +100,7 @@ pub(super) fn read(buckets: &mut [Bucket], line: &mut Line, value: &Value) -> Op
     let kept = |ms: u64| at + delta(std::time::Duration::from_millis(ms).min(PAUSE_MAX + KEPT));
     let place =
         |SavedPlace { of, buckets, points, kept: ms }| Place { of, buckets, points, kept_until: kept(ms) };
-    line.0 = saved.line.into_iter().take(PLACES_MAX).map(place).collect();
+    line.places = saved.line.into_iter().take(PLACES_MAX).map(place).collect();
     for bucket in buckets {
         let Some(SavedBucket { sent, paused, refusals, told, spent }) = saved.buckets.remove(bucket.name())
         else {

@@ -453,6 +453,7 @@ const POINTS: BucketSpec = BucketSpec::points("points", 1_000, Duration::from_se
 #[test]
 fn who_came_first_goes_first() {
     let mut pacer = Pacer::new(&[POINTS, ONE], 0.0);
+    pacer.come(["dear", "cheap", "other"].into_iter());
     assert_eq!(pacer.take(at(0), &["points"], 900), Ok(()));
     assert_eq!(pacer.take_in_line(at(0), Some("dear"), &["points"], 400), Err(ms(6_000)));
     assert_eq!(
@@ -470,6 +471,7 @@ fn who_came_first_goes_first() {
     let saved = pacer.to_saved(at(1_000));
     let mut pacer = Pacer::from_saved(&[POINTS, ONE], 0.0, &saved, at(5_000));
     assert_eq!(pacer.line().collect::<Vec<_>>(), ["dear", "cheap"]);
+    pacer.come(["dear", "cheap"].into_iter());
     assert!(pacer.take_in_line(at(5_000), Some("cheap"), &["points"], 50).is_err());
     assert_eq!(pacer.take_in_line(at(6_002), Some("dear"), &["points"], 400), Ok(()));
     assert!(pacer.take_in_line(at(6_002), Some("dear"), &["points"], 1).is_err(), "it is at the end again");
@@ -484,6 +486,7 @@ fn who_came_first_goes_first() {
 #[test]
 fn requests_leave_permits_to_those_ahead() {
     let mut pacer = Pacer::new(&[ONE], RESERVE);
+    pacer.come(["a", "b", "c", "d", "e", "f"].into_iter());
     assert_eq!(burst(&mut pacer, at(0), &["secondly"]), 4);
     for (of, wait) in [("a", 1_075), ("b", 1_075), ("a", 1_075)] {
         assert_eq!(pacer.take_in_line(at(0), Some(of), &["secondly"], 1), Err(ms(wait)), "{of}");
@@ -498,6 +501,7 @@ fn requests_leave_permits_to_those_ahead() {
 fn what_those_ahead_could_have_had_is_everybodys() {
     for (bucket, points, free) in [("secondly", 1, 1_110), ("points", 600, 12_000)] {
         let mut pacer = Pacer::new(&[BucketSpec { limit: 1, ..ONE }, POINTS], 0.0);
+        pacer.come(["a", "b"].into_iter());
         pacer.take(at(0), &[bucket], points).unwrap();
         assert_eq!(pacer.take_in_line(at(0), Some("a"), &[bucket], 1_000), Err(ms(free)), "{bucket}");
         assert_eq!(pacer.take_in_line(at(0), Some("b"), &[bucket], 1), Err(ms(free + 1_000)), "behind it");
@@ -507,19 +511,48 @@ fn what_those_ahead_could_have_had_is_everybodys() {
 }
 
 #[test]
+fn who_cannot_go_holds_nobody_up() {
+    let two = [BucketSpec { limit: 2, ..ONE }];
+    let waiting = || {
+        let mut pacer = Pacer::new(&two, 0.0);
+        pacer.come(["a", "b"].into_iter());
+        pacer.take(at(0), &["secondly"], 1).unwrap();
+        pacer.wait(at(0), Some("a"), &["secondly"], 1, ms(2_000));
+        pacer
+    };
+    let may = |pacer: &mut Pacer| pacer.take_in_line(at(10), Some("b"), &["secondly"], 1).is_ok();
+    assert!(!may(&mut waiting()));
+    // It is not among those whose turn it is, its turn is over, or it has nothing to ask any more.
+    let mut other_wave = waiting();
+    other_wave.come(["b"].into_iter());
+    assert!(may(&mut other_wave));
+    for waits in [true, false] {
+        let mut pacer = waiting();
+        pacer.go("a", waits);
+        assert!(may(&mut pacer), "{waits}");
+        assert_eq!(pacer.line().count(), usize::from(waits), "what it is for is there still");
+    }
+    let saved = waiting().to_saved(at(0));
+    assert!(may(&mut Pacer::from_saved(&two, 0.0, &saved, at(10))), "the next turn");
+}
+
+#[test]
 fn a_place_is_kept_for_so_long() {
-    for (asked, kept) in [(60_999, true), (61_002, false)] {
+    for (asked, saved_for, kept) in
+        [(5_999, true, true), (6_002, false, true), (60_999, false, true), (61_002, false, false)]
+    {
         let mut pacer = Pacer::new(&[POINTS], 0.0);
         pacer.wait(at(0), Some("gone"), &["points"], 1_000, ms(1_000));
         let saved = pacer.to_saved(at(10));
         let mut pacer = Pacer::from_saved(&[POINTS], 0.0, &saved, at(asked));
         pacer.take(at(asked), &["points"], 500).unwrap();
-        assert_eq!(pacer.take_in_line(at(asked), Some("b"), &["points"], 1).is_err(), kept, "{asked}");
+        assert_eq!(pacer.take_in_line(at(asked), Some("b"), &["points"], 1).is_err(), saved_for, "{asked}");
+        assert_eq!(pacer.line().any(|of| of == "gone"), kept, "{asked}");
     }
     let mut pacer = Pacer::new(&[POINTS], 0.0);
     pacer.wait(at(0), Some("gone"), &["points"], 1_000, Duration::ZERO);
     // The clock is set back by an hour.
-    for (after, kept) in [(0, true), (61_000, false)] {
+    for (after, kept) in [(0, true), (6_000, false)] {
         let now = at(after - 3_600_000);
         pacer.take(now, &["points"], 500).unwrap();
         assert_eq!(pacer.take_in_line(now, Some("b"), &["points"], 1).is_err(), kept, "{after}");
