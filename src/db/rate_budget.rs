@@ -12,7 +12,7 @@ use diesel::sql_types::{Double, Text};
 
 use super::error::DbError;
 use super::rows;
-use crate::domain::spec::BucketSpec;
+use crate::domain::spec::{BucketSpec, PAUSE_DOUBTED};
 
 /// What asking for permits came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,15 +120,17 @@ pub fn refused(
     Ok(())
 }
 
-/// Somebody doubts that the pause is still right: it lasts no longer than the limit's own span from now.
+/// Somebody doubts that a pause of more than [`PAUSE_DOUBTED`] is still right: it lasts no longer than the limit's own span
+/// from now.
 pub fn question_pause(conn: &mut PgConnection, scope: &str, bucket: &BucketSpec) -> Result<(), DbError> {
     sql_query(
-        "UPDATE fieldmirror.rate_budget SET taken_until = least(taken_until, clock_timestamp() + make_interval(secs => $3)) \
-         WHERE scope = $1 AND bucket = $2",
+        "UPDATE fieldmirror.rate_budget SET taken_until = clock_timestamp() + make_interval(secs => $3) \
+         WHERE scope = $1 AND bucket = $2 AND taken_until > clock_timestamp() + make_interval(secs => $3 + $4)",
     )
     .bind::<Text, _>(scope)
     .bind::<Text, _>(bucket.name)
     .bind::<Double, _>(bucket.per.as_secs_f64() + Spread::of(bucket).ahead_s)
+    .bind::<Double, _>(PAUSE_DOUBTED.as_secs_f64())
     .execute(conn)?;
     Ok(())
 }

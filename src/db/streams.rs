@@ -87,12 +87,18 @@ pub struct WalkRow {
     /// By how much our clock ran ahead of the provider's, at the most that the open walk has seen.
     #[diesel(sql_type = BigInt)]
     pub ahead_ms: i64,
+    /// The same of the walk that closed last.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub closed_ahead_ms: Option<i64>,
     /// Turns in a row in which it failed.
     #[diesel(sql_type = Integer)]
     pub failures: i32,
     /// Turns in a row that 401 has ended although the token was good.
     #[diesel(sql_type = Integer)]
     pub refusals: i32,
+    /// Turns in a row that answers without JSON have ended.
+    #[diesel(sql_type = Integer)]
+    pub unread: i32,
     /// As of when the facts of the account are known: those that the open walk needs, or those that this one has taught.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub facts_as_of: Option<DateTime<Utc>>,
@@ -126,7 +132,7 @@ pub fn try_again(connection: &mut PgConnection, of: ConnectionId) -> Result<(), 
         .bind::<BigInt, _>(of.0)
         .execute(connection)?;
     diesel::sql_query(
-        "UPDATE walks SET due_at = least(due_at, now()), refusals = 0
+        "UPDATE walks SET due_at = least(due_at, now()), refusals = 0, unread = 0
          WHERE connection_id = $1 AND failures > 0 AND due_at IS NOT NULL",
     )
     .bind::<BigInt, _>(of.0)
@@ -178,7 +184,7 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts, ahead_ms, failures, refusals, facts_as_of
+                mass_delete_allowed, restarts, ahead_ms, closed_ahead_ms, failures, refusals, unread, facts_as_of
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -321,7 +327,7 @@ pub fn save_page(
     .bind::<Nullable<Float>, _>(effect.progress)
     .execute(connection)?;
     diesel::sql_query(
-        "UPDATE walks SET position = $4, refusals = 0
+        "UPDATE walks SET position = $4, refusals = 0, unread = 0
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -429,7 +435,7 @@ pub fn close_walk(
     diesel::sql_query(
         "UPDATE walks
          SET closed_at = $6, closed_started_at = started_at, started_at = NULL, from_time = NULL, position = NULL,
-             failures = 0, refusals = 0,
+             failures = 0, refusals = 0, unread = 0, closed_ahead_ms = ahead_ms,
              covered_to = CASE WHEN mode = 'incremental' AND closed_at IS NULL THEN $4 ELSE greatest(covered_to, $4) END, due_at = CASE WHEN $5 IS NOT NULL AND EXISTS (
                  SELECT FROM requests r WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
                    AND r.applied_at > walks.started_at) THEN $6 ELSE $5 END, sweeping = false,
@@ -531,8 +537,17 @@ pub struct Setback {
     pub not_before: Option<DateTime<Utc>>,
     /// Nothing of the stream is tried before; otherwise only the walk that failed waits.
     pub whole_stream: bool,
-    /// 401, although the token is good, or no JSON: of these it counts how many come in a row.
-    pub refused: bool,
+    /// What is counted, since it is passing trouble unless it stays.
+    pub strange: Option<Strange>,
+}
+
+/// Answers of which it counts how many of one kind come in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strange {
+    /// 401, although the token is good.
+    Refused,
+    /// No JSON.
+    Unread,
 }
 
 /// Writes a setback down. One that passes by itself does not lift what holds the stream until a walk has proved
@@ -563,14 +578,17 @@ pub fn set_back(
     .execute(connection)?;
     if let (Some(mode), 1) = (mode, owned) {
         diesel::sql_query(
-            "UPDATE walks SET failures = failures + 1, refusals = refusals + $5::int, due_at = coalesce($4, due_at)
+            "UPDATE walks SET failures = failures + 1, due_at = coalesce($4, due_at),
+                 refusals = CASE WHEN $5 THEN refusals + 1 WHEN $6 THEN 0 ELSE refusals END,
+                 unread = CASE WHEN $6 THEN unread + 1 WHEN $5 THEN 0 ELSE unread END
              WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
         )
         .bind::<BigInt, _>(key.connection.0)
         .bind::<Text, _>(key.stream)
         .bind::<Text, _>(mode.as_str())
         .bind::<Nullable<Timestamptz>, _>(setback.not_before)
-        .bind::<Bool, _>(setback.refused)
+        .bind::<Bool, _>(setback.strange == Some(Strange::Refused))
+        .bind::<Bool, _>(setback.strange == Some(Strange::Unread))
         .execute(connection)?;
     }
     Ok(StreamWrite::of(owned))

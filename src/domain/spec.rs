@@ -121,6 +121,10 @@ pub enum BodyStyle {
     Json,
 }
 
+/// Pauses that last longer may have lost their reason when a person doubts them; what the provider asked for a moment ago,
+/// and is over soon, has not.
+pub const PAUSE_DOUBTED: Duration = Duration::from_mins(30);
+
 /// A limit on requests.
 #[derive(Debug, Clone, Copy)]
 pub struct BucketSpec {

@@ -201,7 +201,8 @@ impl Pacer {
         self.chosen(&[bucket]).for_each(|bucket| bucket.quota(now, max, remaining, again));
     }
 
-    /// Somebody doubts that the pauses are still right: none lasts longer than its bucket's own span from now.
+    /// Somebody doubts that long pauses are still right: none lasts longer than its bucket's own span from
+    /// now.
     pub fn question_pauses(&mut self, now: DateTime<Utc>) {
         let now = self.settle(now);
         self.buckets.iter_mut().for_each(|bucket| bucket.question_pause(now));

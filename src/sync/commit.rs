@@ -150,18 +150,19 @@ pub fn aside(
     if !shown.facts.is_empty() {
         turns::learn(connection, source.key.connection, &shown.facts)?;
     }
+    renew(connection, source, &shown.renews)?;
     let balance = write(connection, source, shown, counts)?;
     streams::adjust(connection, source.key, balance.living, balance.deleted)?;
     sync_runs::count(connection, source.run, counts)?;
     Ok(StreamWrite::Done)
 }
 
-/// Asks for everything of other streams to be read again, as an admin would ask.
+/// Asks for everything of other streams to be read again, as an admin would ask, but that no pause is doubted.
 fn renew(connection: &mut PgConnection, source: &Source, streams: &[&'static str]) -> Result<(), DbError> {
     if streams.is_empty() {
         return Ok(());
     }
-    let args = json!({"streams": streams, "full": true});
+    let args = json!({"streams": streams, "full": true, "own": true});
     let of = source.key.connection;
     requests::create(
         connection,

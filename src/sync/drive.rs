@@ -83,7 +83,8 @@ pub(super) struct Open {
     restarts: i32,
     /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
     ahead_ms: i64,
-    before: watermark::Before,
+    /// The same in the walk of its kind that closed last, if one has.
+    before_ahead: Option<TimeDelta>,
     pub(super) deadline: Instant,
 }
 
@@ -175,11 +176,7 @@ impl Drive<'_> {
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
             ahead_ms: resumed.map_or(0, |_| row.ahead_ms),
-            before: match (row.closed_started_at, resumed) {
-                (None, _) => watermark::Before::First,
-                (Some(_), None) => watermark::Before::Ahead(TimeDelta::milliseconds(row.ahead_ms)),
-                (Some(_), Some(_)) => watermark::Before::Forgotten,
-            },
+            before_ahead: row.closed_ahead_ms.map(TimeDelta::milliseconds),
             deadline: self.began + limit,
         })
     }
@@ -430,7 +427,7 @@ impl Drive<'_> {
         let now = self.now();
         let source = open.source;
         let mut closing = self.closing(open, tally, now);
-        let again_from = self.again_from(open, closing.covered_to, tally);
+        let again_from = self.again_from(open, tally);
         if again_from.is_some() {
             closing.due_at = Some(now);
         }
@@ -466,11 +463,11 @@ impl Drive<'_> {
     }
 
     /// From where on a walk over changes has to be walked again, since the provider's clock was set back meanwhile.
-    fn again_from(&self, open: &Open, covered_to: DateTime<Utc>, tally: &Tally) -> Option<DateTime<Utc>> {
+    fn again_from(&self, open: &Open, tally: &Tally) -> Option<DateTime<Utc>> {
         if open.walk.mode != Mode::Incremental {
             return None;
         }
-        watermark::set_back(open.walk.from?, covered_to, open.before, tally.ahead(), self.settings.overlap)
+        watermark::set_back(open.walk.from?, open.before_ahead?, tally.ahead(), self.settings.overlap)
     }
 
     fn closing(&self, open: &Open, tally: &Tally, now: DateTime<Utc>) -> Closing {

@@ -286,10 +286,10 @@ impl Engine {
     async fn record(&self, turn: &Turn, key: StreamKey, mode: Option<Mode>, result: Result<(), Halt>) {
         let stream = key.stream;
         let before = if let Some(walk) = mode.and_then(|mode| turn.walk(stream, mode)) {
-            Before { failures: walk.failures, refusals: walk.refusals }
+            Before { failures: walk.failures, refusals: walk.refusals, unread: walk.unread }
         } else {
             let row = turn.streams.iter().find(|row| row.stream == stream);
-            Before { failures: row.map_or(0, |row| row.failures), refusals: 0 }
+            Before { failures: row.map_or(0, |row| row.failures), ..Before::default() }
         };
         let (now, chance) = (self.clock.now(), chance::share());
         let record = move |connection: &mut PgConnection| {

@@ -273,9 +273,12 @@ mod tests {
         ) {
             let ms = TimeDelta::milliseconds;
             // The first wave is short.
-            let short = |(at, of): (usize, Vec<Walk>)| match at < first {
-                true => of.into_iter().map(|(points, requests)| (points, requests.min(3))).collect(),
-                false => of,
+            let short = |(at, of): (usize, Vec<Walk>)| {
+                if at < first {
+                    of.into_iter().map(|(points, requests)| (points, requests.min(3))).collect()
+                } else {
+                    of
+                }
             };
             let walks: Vec<Vec<Walk>> = walks.into_iter().enumerate().map(short).collect();
             let play = Play { buckets: &SLOW, first, length: ms(length_ms), takes: ms(takes_ms) };

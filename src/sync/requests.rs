@@ -16,6 +16,7 @@ use crate::domain::spec::{Mode, ProviderSpec};
 /// The arguments of a `sync` request.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "the shape of the request on record")]
 struct Args {
     /// `None`: all streams.
     streams: Option<Vec<String>>,
@@ -24,6 +25,8 @@ struct Args {
     allow_mass_delete: bool,
     /// Find what was deleted, without reading everything again.
     sweep: bool,
+    /// The mirror asks it of itself.
+    own: bool,
 }
 
 impl Args {
@@ -47,7 +50,7 @@ impl Args {
 }
 
 /// Makes the walks due that open requests ask for, once for each request. A first read of everything that was under way
-/// when all was asked for goes on, and what was asked for comes after it. Returns whether any was new.
+/// when all was asked for goes on, and what was asked for comes after it. Returns whether a person asked for any that is new.
 pub fn apply(
     connection: &mut PgConnection,
     of: ConnectionId,
@@ -73,7 +76,7 @@ pub fn apply(
         }
         if request.applied_at.is_none() {
             turns::mark_applied(connection, request.id, now)?;
-            news = true;
+            news |= !args.own;
         }
     }
     Ok(news)
@@ -210,6 +213,8 @@ mod tests {
             ahead_ms: 0,
             failures: 0,
             refusals: 0,
+            unread: 0,
+            closed_ahead_ms: None,
             facts_as_of: None,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::send::Halt;
-use crate::db::streams::{Setback, StreamKey};
+use crate::db::streams::{Setback, Strange, StreamKey};
 use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::Mode;
@@ -36,8 +36,10 @@ const THROTTLED: Duration = Duration::from_secs(10);
 pub struct Before {
     /// How many in a row have failed.
     pub failures: i32,
-    /// How many in a row were refused with 401 although the token was good, or answered without JSON.
+    /// How many in a row were refused with 401 although the token was good.
     pub refusals: i32,
+    /// How many in a row were answered without JSON.
+    pub unread: i32,
 }
 
 /// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun; `chance`,
@@ -65,8 +67,13 @@ pub fn record(
             streams::set_back(connection, key, mode, &partial(why, *due_at))?
         }
         Err(halt @ (Halt::Refused(why) | Halt::Unread(why))) => {
-            let failure = Failure::new(strange(halt, count(before.refusals) + 1), why.clone());
-            let setback = Setback { refused: true, ..setback(&failure, mode, failures, now, chance) };
+            let (counted, turns) = match halt {
+                Halt::Unread(_) => (Strange::Unread, before.unread),
+                _ => (Strange::Refused, before.refusals),
+            };
+            let failure = Failure::new(strange(counted, count(turns) + 1), why.clone());
+            let setback =
+                Setback { strange: Some(counted), ..setback(&failure, mode, failures, now, chance) };
             streams::set_back(connection, key, mode, &setback)?
         }
         Err(Halt::Failed(failure)) => {
@@ -77,10 +84,10 @@ pub fn record(
 }
 
 /// What an answer means that may be passing trouble, after so many turns in a row.
-fn strange(halt: &Halt, turns: u32) -> FailureKind {
-    match halt {
-        Halt::Refused(_) if turns >= REFUSALS_MAX => FailureKind::Forbidden { scope: None },
-        Halt::Unread(_) if turns >= UNREAD_MAX => FailureKind::ProviderChanged,
+fn strange(counted: Strange, turns: u32) -> FailureKind {
+    match counted {
+        Strange::Refused if turns >= REFUSALS_MAX => FailureKind::Forbidden { scope: None },
+        Strange::Unread if turns >= UNREAD_MAX => FailureKind::ProviderChanged,
         _ => FailureKind::Transient,
     }
 }
@@ -94,7 +101,7 @@ fn partial(why: &str, due_at: DateTime<Utc>) -> Setback {
         last_error: Some(why.to_owned()),
         not_before: Some(due_at),
         whole_stream: false,
-        refused: false,
+        strange: None,
     }
 }
 
@@ -129,7 +136,7 @@ fn setback(failure: &Failure, mode: Option<Mode>, failures: u32, now: DateTime<U
         last_error: Some(failure.message.clone()),
         not_before: Some(not_before),
         whole_stream,
-        refused: false,
+        strange: None,
     }
 }
 
@@ -139,9 +146,9 @@ mod tests {
 
     #[test]
     fn what_may_pass_by_itself_has_to_stay() {
-        let kind = |halt: fn(String) -> Halt, turns| strange(&halt(String::new()), turns).label();
-        assert_eq!((kind(Halt::Refused, 2), kind(Halt::Refused, 3)), ("transient", "forbidden"));
-        assert_eq!((kind(Halt::Unread, 7), kind(Halt::Unread, 8)), ("transient", "provider_changed"));
+        let kind = |counted, turns| strange(counted, turns).label();
+        assert_eq!((kind(Strange::Refused, 2), kind(Strange::Refused, 3)), ("transient", "forbidden"));
+        assert_eq!((kind(Strange::Unread, 7), kind(Strange::Unread, 8)), ("transient", "provider_changed"));
     }
 
     #[test]

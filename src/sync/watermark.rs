@@ -30,33 +30,17 @@ pub fn covered(
     }
 }
 
-/// By how much our clock was ahead of the provider's in the walk before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
-    /// There was none: the read of everything beside the first sets what that has covered right.
-    First,
-    Ahead(TimeDelta),
-    /// It was not kept, as in a walk that takes several turns.
-    Forgotten,
-}
-
 /// From where on changes have to be read once more, when a walk over them found that the provider's clock has been set back:
-/// what changed since then is stamped earlier than the bound of the walk, `from`. `covered_to` is where that has come
-/// to. What the overlap reaches back for needs nothing more.
+/// what changed since then is stamped earlier than the bound of the walk, `from`. `before` is by how much our clock was
+/// ahead of it in the walk that closed last. What the overlap reaches back for needs nothing more.
 pub fn set_back(
     from: DateTime<Utc>,
-    covered_to: DateTime<Utc>,
-    before: Before,
+    before: TimeDelta,
     ahead: TimeDelta,
     overlap: Duration,
 ) -> Option<DateTime<Utc>> {
-    let bound = from + delta(overlap);
-    let further = match before {
-        Before::Ahead(before) => ahead - before.max(TimeDelta::zero()),
-        Before::Forgotten if covered_to < bound => ahead,
-        Before::First | Before::Forgotten => return None,
-    };
-    (further > delta(overlap)).then(|| bound - further)
+    let further = ahead - before.max(TimeDelta::zero());
+    (further > delta(overlap)).then(|| from + delta(overlap) - further)
 }
 
 /// Up to where a walk that began at `started_at` proves what is gone, by our clock: deletions bear no time of the
@@ -107,20 +91,16 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_back_is_followed() {
         let overlap = Duration::from_mins(5);
-        let was = |seconds| Before::Ahead(TimeDelta::seconds(seconds));
-        for (covered_to, before, ahead, again_from) in [
-            (2_000, was(0), 300, None),
-            (2_000, was(0), 301, Some(699)),
-            (2_000, was(-5), 900, Some(100)),
-            (2_000, was(900), 900, None),
-            (2_000, was(900), 0, None),
-            (2_000, was(900), 1_201, Some(699)),
-            (1_000, Before::Forgotten, 900, None),
-            (999, Before::Forgotten, 900, Some(100)),
-            (999, Before::First, 900, None),
+        for (before, ahead, again_from) in [
+            (0, 300, None),
+            (0, 301, Some(699)),
+            (-5, 900, Some(100)),
+            (900, 900, None),
+            (900, 0, None),
+            (900, 1_201, Some(699)),
         ] {
-            let found = set_back(at(700), at(covered_to), before, TimeDelta::seconds(ahead), overlap);
-            assert_eq!(found, again_from.map(at), "{covered_to} {before:?} {ahead}");
+            let found = set_back(at(700), TimeDelta::seconds(before), TimeDelta::seconds(ahead), overlap);
+            assert_eq!(found, again_from.map(at), "{before} {ahead}");
         }
     }
 

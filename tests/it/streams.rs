@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
-use fieldmirror::db::streams::{self, Closing, Demand, Setback, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::streams::{self, Closing, Demand, Setback, Strange, StreamKey, StreamWrite, WalkRow};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
@@ -94,7 +94,7 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
 
         let asked = requests::open(connection, id, RequestKind::Sync)?;
         let asked: Vec<_> = asked.into_iter().map(|request| request.args).collect();
-        assert_eq!(asked, [json!({"streams": ["tickets"], "full": true})]);
+        assert_eq!(asked, [json!({"streams": ["tickets"], "full": true, "own": true})]);
         diesel::sql_query("UPDATE walks SET due_at = now() + interval '1 day'").execute(connection)?;
         sync::requests::apply(connection, id, provider, at(400))?;
         assert_eq!(walk(connection, "tickets", Mode::Incremental)?.due_at, Some(at(400)));
@@ -334,7 +334,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
             last_error: None,
             not_before: Some(at(900)),
             whole_stream: true,
-            refused: false,
+            strange: None,
         };
         assert_eq!(streams::set_back(connection, key, Some(Mode::Backfill), &setback)?, lost);
         assert_eq!(streams::postpone(connection, key, at(900), "a limit", true)?, lost);
@@ -491,7 +491,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
             last_error: Some(kind.to_owned()),
             not_before: None,
             whole_stream: true,
-            refused: false,
+            strange: None,
         };
         let stands = |connection: &mut PgConnection| {
             let row = "SELECT concat_ws(' ', state, failure_kind, stalled_reason, last_error) AS value
@@ -511,6 +511,23 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
             assert_eq!(streams::settle(connection, key)?, owned);
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
+        }
+        // What may pass by itself is counted by its kind.
+        let counted = |connection: &mut PgConnection| {
+            let row = "SELECT concat_ws(' ', refusals, unread) AS value FROM walks
+                       WHERE stream = 'tickets' AND mode = 'incremental'";
+            rows::value::<Text, String, _>(connection, diesel::sql_query(row))
+        };
+        for (strange, now) in [
+            (Strange::Unread, "0 1"),
+            (Strange::Unread, "0 2"),
+            (Strange::Refused, "1 0"),
+            (Strange::Refused, "2 0"),
+            (Strange::Unread, "0 1"),
+        ] {
+            let setback = Setback { strange: Some(strange), ..setback("transient", busy, None) };
+            assert_eq!(streams::set_back(connection, key, Some(Mode::Incremental), &setback)?, owned);
+            assert_eq!(counted(connection)?, now);
         }
         // A walk that closes is proof.
         diesel::sql_query("UPDATE walks SET failures = 0").execute(connection)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{Observed, PAUSE_MAX, less_reserve};
-use crate::domain::spec::{BucketSpec, Counts};
+use crate::domain::spec::{BucketSpec, Counts, PAUSE_DOUBTED};
 use crate::domain::time::{delta, until};
 
 /// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
@@ -191,8 +191,8 @@ impl Bucket {
     }
 
     pub(super) fn question_pause(&mut self, now: DateTime<Utc>) {
-        let most = now + delta(self.window());
-        self.paused_until = self.paused_until.map(|then| then.min(most));
+        let (doubted, most) = (now + delta(PAUSE_DOUBTED), now + delta(self.window()));
+        self.paused_until = self.paused_until.map(|then| if then > doubted { most } else { then });
     }
 
     pub(super) fn observe(&mut self, now: DateTime<Utc>, observed: Observed) {

@@ -64,7 +64,7 @@ impl Line {
         let counts = move |place: &&Place| {
             place.buckets.iter().any(|name| name == bucket)
                 && (self.here.contains(&place.of)
-                    || saved_at.is_some_and(|now| place.kept_until - delta(KEPT - SAVED) > now))
+                    || saved_at.is_some_and(|now| place.kept_until + delta(SAVED) > now + delta(KEPT)))
         };
         ahead.filter(counts).map(|place| place.points)
     }

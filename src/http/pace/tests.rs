@@ -90,6 +90,10 @@ fn an_account_pauses_as_a_whole_until_that_is_doubted() {
     assert_eq!(pacer.ready_in(at(0), &["secondly"], 1), ms(1_075));
     pacer.question_pauses(at(10_000));
     assert_eq!(pacer.ready_in(at(10_000), &["ten_secondly"], 1), ms(500), "no longer than it was");
+    // What was asked for a moment ago is over soon, and is not doubted.
+    pacer.refused(at(10_000), "secondly", Some(ms(60_000)));
+    pacer.question_pauses(at(10_000));
+    assert_eq!(pacer.ready_in(at(10_000), &["secondly"], 1), ms(60_000));
 }
 
 #[test]

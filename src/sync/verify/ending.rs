@@ -111,7 +111,7 @@ fn reread(spec: &StreamSpec, progress: &Progress) -> (String, Value) {
     if sweep {
         said.push("a sweep".to_owned());
     }
-    let args = json!({"streams": [spec.name], "full": full, "since": since, "sweep": sweep});
+    let args = json!({"streams": [spec.name], "full": full, "since": since, "sweep": sweep, "own": true});
     (said.join(" and "), args)
 }
 
@@ -135,7 +135,7 @@ mod tests {
                 assert_eq!((told.as_str(), asked), (said, args));
             };
         let since = "changes since 1970-01-01T00:16:40Z";
-        let args = |stream: &str, full: bool, since: Option<DateTime<Utc>>, sweep: bool| json!({"streams": [stream], "full": full, "since": since, "sweep": sweep});
+        let args = |stream: &str, full: bool, since: Option<DateTime<Utc>>, sweep: bool| json!({"streams": [stream], "full": full, "since": since, "sweep": sweep, "own": true});
         let tickets = ("hubspot", "tickets");
         check(tickets, Some(at), false, false, since, args("tickets", false, Some(at), false));
         check(tickets, None, false, true, "a sweep", args("tickets", false, None, true));
