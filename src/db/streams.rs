@@ -563,7 +563,7 @@ pub fn set_back(
          SET state = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN {HELD_STATE} ELSE $4 END,
              stalled_reason = coalesce($5, stalled_reason), last_error = $6, failures = failures + 1,
              failure_kind = CASE WHEN $5 IS NULL AND stalled_reason IS NOT NULL THEN failure_kind ELSE $9 END,
-             not_before = CASE WHEN $8 THEN $7 ELSE not_before END, waits_for = CASE WHEN NOT $8 THEN waits_for END
+             not_before = CASE WHEN $8 THEN $7 ELSE not_before END, waits_for = NULL
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
     ))
     .bind::<BigInt, _>(key.connection.0)

@@ -8,8 +8,10 @@ use crate::vault::Vault;
 
 /// Secrets that systemd reads as root are shown to a service alone.
 const AS_THE_SERVICE: &str = "to have it looked at, run this as the daemon's user, or under systemd as root: \
-    `systemd-run --quiet --wait --pipe --uid=fieldmirror --property=LoadCredential=database.url:/etc/fieldmirror/database.url \
-    --property=LoadCredential=vault.key:/etc/fieldmirror/vault.key fieldmirror doctor`";
+    `systemd-run --quiet --wait --pipe --uid=fieldmirror --property=StateDirectory=fieldmirror \
+    --property=LoadCredential=database.url:/etc/fieldmirror/database.url \
+    --property=LoadCredential=vault.key:/etc/fieldmirror/vault.key fieldmirror doctor`, with one `LoadCredential` more for each \
+    further credential of the unit";
 
 /// Everything that is wrong with the settings. A secret that this user may not read is no fault of the settings.
 pub(super) fn of_problems(problems: Option<&Problems>) -> Vec<Finding> {

@@ -26,7 +26,11 @@ impl View<'_> {
     fn stream_cause(&self, stream: &StreamEvidence) -> Cause {
         let cause = match (&stream.stalled_reason, stream.failure_kind.as_deref()) {
             (Some(reason), kind) => self.still(stream, reason, kind),
-            (None, Some("throttled")) => self.quota(stream),
+            (None, Some("throttled"))
+                if stream.state == "backing_off" || self.tried_again(stream).is_some() =>
+            {
+                self.quota(stream)
+            }
             (None, _) if stream.state == "backing_off" => self.failing(stream),
             // A pause without a failure is one for permits.
             (None, _) if self.later(stream.not_before).is_some() => self.quota(stream),
@@ -63,10 +67,12 @@ impl View<'_> {
         let until = self.tried_again(stream);
         let said = stream.last_error.as_deref().unwrap_or("a short pause");
         let quota = || format!("{}'s quota: {said}", self.title());
-        let summary = format!("`{name}` waits for {}", stream.waits_for.clone().unwrap_or_else(quota));
+        // What was written down of a wait that is over says nothing of this one.
+        let waits_for = stream.waits_for.clone().filter(|_| self.later(stream.not_before).is_some());
+        let summary = format!("`{name}` waits for {}", waits_for.clone().unwrap_or_else(quota));
         let runs = self.evidence.runs.iter().filter(|run| run.stream == *name && run.throttled > 0);
         let mut proofs = Vec::new();
-        if let (Some(what), Some(until)) = (&stream.waits_for, until) {
+        if let (Some(what), Some(until)) = (&waits_for, until) {
             let until = until.format("%Y-%m-%d %H:%M:%S UTC");
             proofs.push(Proof::new(
                 None,

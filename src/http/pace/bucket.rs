@@ -11,6 +11,8 @@ use super::{Observed, PAUSE_MAX, less_reserve};
 use crate::domain::spec::{BucketSpec, Counts, PAUSE_DOUBTED};
 use crate::domain::time::{delta, until};
 
+/// Pauses from here on are of no limit that counts requests in seconds.
+const LONG: Duration = Duration::from_mins(10);
 /// Requests arrive at the provider a little later than they leave, and not all equally late: a span is watched
 /// longer by this much, so that a slow request followed by a quick one does not fall into one span over there.
 /// A twentieth of the span, within these bounds. What a reserve leaves unused forgives some lateness as well; without
@@ -123,6 +125,9 @@ impl Bucket {
         let ours = if ours < limit as usize { format!(", {ours} of them ours") } else { String::new() };
         let held = match self.refusals {
             _ if !self.paused(now) => "is used up".to_owned(),
+            _ if self.paused_until.is_some_and(|then| until(then, now) > LONG) => {
+                "rests for long, as the provider wants it, such as for a day's quota".to_owned()
+            }
             0 => "is used up, as the provider says".to_owned(),
             refusals => format!("pauses, refused with 429 {refusals} times in a row"),
         };

@@ -252,6 +252,11 @@ fn what_is_waited_for_is_told() {
     assert!(told(&mut pacer, 0).ends_with(", which pauses, refused with 429 1 times in a row"));
     pacer.hold(at(0), "ten_secondly", ms(90_000));
     assert!(told(&mut pacer, 0).ends_with(", which is used up, as the provider says"));
+    pacer.refused(at(0), EVERY_BUCKET, Some(Duration::from_hours(1)));
+    assert!(
+        told(&mut pacer, 0)
+            .ends_with(", which rests for long, as the provider wants it, such as for a day's quota")
+    );
 }
 
 #[test]
