@@ -13,9 +13,9 @@ pub fn from(covered_to: DateTime<Utc>, overlap: Duration) -> DateTime<Utc> {
     covered_to - delta(overlap)
 }
 
-/// Up to where a walk that began at `started_at`, or knew of the account what was true then, has read every change. `ahead` is by how much our clock runs ahead of
-/// the provider's, whose stamps count; `hold_back` is how long a change may take to become visible. What a provider lists
-/// by itself needs no index to have caught up.
+/// Up to where a walk that began at `started_at`, or knew of the account what was true then, has read every change. `ahead`
+/// is by how much our clock runs ahead of the provider's, whose stamps count; `hold_back` is how long a change may take to
+/// become visible. What a provider lists by itself needs no index to have caught up.
 pub fn covered(
     mode: Mode,
     started_at: DateTime<Utc>,

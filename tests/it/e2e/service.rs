@@ -59,8 +59,9 @@ async fn connect(app: &TestApp, name: &str, account: u64) {
     assert_eq!(get(&Url::parse(&back).unwrap()).await.0, 200);
 }
 
-/// Connections that are being read: more than there are workers, so that all of these are busy.
-const ACCOUNTS: u64 = 8;
+/// Connections that are being read: more than there are workers, and as many as there are slots for refreshes, so that all
+/// of these are busy.
+const ACCOUNTS: u64 = 16;
 /// `daemon.workers`.
 const WORKERS: i64 = 4;
 const BUSY: &str = "SELECT count(*) FROM fieldmirror.jobs
@@ -109,7 +110,7 @@ fn processor_time(of: &Child) -> Duration {
 /// Under full load: every worker reads an account, every slot for tokens is in the middle of an exchange.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn systemd_hears_how_things_stand_under_full_load() {
-    let options = SandboxOptions { accounts: usize::try_from(ACCOUNTS).unwrap(), ..small(1_500) };
+    let options = SandboxOptions { accounts: usize::try_from(ACCOUNTS).unwrap(), ..small(750) };
     let metrics = free_address();
     // Turns that end one by one would leave a worker without work for a moment.
     let settings = [
@@ -135,20 +136,20 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     let gap = longest_gap(&socket.heard(), span);
     assert!(gap <= WATCHDOG / 2, "fed in time while all workers were busy: {gap:?}");
     let fits = |line: &str| {
-        line.starts_with("STATUS=8 connections; `") && line.ends_with(" is being read for the first time")
+        line.starts_with("STATUS=16 connections; `") && line.ends_with(" is being read for the first time")
     };
     socket.wait_for("how they stand", 0, fits).await;
 
     // The slots for tokens too: every token falls due at once, and the provider takes its time.
     app.faults(&[&reading[..], &["slow=12000,on:token_refresh"]].concat());
     app.execute("UPDATE fieldmirror.tokens SET refresh_due_at = now() - interval '1 s'").await;
-    app.wait_until("all exchanges are under way", "SELECT count(*) = 8 FROM fieldmirror.refresh_attempts")
+    app.wait_until("all exchanges are under way", "SELECT count(*) = 16 FROM fieldmirror.refresh_attempts")
         .await;
     // The attempt is opened right before the question is sent.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let page = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await.2;
     let held = page.lines().find_map(|line| line.strip_prefix("fieldmirror_jobs_held "));
-    assert_eq!(held, Some("12"), "four workers and eight slots for tokens");
+    assert_eq!(held, Some("20"), "four workers and sixteen slots for refreshes");
     app.wait_until("all workers are busy", ALL_BUSY).await;
     let (ended, took) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended}");
@@ -171,7 +172,7 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     let mut daemon = app.spawn_daemon("");
     socket.wait_for("READY=1 again", before, |line| line == "READY=1").await;
     let (began, used) = (Instant::now(), processor_time(&daemon));
-    let done = "SELECT count(*) = 32 AND bool_and(backfill_done) FROM mirror.freshness";
+    let done = "SELECT count(*) = 64 AND bool_and(backfill_done) FROM mirror.freshness";
     app.wait_until("everything has been read", done).await;
     // Nothing keeps it waiting now: it does what a processor gives.
     let (ended, used) = (Instant::now(), processor_time(&daemon).saturating_sub(used));
@@ -263,7 +264,7 @@ const LIVE_ROWS: &str = "SELECT c.account_id, count(*) FILTER (WHERE t.deleted_a
 /// place, every job is due again.
 async fn nothing_is_lost(app: &TestApp) {
     for (what, sql) in [
-        ("every new token is stored", "SELECT count(*) = 8 AND bool_and(generation = 2) FROM fieldmirror.tokens"),
+        ("every new token is stored", "SELECT count(*) = 16 AND bool_and(generation = 2) FROM fieldmirror.tokens"),
         ("no exchange is open", "SELECT count(*) = 0 FROM fieldmirror.refresh_attempts"),
         ("it signed off", "SELECT count(*) = 0 FROM fieldmirror.daemons"),
         (
