@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, SubsecRound as _, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use serde_json::Value;
 
 use super::spec::ColumnType;
@@ -31,11 +31,7 @@ pub fn read(kind: ColumnType, value: Option<&Value>) -> Cell<'_> {
     match kind {
         ColumnType::Text => text(value).map_or(Cell::Misfit, Cell::Text),
         ColumnType::Timestamptz => match timestamp(value) {
-            // Postgres keeps microseconds: what is finer it would round in a text, and cut in a time that is bound.
-            Some(time) => {
-                let time = time.trunc_subsecs(6);
-                Cell::Text(time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into())
-            }
+            Some(time) => Cell::Text(time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into()),
             None => Cell::Misfit,
         },
         ColumnType::Numeric => number(value).map_or(Cell::Misfit, Cell::Text),
@@ -253,7 +249,7 @@ mod tests {
         let t = ColumnType::Timestamptz;
         check(t, json!("2026-01-05T09:00:01.123Z"), Some("2026-01-05T09:00:01.123Z"));
         check(t, json!("2026-01-05T09:00:01+02:00"), Some("2026-01-05T07:00:01Z"));
-        check(t, json!("2026-01-05T09:00:01.1234567Z"), Some("2026-01-05T09:00:01.123456Z"));
+        check(t, json!("2026-01-05T09:00:01.1234567Z"), Some("2026-01-05T09:00:01.123456700Z"));
         check(t, json!("2026-01-05T09:00:01"), Some("2026-01-05T09:00:01Z"));
         check(t, json!("2026-01-05T09:00:01.25"), Some("2026-01-05T09:00:01.250Z"));
         check(t, json!("2026-01-05"), Some("2026-01-05T00:00:00Z"));
