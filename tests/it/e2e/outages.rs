@@ -71,8 +71,8 @@ async fn a_daemon_that_is_killed_ten_times() {
         app.execute("DROP TABLE IF EXISTS public.mark; CREATE TABLE public.mark AS SELECT max(id) AS run FROM mirror.sync_runs").await;
         daemon = app.spawn_daemon("");
         app.wait_until(
-            "a turn has begun",
-            "SELECT count(*) > 0 FROM mirror.sync_runs, public.mark WHERE id > run",
+            "tickets are read again",
+            "SELECT count(*) > 0 FROM mirror.sync_runs, public.mark WHERE id > run AND stream = 'tickets'",
         )
         .await;
     }
