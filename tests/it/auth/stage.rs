@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fieldmirror::auth::Auth;
 use fieldmirror::auth::between::{Between, Step};
-use fieldmirror::auth::refresh::{Refreshed, Why};
+use fieldmirror::auth::refresh::{EXCHANGE_MAX, Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::domain::ids::ConnectionId;
 
@@ -70,9 +70,13 @@ pub fn dies_at(step: Step) -> Between {
     })
 }
 
-/// The same; at [`Step::Sent`] once the provider has the request.
+/// The same; at [`Step::Sent`] once the provider has the request, and with its answer held back so long that it does not
+/// overtake the death.
 pub fn dies_when_seen(fake: &Fake, step: Step) -> Between {
     let (fake, before) = (fake.clone(), fake.count("refresh_token"));
+    if step == Step::Sent {
+        fake.be_slow(EXCHANGE_MAX);
+    }
     Between::steps(move |_, at| {
         let fake = fake.clone();
         Box::pin(async move {
@@ -80,6 +84,7 @@ pub fn dies_when_seen(fake: &Fake, step: Step) -> Between {
                 while step == Step::Sent && fake.count("refresh_token") == before {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
+                fake.be_slow(Duration::ZERO);
                 die();
             }
             Duration::ZERO
@@ -126,10 +131,6 @@ pub async fn crash(rig: &Rig, id: ConnectionId, crash: Crash) -> Result<(), Stri
         Reply::Lost => rig.fake.then([Answer::Lost]),
         Reply::Unseen => rig.fake.then([Answer::Unseen]),
     }
-    if crash.step == Step::Sent {
-        // So that the reply does not overtake the death.
-        rig.fake.be_slow(Duration::from_secs(1));
-    }
     let before = rig.token(id).await.generation;
     let between = dies_when_seen(&rig.fake, crash.step);
     let dying = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
@@ -139,7 +140,6 @@ pub async fn crash(rig: &Rig, id: ConnectionId, crash: Crash) -> Result<(), Stri
     } else {
         refreshed.is_err()
     };
-    rig.fake.be_slow(Duration::ZERO);
     let survives = crash.survives();
     let reaches = crash.reply != Reply::Lost || survives;
     if reaches && !died {
