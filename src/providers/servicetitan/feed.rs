@@ -18,6 +18,8 @@ use crate::domain::values;
 
 /// How far a walk that begins at a date reaches back behind what is known.
 const REACH_BACK: TimeDelta = TimeDelta::days(1);
+/// How often the tokens of one walk may be refused before that is no passing matter.
+const ANEW_MAX: u32 = 3;
 /// Ids that a list takes at once.
 const IDS_MAX: usize = 50;
 
@@ -36,7 +38,15 @@ struct At {
     /// Pages read, and one of their tokens: a feed that leads back to it goes round in a circle.
     pages: u64,
     mark: Option<String>,
+    /// How often a token was refused.
+    #[serde(skip_serializing_if = "is_none")]
+    anew: u32,
     ended: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What is kept of a feed between walks.
@@ -72,7 +82,12 @@ pub fn step(cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<
             cx.stream.name,
             said(&refusal)
         ))),
-        Some(_) => send(cx, &dated(cx, recent, here.newest)),
+        Some(refusal) if here.anew >= ANEW_MAX => Err(Failure::changed(format!(
+            "ServiceTitan refuses the tokens of the feed `{}` again and again: {}",
+            cx.stream.name,
+            said(&refusal)
+        ))),
+        Some(_) => send(cx, &again(cx, recent, &here)),
         None => send(cx, &here),
     }
 }
@@ -92,7 +107,7 @@ fn send(cx: &StepContext<'_>, here: &At) -> Result<Step, Failure> {
 /// Where a walk begins, and where it goes on when the kind of reading was changed.
 fn begin(cx: &StepContext<'_>, recent: bool, before: &At) -> At {
     if before.recent.is_some() {
-        return dated(cx, recent, before.newest);
+        return again(cx, recent, before);
     }
     if cx.walk.mode != Mode::Incremental {
         return At { recent: Some(recent), since: cx.walk.from, ..At::default() };
@@ -106,12 +121,24 @@ fn begin(cx: &StepContext<'_>, recent: bool, before: &At) -> At {
     }
 }
 
-/// Begins at a date: a day behind the newest modification that was met. What is covered for sure counts as well, where a
-/// walk is for changes, so that one odd date in the future cannot hide them.
+/// Where a walk goes on whose place is no longer good. One over everything begins anew: the order of a feed is not promised,
+/// so what it has met says nothing of what it has not.
+fn again(cx: &StepContext<'_>, recent: bool, before: &At) -> At {
+    let anew = before.anew + u32::from(before.recent == Some(recent));
+    let at = if cx.walk.mode == Mode::Incremental {
+        dated(cx, recent, before.newest)
+    } else {
+        At { recent: Some(recent), since: cx.walk.from, ..At::default() }
+    };
+    At { anew, ..at }
+}
+
+/// Begins at a date: a day behind the newest modification that was met. What is covered for sure counts as well, so
+/// that one odd date in the future cannot hide changes.
 fn dated(cx: &StepContext<'_>, recent: bool, newest: Option<DateTime<Utc>>) -> At {
-    let bound = match (cx.walk.mode, newest, cx.walk.from) {
-        (Mode::Incremental, Some(newest), Some(from)) => Some(newest.min(from)),
-        (_, newest, from) => newest.or(from),
+    let bound = match (newest, cx.walk.from) {
+        (Some(newest), Some(from)) => Some(newest.min(from)),
+        (newest, from) => newest.or(from),
     };
     At { recent: Some(recent), since: bound.map(|bound| bound - REACH_BACK), newest, ..At::default() }
 }
