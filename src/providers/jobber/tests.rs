@@ -164,6 +164,17 @@ fn in_sweep<T>(facts: &Facts, then: impl FnOnce(&StepContext<'_>) -> T) -> T {
     })
 }
 
+/// Otherwise what it did not meet would count as gone.
+#[test]
+fn a_list_that_never_held_still_is_not_read_as_a_whole() {
+    for (unsteady, whole) in [(false, true), (true, false)] {
+        let at = Position::of(&json!({"reading": 1, "unsteady": unsteady}));
+        let step = in_sweep(&Facts::new(), |cx| walk::step(cx, &at, &[])).unwrap();
+        assert_eq!(step == Step::Done, whole, "{step:?}");
+        assert_eq!(matches!(&step, Step::Partial { why } if why.contains("never held still")), !whole);
+    }
+}
+
 fn ids(count: u32) -> Vec<String> {
     (0..count).map(|n| format!("J{n}")).collect()
 }

@@ -68,6 +68,9 @@ struct Here {
     window: Place,
     created: Place,
     list: Place,
+    /// A list was read as it came.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unsteady: bool,
     /// A page that waits for people who did not come along with it. Such a place is never saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<Waiting>,
@@ -227,6 +230,7 @@ impl Walking<'_> {
             here.first = None;
             return Ok(self.send(stage, here));
         }
+        here.unsteady |= here.place(stage).is_unsteady();
         if changed {
             self.changed_jobs(&mut here, &list)?;
             return Ok(self.resume(here));
@@ -314,6 +318,12 @@ impl Walking<'_> {
                 return self.send(*stage, here);
             }
             here.stage += 1;
+        }
+        if here.unsteady {
+            let list = self.records.list;
+            let why =
+                format!("the pages of {TITLE}'s `{list}` never held still: some of them may be missing");
+            return Step::Partial { why };
         }
         Step::Done
     }
