@@ -17,6 +17,8 @@ pub enum Shown {
     Record(Option<DateTime<Utc>>),
     /// That it is gone, and since when where that is told.
     Gone(Option<DateTime<Utc>>),
+    /// The same, by the modification that the provider shows among its changes.
+    MarkedGone(DateTime<Utc>),
     /// That it is there, and no more.
     Present,
     /// Nothing that proves anything.
@@ -61,8 +63,12 @@ pub fn judge(id: &str, held: Held, shown: Shown, known: Known) -> Finding {
         (Held::Living(_), Shown::Gone(Some(at))) if known.deletions_to.is_none_or(|to| at > to) => {
             Finding::ChangedSince
         }
-        (Held::Living(_), Shown::Gone(_)) => Finding::Gone(one("deleted_at", None, Some("gone"))),
-        (Held::Absent | Held::Gone(_), Shown::Gone(_)) | (Held::Living(_), Shown::Present) => Finding::Agrees,
+        (_, Shown::MarkedGone(at)) if at > known.complete_to => Finding::ChangedSince,
+        (Held::Living(_), Shown::Gone(_) | Shown::MarkedGone(_)) => {
+            Finding::Gone(one("deleted_at", None, Some("gone")))
+        }
+        (Held::Absent | Held::Gone(_), Shown::Gone(_) | Shown::MarkedGone(_))
+        | (Held::Living(_), Shown::Present) => Finding::Agrees,
         (Held::Absent, Shown::Record(_) | Shown::Present) => {
             Finding::Differs(vec![one("row", None, Some("there"))])
         }
@@ -186,13 +192,16 @@ mod tests {
             (living(), Shown::Gone(None), None),
             (living(), Shown::Gone(Some(at(50))), None),
             (living(), Shown::Gone(Some(at(51))), Some(ChangedSince)),
+            (living(), Shown::MarkedGone(at(100)), None),
+            (living(), Shown::MarkedGone(at(101)), Some(ChangedSince)),
+            (Held::Gone(at(1)), Shown::MarkedGone(at(99)), Some(Agrees)),
             (living(), Shown::Present, Some(Agrees)),
             (living(), Shown::Nothing, Some(Unknown)),
         ] {
             let found = judge("7", held.clone(), shown, known);
             match expected {
                 Some(expected) => assert_eq!(found, expected, "{held:?} {shown:?}"),
-                None if matches!(shown, Shown::Gone(_)) => {
+                None if matches!(shown, Shown::Gone(_) | Shown::MarkedGone(_)) => {
                     assert!(matches!(&found, Finding::Gone(_)), "{held:?} {shown:?}");
                 }
                 None => assert!(matches!(&found, Finding::Differs(d) if d.len() == 1), "{held:?} {shown:?}"),

@@ -71,6 +71,8 @@ struct Progress {
     restarts: u32,
     /// Rows that seem to differ, and whether they are of the sample.
     suspects: BTreeMap<String, bool>,
+    /// Those of them that the list of changes did not name.
+    unlisted: BTreeSet<String>,
     /// The stream has to be read from here on before suspects are looked at again.
     waits_from: Option<DateTime<Utc>>,
     /// Suspects that differ still.
@@ -376,6 +378,7 @@ impl Verifying<'_> {
         for id in unmet {
             if !progress.suspects.contains_key(&id) {
                 let missed = not_listed(&id);
+                progress.unlisted.insert(id.clone());
                 progress.first_look(id, missed, false);
             }
         }
@@ -439,10 +442,8 @@ impl Verifying<'_> {
             subject.progress.begin_list();
             return Ok(Goes::On);
         };
-        // Of those that the list has shown whole, that they are there tells nothing new.
-        let suspects = &subject.progress.suspects;
-        let listed = |seen: &Seen| seen.is_presence_only() && suspects.get(&seen.id) == Some(&false);
-        let seen: Vec<Seen> = seen.into_iter().filter(|seen| !listed(seen)).collect();
+        let seen: Vec<Seen> =
+            seen.into_iter().filter(|seen| !subject.progress.leaves_to_list(seen)).collect();
         for (id, finding, updated_at) in self.judge(subject, seen).await? {
             subject.progress.second_look(&id, finding, updated_at);
         }
@@ -554,6 +555,14 @@ impl Progress {
                 self.found.insert(id.to_owned(), vec![difference]);
             }
         }
+    }
+
+    /// Of a record that the list has shown whole, neither that it is there nor an answer that proves nothing tells more: the
+    /// list is asked once more.
+    fn leaves_to_list(&self, seen: &Seen) -> bool {
+        let listed = self.suspects.get(&seen.id) == Some(&false);
+        let silent = seen.is_silent() && !self.unlisted.contains(&seen.id);
+        listed && (seen.is_presence_only() || silent)
     }
 
     fn look_again(&mut self) {

@@ -13,7 +13,7 @@ use crate::db::mirror::{self, Row};
 use crate::db::turns;
 use crate::db::verifications::{self, Compared};
 use crate::domain::failure::Failure;
-use crate::domain::record::{Record, Tombstone};
+use crate::domain::record::{Deletion, Record, Tombstone};
 use crate::domain::spec::{Mode, StreamSpec};
 use crate::domain::step::{Facts, Page, Position, Presence, Step, StepContext};
 use crate::sync::drive::{PAGE_OUTLASTS_MAX, halt};
@@ -38,6 +38,11 @@ pub struct Seen {
 impl Seen {
     pub fn is_presence_only(&self) -> bool {
         self.shown == Shown::Present
+    }
+
+    /// The answer proves nothing.
+    pub fn is_silent(&self) -> bool {
+        self.shown == Shown::Nothing
     }
 }
 
@@ -235,10 +240,18 @@ fn of_record(spec: &StreamSpec, mut record: Record) -> Seen {
     extract::trim(spec, &mut record.raw);
     let (row, _misfits) = extract::row(spec, &record);
     let shown = match &record.deleted {
+        Some(deletion) if is_marked(spec, deletion, &row) => Shown::MarkedGone(deletion.at),
         Some(deletion) => Shown::Gone((deletion.at != record.sent_at).then_some(deletion.at)),
         None => Shown::Record(row.source_updated_at),
     };
     Seen { id: record.id, shown, row: Some(row), without: record.without }
+}
+
+/// Whether the walk over changes shows that a record is gone: going moved its modification, and no list of its own is where
+/// such records are.
+fn is_marked(spec: &StreamSpec, deletion: &Deletion, row: &Row) -> bool {
+    let at = Some(extract::microseconds(deletion.at));
+    deletion.told && row.source_updated_at == at && !spec.modes.contains(&Mode::Archived)
 }
 
 fn of_presence(spec: &StreamSpec, id: String, presence: Presence) -> Seen {
@@ -255,6 +268,51 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_record_that_is_marked_as_gone_is_held_against_changes() {
+        let of = |provider: &str, stream: &str| {
+            crate::providers::provider(provider).unwrap().spec().stream(stream).unwrap()
+        };
+        let (at, later) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + chrono::TimeDelta::days(1));
+        for (spec, field, deleted_at, told, expected) in [
+            (of("servicetitan", "customers"), "modifiedOn", at, true, Shown::MarkedGone(at)),
+            (of("servicetitan", "customers"), "modifiedOn", later, false, Shown::Gone(None)),
+            (of("hubspot", "tickets"), "updatedAt", at, true, Shown::Gone(Some(at))),
+        ] {
+            let deletion = Deletion { at: deleted_at, told, evidence: "it says so".to_owned() };
+            let raw = json!({"id": "7", field: at.to_rfc3339()});
+            let record = Record {
+                id: "7".to_owned(),
+                raw,
+                sent_at: later,
+                deleted: Some(deletion),
+                without: Vec::new(),
+            };
+            assert_eq!(of_record(spec, record).shown, expected, "{} {told}", spec.name);
+        }
+    }
+
+    #[test]
+    fn what_a_list_has_shown_is_left_to_it() {
+        let mut progress = super::super::Progress::default();
+        for (id, of_sample) in [("drawn", true), ("listed", false), ("unlisted", false)] {
+            progress.suspects.insert(id.to_owned(), of_sample);
+        }
+        progress.unlisted.insert("unlisted".to_owned());
+        for (id, shown, left) in [
+            ("drawn", Shown::Nothing, false),
+            ("drawn", Shown::Present, false),
+            ("listed", Shown::Nothing, true),
+            ("listed", Shown::Present, true),
+            ("listed", Shown::Gone(None), false),
+            ("unlisted", Shown::Nothing, false),
+            ("unlisted", Shown::Present, true),
+        ] {
+            let seen = Seen { id: id.to_owned(), shown, row: None, without: Vec::new() };
+            assert_eq!(progress.leaves_to_list(&seen), left, "{id} {shown:?}");
+        }
+    }
 
     #[test]
     fn of_what_was_not_asked_for_nothing_differs() {
