@@ -14,6 +14,7 @@ use super::reader::Reader;
 use super::secrets::SecretKind;
 use super::validate;
 use crate::domain::secret::Secret;
+use crate::domain::spec::Rhythm;
 
 const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
@@ -237,6 +238,18 @@ impl Settings {
     pub fn enabled_providers(&self) -> Vec<String> {
         let enabled = self.providers.iter().filter(|(_, provider)| provider.enabled);
         enabled.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// How often walks of each enabled provider's accounts begin by themselves.
+    pub fn rhythms(&self) -> Vec<(String, Rhythm)> {
+        let enabled = self.providers.iter().filter(|(_, provider)| provider.enabled);
+        enabled.map(|(name, provider)| (name.clone(), self.rhythm(provider))).collect()
+    }
+
+    pub fn rhythm(&self, provider: &ProviderSettings) -> Rhythm {
+        let SyncSettings { poll_interval, archived_interval, sweep_interval, .. } = self.sync;
+        let poll = provider.poll_interval.unwrap_or(poll_interval);
+        Rhythm { poll, archived: archived_interval, sweep: sweep_interval }
     }
 
     /// The built-in settings, for tests: as for root on a host named `host`.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz};
 
@@ -31,6 +31,9 @@ pub struct Held {
     pub deleted_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Bool)]
     pub merged: bool,
+    /// The run that wrote it last.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub sync_run_id: Option<i64>,
 }
 
 /// A row to be written: a version that won.
@@ -61,7 +64,7 @@ pub fn held(
     // reading all rows of the connection takes longer.
     let query = format!(
         "SELECT row.* FROM unnest($2) AS asked (id) CROSS JOIN LATERAL (
-             SELECT id, source_updated_at, synced_at, content_hash, deleted_at, {merged} AS merged
+             SELECT id, source_updated_at, synced_at, content_hash, deleted_at, {merged} AS merged, sync_run_id
              FROM mirror.{} WHERE connection_id = $1 AND id = asked.id LIMIT 1
          ) AS row",
         stream.table
@@ -226,6 +229,27 @@ pub fn bury(
     Ok(())
 }
 
+/// Dates rows back that a clock has written which ran ahead: whoever owns the stream knows that all of them were there
+/// before `now`.
+pub fn date_back(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
+    let query = format!(
+        "UPDATE mirror.{} SET synced_at = least(synced_at, $3), first_seen_at = least(first_seen_at, $3)
+         WHERE connection_id = $1 AND (synced_at > $2 OR first_seen_at > $2)",
+        stream.table
+    );
+    diesel::sql_query(query)
+        .bind::<BigInt, _>(of.0)
+        .bind::<Timestamptz, _>(now)
+        .bind::<Timestamptz, _>(now - TimeDelta::microseconds(1))
+        .execute(connection)?;
+    Ok(())
+}
+
 /// How many rows of a stream live.
 pub fn living(connection: &mut PgConnection, stream: &StreamSpec, of: ConnectionId) -> Result<i64, DbError> {
     let query = format!(
@@ -233,6 +257,19 @@ pub fn living(connection: &mut PgConnection, stream: &StreamSpec, of: Connection
         stream.table
     );
     rows::value::<BigInt, i64, _>(connection, diesel::sql_query(query).bind::<BigInt, _>(of.0))
+}
+
+/// Whether any row of a stream lives.
+pub fn living_any(
+    connection: &mut PgConnection,
+    stream: &StreamSpec,
+    of: ConnectionId,
+) -> Result<bool, DbError> {
+    let query = format!(
+        "SELECT EXISTS (SELECT FROM mirror.{} WHERE connection_id = $1 AND deleted_at IS NULL) AS value",
+        stream.table
+    );
+    rows::value::<Bool, bool, _>(connection, diesel::sql_query(query).bind::<BigInt, _>(of.0))
 }
 
 /// Living rows that none of `seen` names, first seen before `before`, in the order of their ids.

@@ -241,7 +241,7 @@ pub fn waiting(
         "SELECT DISTINCT r.connection_id, r.kind FROM fieldmirror.requests r \
          JOIN fieldmirror.connections c ON c.id = r.connection_id \
          WHERE r.done_at IS NULL AND NOT (r.kind = 'connect' AND r.reply_sealed IS NOT NULL) \
-         AND NOT (r.kind IN ('sync', 'verify') AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1) \
+         AND NOT (r.kind IN ('sync', 'verify') AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1 AND c.pacing_at <= $1 + interval '1 minute') \
          ORDER BY r.connection_id",
     )
     .bind::<Timestamptz, _>(now - delta(APPLIED_LOOK_EVERY))

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::error::DbError;
 use super::rows;
 use crate::domain::ids::ConnectionId;
-use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::spec::{AHEAD_MAX, Mode, PAUSE_MAX, Rhythm, StreamSpec};
 use crate::domain::step::Position;
 use crate::domain::time::delta;
 
@@ -226,6 +226,19 @@ pub fn open_walk(
     .bind::<Nullable<Timestamptz>, _>(facts_as_of)
     .execute(connection)?;
     forget_met(connection, key, mode)
+}
+
+/// Whether an open read of everything notes what it meets, and proves by its end what is gone.
+pub fn sweep_along(connection: &mut PgConnection, key: StreamKey, sweeping: bool) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET sweeping = $3
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'backfill'",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<Bool, _>(sweeping)
+    .execute(connection)?;
+    Ok(())
 }
 
 /// An open walk has taught what others need to know: as of when it began.
@@ -504,6 +517,18 @@ pub fn end_walk(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Re
     forget_met(connection, key, mode)
 }
 
+/// Nobody allows deletions by the many any more, but for these streams.
+pub fn disallow(connection: &mut PgConnection, of: ConnectionId, but: &[&str]) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET mass_delete_allowed = false
+         WHERE connection_id = $1 AND mass_delete_allowed AND stream <> ALL ($2)",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Array<Text>, _>(but)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// Throws a walk's place away, so that it starts again, and says why.
 pub fn restart_walk(
     connection: &mut PgConnection,
@@ -702,10 +727,19 @@ pub fn demand(
     .bind::<Timestamptz, _>(now)
     .bind::<Nullable<Timestamptz>, _>(demand.since)
     .execute(connection)?;
+    // So what a walk has closed that began in the future is no answer.
+    diesel::sql_query(
+        "UPDATE walks SET closed_started_at = NULL
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND closed_started_at > $3",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Text, _>(demand.stream)
+    .bind::<Timestamptz, _>(now)
+    .execute(connection)?;
     // A watermark that lies in the future was set by a clock that ran ahead: it is true of nothing.
     diesel::sql_query(
-        "UPDATE walks SET covered_to = NULL
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'archived' AND covered_to > $3
+        "UPDATE walks SET covered_to = CASE WHEN mode <> 'archived' THEN $4 END, due_at = least(due_at, $3)
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode IN ('archived', 'sweep') AND covered_to > $3
            AND $4 IS NOT NULL",
     )
     .bind::<BigInt, _>(of.0)
@@ -798,32 +832,51 @@ pub fn demand_after_first(
 /// not spin.
 const BETWEEN_TURNS: Duration = Duration::from_millis(200);
 
-/// Connected accounts of these providers with a walk that is due (one whose watermark lies in the future is, so that this is
-/// said: see `sync::plan`), and those that no turn has looked at yet. An account
-/// that needs a new consent is read for as long as its access token lives, unless the API has refused that.
+/// Connected accounts of these providers with a walk that is due (also one of which a clock that ran ahead says otherwise: see
+/// `sync::plan`), and those that no turn has looked at yet. An account that needs a new consent is read for as long as its
+/// access token lives, unless the API has refused that.
 pub fn due(
     connection: &mut PgConnection,
-    providers: &[String],
+    providers: &[(String, Rhythm)],
     now: DateTime<Utc>,
 ) -> Result<Vec<ConnectionId>, DbError> {
+    let within = |rhythm: &Rhythm, mode, fails| delta(rhythm.due_within(mode, fails)).num_milliseconds();
+    let (mut names, mut modes, mut calm, mut failing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (name, rhythm) in providers {
+        for mode in Mode::ALL {
+            names.push(name.as_str());
+            modes.push(mode.as_str());
+            calm.push(within(rhythm, mode, false));
+            failing.push(within(rhythm, mode, true));
+        }
+    }
     let query = diesel::sql_query(
         "SELECT DISTINCT c.id AS value FROM connections c
          JOIN stream_state s ON s.connection_id = c.id
          JOIN walks w ON (w.connection_id, w.stream, w.partition) = (s.connection_id, s.stream, s.partition)
+         JOIN unnest($2, $4, $5, $6) AS r (provider, mode, calm_ms, failing_ms)
+           ON (r.provider, r.mode) = (c.provider, w.mode)
          LEFT JOIN tokens t ON t.connection_id = c.id
          WHERE (c.state = 'connected'
                 OR c.state = 'needs_reauth' AND t.refused_at IS NULL AND t.expires_at > $1 + interval '1 minute')
-           AND c.provider = ANY ($2) AND coalesce(c.pacing_at, '-infinity') <= $3
-           AND (w.due_at <= $1 OR w.mode = 'incremental' AND w.covered_to > $1 + interval '1 hour')
-           AND coalesce(s.not_before, $1) <= $1
+           AND (coalesce(c.pacing_at, '-infinity') <= $3 OR c.pacing_at > $1 + interval '1 minute')
+           AND (w.due_at <= $1
+                OR w.due_at > $1 + CASE WHEN w.failures > 0 THEN failing_ms ELSE calm_ms END * interval '1 millisecond'
+                OR w.mode IN ('incremental', 'snapshot') AND w.covered_to > $7)
+           AND (coalesce(s.not_before, $1) <= $1 OR s.not_before > $8)
          UNION
          SELECT c.id FROM connections c
          WHERE c.state = 'connected' AND c.provider = ANY ($2)
            AND NOT EXISTS (SELECT FROM stream_state s WHERE s.connection_id = c.id)",
     )
     .bind::<Timestamptz, _>(now)
-    .bind::<Array<Text>, _>(providers)
-    .bind::<Timestamptz, _>(now - delta(BETWEEN_TURNS));
+    .bind::<Array<Text>, _>(names)
+    .bind::<Timestamptz, _>(now - delta(BETWEEN_TURNS))
+    .bind::<Array<Text>, _>(modes)
+    .bind::<Array<BigInt>, _>(calm)
+    .bind::<Array<BigInt>, _>(failing)
+    .bind::<Timestamptz, _>(now + delta(AHEAD_MAX))
+    .bind::<Timestamptz, _>(now + delta(PAUSE_MAX + AHEAD_MAX));
     Ok(rows::values::<BigInt, i64, _>(connection, query)?.into_iter().map(ConnectionId).collect())
 }
 

@@ -305,6 +305,37 @@ impl Mode {
     }
 }
 
+/// How often walks of an account begin by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    pub poll: Duration,
+    pub archived: Duration,
+    pub sweep: Duration,
+}
+
+/// The longest pause after a walk that did not close.
+pub const PAUSE_MAX: Duration = Duration::from_hours(24);
+/// A time that lies further ahead than anything sets one by this much was set by a clock that ran ahead.
+pub const AHEAD_MAX: Duration = Duration::from_hours(1);
+
+impl Rhythm {
+    /// `None`: not by itself.
+    pub fn of(self, mode: Mode) -> Option<Duration> {
+        match mode {
+            Mode::Backfill => None,
+            Mode::Archived => Some(self.archived),
+            Mode::Incremental | Mode::Snapshot => Some(self.poll),
+            Mode::Sweep => Some(self.sweep),
+        }
+    }
+
+    /// How far ahead a walk may be due, which `fails` or does not, unless a clock ran ahead.
+    pub fn due_within(self, mode: Mode, fails: bool) -> Duration {
+        let interval = self.of(mode).unwrap_or_default();
+        AHEAD_MAX + if fails { interval.max(PAUSE_MAX) } else { interval }
+    }
+}
+
 /// A typed column: where its value stands in the record, and how it is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {

@@ -21,6 +21,7 @@ use crate::domain::current::Current;
 use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::measure;
+use crate::domain::spec::Rhythm;
 use crate::domain::time::{Clock, delta, until};
 use crate::sync::Engine;
 
@@ -93,9 +94,9 @@ impl Scheduler {
     async fn tick(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Failure> {
         let engine = self.engine.get();
         engine.auth.expire_authorizations(now).await?;
-        let providers = engine.settings.enabled_providers();
+        let rhythms = engine.settings.rhythms();
         let reach = (engine.auth.spills.id(), engine.settings.daemon.spill_grace);
-        let derived = self.db.transaction(move |connection| derive(connection, &providers, now, reach)).await;
+        let derived = self.db.transaction(move |connection| derive(connection, &rhythms, now, reach)).await;
         derived.map_err(|error| Failure::from(&error))
     }
 
@@ -132,13 +133,15 @@ impl Scheduler {
 /// waited for.
 fn derive(
     connection: &mut PgConnection,
-    providers: &[String],
+    rhythms: &[(String, Rhythm)],
     now: DateTime<Utc>,
     reach: (Option<Uuid>, Duration),
 ) -> Result<Option<DateTime<Utc>>, DbError> {
+    let providers: Vec<String> = rhythms.iter().map(|(provider, _)| provider.clone()).collect();
+    let providers = providers.as_slice();
     let refreshes = tokens::due(connection, providers, now, TOKENS_MAX, reach)?;
     enqueue(connection, "refresh_token", &refreshes)?;
-    let due = streams::due(connection, providers, now)?;
+    let due = streams::due(connection, rhythms, now)?;
     enqueue(connection, "sync", &due)?;
     for (of, kind) in requests::waiting(connection, now)? {
         enqueue(connection, job_for(kind), &[of])?;

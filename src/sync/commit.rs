@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
 use super::drift::{Known, Shapes};
@@ -26,6 +27,8 @@ pub struct Source {
     pub spec: &'static StreamSpec,
     pub mode: Mode,
     pub run: i64,
+    /// When the run began.
+    pub opened_at: DateTime<Utc>,
     /// The walk notes every id that it meets.
     pub sweeping: bool,
     /// What rows were before they changed is kept.
@@ -213,7 +216,7 @@ fn write(
     }
     counts.records += i64::try_from(ids.len()).unwrap_or(i64::MAX);
     let held = mirror::held(connection, source.spec, source.key.connection, &ids)?;
-    let mut fold = Fold::new(held.iter().map(|(id, row)| (id.clone(), holding(row))).collect());
+    let mut fold = Fold::new(held.iter().map(|(id, row)| (id.clone(), holding(source, row))).collect());
     for mut incoming in page.rows {
         let id = incoming.row.id.clone();
         let version = Version {
@@ -365,13 +368,16 @@ fn storable(deletion: Deletion) -> Deletion {
     Deletion { at: extract::microseconds(deletion.at), ..deletion }
 }
 
-fn holding(row: &mirror::Held) -> Held {
+fn holding(source: &Source, row: &mirror::Held) -> Held {
     // A hash of another length is of another time, or was forgotten because the row is not what the provider shows: the
     // next read is written, whatever time of modification the row bears.
     let hash = row.content_hash.as_slice().try_into().ok();
+    // The turn owns the stream: what another run wrote was asked for before this one began, whatever clock it went by.
+    let before = source.opened_at - TimeDelta::microseconds(1);
+    let other = row.sync_run_id != Some(source.run);
     Held {
         updated_at: row.source_updated_at.filter(|_| hash.is_some()),
-        sent_at: row.synced_at,
+        sent_at: if other { row.synced_at.min(before) } else { row.synced_at },
         hash: hash.unwrap_or([0; 32]),
         deleted_at: row.deleted_at,
         merged: row.merged,

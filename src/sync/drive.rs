@@ -25,7 +25,7 @@ use crate::db::{Db, DbError, mirror, streams, sync_runs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::measure;
 use crate::domain::record::{Deletion, Tombstone};
-use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::spec::{Mode, PAUSE_MAX, Rhythm, StreamSpec};
 use crate::domain::step::{Facts, Options, Params, Position, Step, StepContext, Walk};
 use crate::domain::time::delta;
 
@@ -44,14 +44,14 @@ pub(super) const PAGE_OUTLASTS_MAX: Duration = Duration::from_secs(30);
 const SNAPSHOT_PATIENCE: u32 = 10;
 
 /// How long a first read that could not read everything waits before it begins again.
-const PARTIAL_BACKFILL_PAUSE: Duration = Duration::from_hours(24);
+const PARTIAL_BACKFILL_PAUSE: Duration = PAUSE_MAX;
 
 /// What a walk needs of its turn.
 pub struct Drive<'a> {
     pub db: &'a Db,
     pub sender: &'a Sender<'a>,
     pub settings: &'a SyncSettings,
-    pub poll_interval: Duration,
+    pub rhythm: Rhythm,
     pub api_version: &'a str,
     pub page_size: u32,
     pub params: &'a Params,
@@ -123,14 +123,16 @@ impl Drive<'_> {
     ) -> Result<Open, Halt> {
         let now = self.now();
         // A snapshot proves what is gone by what it has met, which it keeps in memory: it starts afresh every time.
-        let resumed = row.started_at.filter(|_| mode != Mode::Snapshot);
+        // So does what has begun at a time that has not come yet, by a clock that ran ahead.
+        let resumed = row.started_at.filter(|started_at| mode != Mode::Snapshot && *started_at <= now);
         let started_at = resumed.unwrap_or(now);
         let from = match resumed {
             Some(_) => row.from_time,
             None => row.covered_to.map(|covered_to| watermark::from(covered_to, self.settings.overlap)),
         };
         let from = from.filter(|_| matches!(mode, Mode::Incremental | Mode::Archived));
-        if let Some(covered_to) = row.covered_to.filter(|_| resumed.is_none() && from.is_some())
+        let relies = from.is_some() || mode == Mode::Snapshot;
+        if let Some(covered_to) = row.covered_to.filter(|_| resumed.is_none() && relies)
             && suspicion::lies_in_future(covered_to, self.settings.overlap, now)
         {
             return Err(Halt::Failed(watermark_in_future(key, covered_to)));
@@ -140,23 +142,35 @@ impl Drive<'_> {
         let needs = (!spec.needs_facts.is_empty()).then_some(reads_as_of);
         let hold_back = delta(self.hold_back(spec));
         let state = if mode == Mode::Backfill { "backfilling" } else { "syncing" };
+        let known = is_sweeping(row, mode);
         let opened = self
             .db
             .transaction(move |connection| {
                 if streams::lock(connection, key)? == StreamWrite::Lost {
                     return Ok(None);
                 }
+                let mut sweeping = known;
                 if resumed.is_none() {
                     streams::open_walk(connection, key, mode, started_at, from, needs)?;
+                    // A first read of everything may have begun before, and have left rows that are gone since.
+                    if mode == Mode::Backfill && !known {
+                        let living = mirror::living_any(connection, spec, key.connection)?;
+                        streams::sweep_along(connection, key, living)?;
+                        sweeping = living;
+                    }
+                    if sweeping || mode == Mode::Snapshot {
+                        mirror::date_back(connection, spec, key.connection, started_at)?;
+                    }
                 }
                 if mode == Mode::Backfill {
                     streams::begin_watermark(connection, key, reads_as_of - hold_back)?;
                 }
                 let _owned = streams::set_state(connection, key, state)?;
-                sync_runs::begin(connection, key.connection, key.stream, mode, now).map(Some)
+                let run = sync_runs::begin(connection, key.connection, key.stream, mode, now)?;
+                Ok(Some((run, sweeping)))
             })
             .await;
-        let run = opened.map_err(halt)?.ok_or(Halt::Lost)?;
+        let (run, sweeping) = opened.map_err(halt)?.ok_or(Halt::Lost)?;
         let saved = row.position.clone().filter(|_| resumed.is_some());
         let start =
             saved.and_then(|saved| serde_json::from_value(saved).ok()).unwrap_or_else(Position::start);
@@ -167,7 +181,8 @@ impl Drive<'_> {
                 spec,
                 mode,
                 run,
-                sweeping: is_sweeping(row, mode),
+                opened_at: now,
+                sweeping,
                 history: self.settings.keeps_history(self.sender.provider.spec().name, spec.name),
             },
             walk: Walk { mode, started_at, from, facts_as_of: row.facts_as_of },
@@ -412,7 +427,7 @@ impl Drive<'_> {
     async fn close_partly(&self, open: &Open, why: String) -> Result<(), Halt> {
         let mode = open.source.mode;
         self.forget(&open.source).await?;
-        let pause = self.interval(mode).unwrap_or(PARTIAL_BACKFILL_PAUSE);
+        let pause = self.rhythm.of(mode).unwrap_or(PARTIAL_BACKFILL_PAUSE);
         Err(Halt::Partial { why, due_at: self.now() + delta(pause) })
     }
 
@@ -481,19 +496,9 @@ impl Drive<'_> {
             swept_to: watermark::swept(mode, started_at, lag),
             reads_all: matches!(mode, Mode::Snapshot | Mode::Backfill),
             sweeps: mode == Mode::Backfill && open.source.sweeping,
-            due_at: self.interval(mode).map(|interval| (started_at + delta(interval)).max(now)),
+            due_at: self.rhythm.of(mode).map(|interval| (started_at + delta(interval)).max(now)),
             sweep_due_at: now + delta(self.settings.sweep_interval),
             closed_at: now,
-        }
-    }
-
-    /// How often a walk of this kind begins; `None`: not by itself.
-    fn interval(&self, mode: Mode) -> Option<Duration> {
-        match mode {
-            Mode::Backfill => None,
-            Mode::Archived => Some(self.settings.archived_interval),
-            Mode::Incremental | Mode::Snapshot => Some(self.poll_interval),
-            Mode::Sweep => Some(self.settings.sweep_interval),
         }
     }
 
@@ -620,8 +625,8 @@ fn watermark_in_future(key: StreamKey, covered_to: DateTime<Utc>) -> Failure {
     Failure::new(
         FailureKind::Misconfigured,
         format!(
-            "`{stream}` was read up to {covered_to}, which lies in the future: a clock ran ahead. Nothing would be found before \
-             then. See to the clock, and run `fieldmirror enqueue --resync {connection} --stream {stream} --since` with a \
+            "`{stream}` was read up to {covered_to}, which lies in the future: a clock ran ahead. Nothing is read before then. \
+             See to the clock, and run `fieldmirror enqueue --resync {connection} --stream {stream} --since` with a \
              moment before it went wrong"
         ),
     )

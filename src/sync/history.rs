@@ -161,6 +161,7 @@ mod tests {
             content_hash: Vec::new(),
             deleted_at: gone(was_gone),
             merged: false,
+            sync_run_id: None,
         };
         let replaced = Replaced {
             first_seen_at: at(1),

@@ -122,7 +122,8 @@ impl Engine {
             began: (self.clock.now(), began),
         };
         let plans = turn.plans();
-        let [first, mut second] = plan::plan(&plans, self.clock.now());
+        let [first, mut second] =
+            plan::plan(&plans, self.settings.rhythm(&turn.provider_settings), self.clock.now());
         if !first.is_empty() {
             self.wave(&turn, &sender, first, began).await;
             self.relearn(&mut turn).await.map_err(|error| Failure::from(&error))?;
@@ -210,12 +211,11 @@ impl Engine {
 
     /// Streams of a wave side by side, the walks of a stream one after the other.
     async fn wave(&self, turn: &Turn, sender: &Sender<'_>, wave: Wave, began: Instant) {
-        let poll_interval = turn.provider_settings.poll_interval.unwrap_or(self.settings.sync.poll_interval);
         let drive = Drive {
             db: &self.db,
             sender,
             settings: &self.settings.sync,
-            poll_interval,
+            rhythm: self.settings.rhythm(&turn.provider_settings),
             api_version: &turn.provider_settings.api_version,
             page_size: turn.page_size(),
             params: &turn.params,
@@ -454,5 +454,6 @@ impl Turn {
 }
 
 fn walk_state(row: &WalkRow) -> Option<WalkState> {
-    Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at })
+    let fails = row.failures > 0;
+    Some(WalkState { mode: Mode::parse(&row.mode)?, covered_to: row.covered_to, due_at: row.due_at, fails })
 }

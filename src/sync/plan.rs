@@ -1,11 +1,13 @@
 //! What a turn does next. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
-use crate::domain::spec::{Mode, StreamSpec};
+use crate::domain::spec::{AHEAD_MAX, Mode, PAUSE_MAX, Rhythm, StreamSpec};
 use crate::domain::step::Facts;
+use crate::domain::time::delta;
 
 /// What is known of a walk.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +15,8 @@ pub struct WalkState {
     pub mode: Mode,
     pub covered_to: Option<DateTime<Utc>>,
     pub due_at: Option<DateTime<Utc>>,
+    /// It did not close the last time.
+    pub fails: bool,
 }
 
 /// What is known of a stream.
@@ -28,9 +32,13 @@ pub type Wave = BTreeMap<&'static str, Vec<Mode>>;
 
 /// The walks that are due, in two waves: the first learns what others of them need to know, as it is now. Within a stream
 /// changes come first, for freshness, then the first read of everything, then archived records, then sweeps.
-pub fn plan(streams: &[StreamPlan], now: DateTime<Utc>) -> [Wave; 2] {
-    let ready = streams.iter().filter(|stream| stream.not_before.is_none_or(|not_before| not_before <= now));
-    let due = ready.map(|stream| (stream.spec, due(stream, now))).filter(|(_, modes)| !modes.is_empty());
+pub fn plan(streams: &[StreamPlan], rhythm: Rhythm, now: DateTime<Utc>) -> [Wave; 2] {
+    let longest = delta(PAUSE_MAX + AHEAD_MAX);
+    // A pause that is longer than any was set by a clock that ran ahead.
+    let is_past = |until: DateTime<Utc>| until <= now || until > now + longest;
+    let ready = streams.iter().filter(|stream| stream.not_before.is_none_or(is_past));
+    let due =
+        ready.map(|stream| (stream.spec, due(stream, rhythm, now))).filter(|(_, modes)| !modes.is_empty());
     let due: Vec<(&'static StreamSpec, Vec<Mode>)> = due.collect();
     let needed = due.iter().flat_map(|(spec, _)| spec.needs_facts).map(|fact| fact.taught_by);
     let needed: BTreeSet<&str> = needed.collect();
@@ -50,23 +58,26 @@ pub fn unlearned(streams: &[StreamPlan], wave: &mut Wave, facts: &Facts) -> Wave
     wave.extract_if(.., |name, _| lacks(name)).collect()
 }
 
-fn due(stream: &StreamPlan, now: DateTime<Utc>) -> Vec<Mode> {
-    let is_due = |mode: &Mode| stream.walks.iter().any(|walk| walk.mode == *mode && is_due(walk, now));
+fn due(stream: &StreamPlan, rhythm: Rhythm, now: DateTime<Utc>) -> Vec<Mode> {
+    let is_due =
+        |mode: &Mode| stream.walks.iter().any(|walk| walk.mode == *mode && is_due(walk, rhythm, now));
     ORDER.into_iter().filter(is_due).collect()
 }
 
 const ORDER: [Mode; 5] = [Mode::Snapshot, Mode::Incremental, Mode::Backfill, Mode::Archived, Mode::Sweep];
 
 /// Changes have no lower bound before the first read of everything has begun; until then there is nothing to walk.
-fn is_due(walk: &WalkState, now: DateTime<Utc>) -> bool {
+fn is_due(walk: &WalkState, rhythm: Rhythm, now: DateTime<Utc>) -> bool {
     let bounded = walk.mode != Mode::Incremental || walk.covered_to.is_some();
-    bounded && (walk.due_at.is_some_and(|due_at| due_at <= now) || is_misled(walk, now))
+    bounded && (walk.due_at.is_some_and(|due_at| due_at <= now) || is_misled(walk, rhythm, now))
 }
 
-/// The clock that set the watermark ran ahead, and so it did when it set the time of the next walk.
-fn is_misled(walk: &WalkState, now: DateTime<Utc>) -> bool {
-    const FUTURE: TimeDelta = TimeDelta::hours(1);
-    walk.mode == Mode::Incremental && walk.covered_to.is_some_and(|covered_to| covered_to > now + FUTURE)
+/// The clock that set the watermark or the time of the next walk ran ahead. `db::streams::due` says the same.
+fn is_misled(walk: &WalkState, rhythm: Rhythm, now: DateTime<Utc>) -> bool {
+    let lies_ahead = |at: Option<DateTime<Utc>>, by: Duration| at.is_some_and(|at| at > now + delta(by));
+    let watermark = matches!(walk.mode, Mode::Incremental | Mode::Snapshot);
+    (watermark && lies_ahead(walk.covered_to, AHEAD_MAX))
+        || lies_ahead(walk.due_at, rhythm.due_within(walk.mode, walk.fails))
 }
 
 #[cfg(test)]
@@ -76,6 +87,12 @@ mod tests {
     fn at(second: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(second, 0).unwrap()
     }
+
+    const RHYTHM: Rhythm = Rhythm {
+        poll: Duration::from_mins(5),
+        archived: Duration::from_hours(1),
+        sweep: Duration::from_hours(48),
+    };
 
     fn stream(
         name: &str,
@@ -89,6 +106,7 @@ mod tests {
                 mode,
                 covered_to: covered_to.map(at),
                 due_at: due_at.map(at),
+                fails: false,
             })
             .collect();
         StreamPlan { spec, not_before: not_before.map(at), walks }
@@ -109,7 +127,7 @@ mod tests {
             ),
             stream("owners", vec![(Mode::Snapshot, None, Some(0))], Some(99)),
         ];
-        let [first, mut second] = plan(&streams, at(10));
+        let [first, mut second] = plan(&streams, RHYTHM, at(10));
         assert_eq!(first, Wave::from([("properties", vec![Mode::Snapshot])]));
         let tickets = Wave::from([("tickets", vec![Mode::Backfill, Mode::Archived])]);
         assert_eq!(second, tickets);
@@ -124,7 +142,7 @@ mod tests {
         let tickets = |due| stream("tickets", vec![(Mode::Incremental, Some(3), Some(due))], None);
         let owners = || stream("owners", vec![(Mode::Snapshot, None, Some(0))], None);
         let check = |streams: &[StreamPlan], first: &[&str], second: &[&str]| {
-            let waves = plan(streams, at(10)).map(|wave| wave.into_keys().collect::<Vec<_>>());
+            let waves = plan(streams, RHYTHM, at(10)).map(|wave| wave.into_keys().collect::<Vec<_>>());
             assert_eq!(waves, [first, second]);
         };
         let properties =
@@ -142,17 +160,42 @@ mod tests {
             (Mode::Incremental, Some(3), Some(0)),
             (Mode::Archived, None, Some(11)),
         ];
-        let [first, second] = plan(&[stream("tickets", walks, None)], at(10));
+        let [first, second] = plan(&[stream("tickets", walks, None)], RHYTHM, at(10));
         assert!(first.is_empty());
         assert_eq!(second, Wave::from([("tickets", vec![Mode::Incremental, Mode::Backfill])]));
     }
 
     #[test]
-    fn a_watermark_in_the_future_does_not_wait_for_its_time() {
-        for (covered_to, due) in [(3_610, false), (3_611, true)] {
-            let walks = vec![(Mode::Incremental, Some(covered_to), Some(90_000))];
-            let [_, second] = plan(&[stream("tickets", walks, None)], at(10));
-            assert_eq!(second.contains_key("tickets"), due, "{covered_to}");
+    fn a_time_that_a_clock_set_which_ran_ahead_is_not_waited_for() {
+        const DAY: i64 = 86_400;
+        for (mode, covered_to, due_at, fails, due) in [
+            (Mode::Incremental, 3_610, 90, false, false),
+            (Mode::Incremental, 3_611, 90, false, true),
+            (Mode::Snapshot, 3_611, 90, false, true),
+            // The others are read from elsewhere, or close later than they began.
+            (Mode::Sweep, 3_611, 90, false, false),
+            (Mode::Archived, 3_611, 90, false, false),
+            (Mode::Snapshot, 3, 10 + 3_600 + 300, false, false),
+            (Mode::Snapshot, 3, 11 + 3_600 + 300, false, true),
+            (Mode::Archived, 3, 10 + 3_600 + 3_600, false, false),
+            (Mode::Archived, 3, 11 + 3_600 + 3_600, false, true),
+            (Mode::Sweep, 3, 10 + 3_600 + 2 * DAY, false, false),
+            (Mode::Sweep, 3, 11 + 3_600 + 2 * DAY, false, true),
+            (Mode::Backfill, 3, 10 + 3_600 + DAY, true, false),
+            (Mode::Backfill, 3, 11 + 3_600 + DAY, true, true),
+            (Mode::Snapshot, 3, 10 + 3_600 + DAY, true, false),
+        ] {
+            let mut stream = stream("tickets", vec![(mode, Some(covered_to), Some(due_at))], None);
+            stream.walks[0].fails = fails;
+            let [_, second] = plan(&[stream], RHYTHM, at(10));
+            assert_eq!(second.contains_key("tickets"), due, "{mode:?} {covered_to} {due_at}");
+        }
+        for (not_before, due) in
+            [(10, true), (11, false), (10 + 3_600 + DAY, false), (11 + 3_600 + DAY, true)]
+        {
+            let walks = vec![(Mode::Incremental, Some(3), Some(3))];
+            let [_, second] = plan(&[stream("tickets", walks, Some(not_before))], RHYTHM, at(10));
+            assert_eq!(second.contains_key("tickets"), due, "{not_before}");
         }
     }
 }

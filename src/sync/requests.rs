@@ -94,6 +94,7 @@ pub fn settle(
     }
     let rows = streams::streams(connection, of)?;
     let walks = streams::walks(connection, of)?;
+    let mut ended = false;
     for request in open {
         let Some(applied_at) = request.applied_at else { continue };
         let args = Args::of(&request);
@@ -110,13 +111,27 @@ pub fn settle(
                 _ => None,
             })
             .collect();
+        ended = true;
         if failed.is_empty() {
             requests::finish(connection, request.id, RequestOutcome::Done, None)?;
         } else {
             requests::finish(connection, request.id, RequestOutcome::Failed, Some(&failed.join("; ")))?;
         }
     }
-    Ok(())
+    if ended { disallow(connection, of, spec) } else { Ok(()) }
+}
+
+/// What a request has allowed is over with it.
+fn disallow(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    spec: &'static ProviderSpec,
+) -> Result<(), DbError> {
+    let open = turns::sync_requests(connection, of)?;
+    let allowing: Vec<Args> = open.iter().map(Args::of).filter(|args| args.allow_mass_delete).collect();
+    let allowed = |stream: &&str| allowing.iter().any(|args| args.covers(stream));
+    let allowed: Vec<&str> = spec.streams.iter().map(|stream| stream.name).filter(allowed).collect();
+    streams::disallow(connection, of, &allowed)
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -173,7 +188,7 @@ pub fn give_up(connection: &mut PgConnection, of: ConnectionId, why: &str) -> Re
     for kind in [RequestKind::Sync, RequestKind::Verify] {
         requests::finish_open(connection, of, kind, RequestOutcome::Failed, Some(why))?;
     }
-    Ok(())
+    streams::disallow(connection, of, &[])
 }
 
 #[cfg(test)]

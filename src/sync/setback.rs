@@ -8,7 +8,7 @@ use super::send::Halt;
 use crate::db::streams::{Setback, Strange, StreamKey};
 use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::spec::Mode;
+use crate::domain::spec::{Mode, PAUSE_MAX};
 use crate::domain::time::delta;
 use crate::http::retry;
 
@@ -17,9 +17,9 @@ const TRANSIENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_
 /// The same after an answer that was not understood: nothing gets better by asking often.
 const STALLED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
 /// When everything is read again after a read of everything would have marked too much as gone, and nobody has agreed.
-const HELD_BACKFILL: Duration = Duration::from_hours(24);
+const HELD_BACKFILL: Duration = PAUSE_MAX;
 /// How often a stream that is not allowed is looked at again.
-const FORBIDDEN: Duration = Duration::from_hours(24);
+const FORBIDDEN: Duration = PAUSE_MAX;
 /// Turns in a row that 401 has to end, although the token is good, before the stream counts as not allowed: a provider in
 /// trouble answers it as well.
 const REFUSALS_MAX: u32 = 3;

@@ -27,6 +27,9 @@ use crate::fixtures::records;
 use crate::simulation::rig::{Ground, Rig, Setup};
 use crate::support::postgres::TestDb;
 
+/// After everything that happens.
+const FAR: DateTime<Utc> = DateTime::<Utc>::MAX_UTC;
+
 fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(second, 0).unwrap()
 }
@@ -42,7 +45,7 @@ fn begun(connection: &mut PgConnection, of: &str, stream: &str) -> Result<Source
     let spec = provider.stream(stream).expect("it is described");
     let run = sync_runs::begin(connection, id, spec.name, Mode::Backfill, at(0))?;
     let key = StreamKey { connection: id, stream: spec.name, epoch };
-    Ok(Source { key, spec, mode: Mode::Backfill, run, sweeping: false, history: true })
+    Ok(Source { key, spec, mode: Mode::Backfill, run, opened_at: FAR, sweeping: false, history: true })
 }
 
 fn write(connection: &mut PgConnection, source: &Source, page: Page) -> Result<i64, DbError> {

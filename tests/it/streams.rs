@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
+use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::streams::{self, Closing, Demand, Setback, Strange, StreamKey, StreamWrite, WalkRow};
@@ -18,6 +19,9 @@ use fieldmirror::sync::commit::{self, Ready, Source};
 use serde_json::{Value, json};
 
 use crate::support::postgres::TestDb;
+
+/// After everything that happens.
+const FAR: DateTime<Utc> = DateTime::<Utc>::MAX_UTC;
 
 fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(second, 0).unwrap()
@@ -76,7 +80,8 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
         let run = sync_runs::begin(connection, id, "properties", Mode::Snapshot, at(100))?;
         let spec = provider.stream("properties").expect("it is described");
         let mode = Mode::Snapshot;
-        let source = Source { key: properties, spec, mode, run, sweeping: false, history: false };
+        let source =
+            Source { key: properties, spec, mode, run, opened_at: FAR, sweeping: false, history: false };
         let facts = Facts::from([("ticket_properties".to_owned(), json!([]))]);
         for renews in [vec![], vec!["tickets"]] {
             let page = Ready::of(spec, Page { facts: facts.clone(), renews, ..Page::default() });
@@ -104,6 +109,39 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
             "tickets need what it learns"
         );
         assert_ne!(walk(connection, "owners", mode)?.due_at, Some(at(400)));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// A stream that stands still fails a request; what that has allowed holds for no walk that comes later.
+#[tokio::test]
+async fn what_a_request_allows_is_over_with_it() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, _) = begun(connection)?;
+        let spec = providers::provider("hubspot").expect("it is registered").spec();
+        let allowed = |connection: &mut PgConnection| {
+            let query = "SELECT coalesce(string_agg(DISTINCT stream, ', ' ORDER BY stream), '') AS value
+                         FROM walks WHERE mass_delete_allowed";
+            rows::value::<Text, String, _>(connection, diesel::sql_query(query))
+        };
+        for streams in [json!(["owners", "properties"]), json!(["properties", "pipeline_stages"])] {
+            let args = json!({"streams": streams, "allow_mass_delete": true});
+            let new = NewRequest { connection: id, kind: RequestKind::Sync, args, sealed: None };
+            requests::create(connection, &new)?;
+        }
+        sync::requests::apply(connection, id, spec, at(400))?;
+        assert_eq!(allowed(connection)?, "owners, pipeline_stages, properties");
+        let ends = "UPDATE walks SET closed_started_at = '2001-01-01' WHERE stream = 'properties';
+            UPDATE walks SET due_at = '2001-01-01' WHERE stream = 'owners';
+            UPDATE stream_state SET state = 'stalled', stalled_reason = 'no list' WHERE stream = 'owners'";
+        connection.batch_execute(ends)?;
+        sync::requests::settle(connection, id, spec)?;
+        assert_eq!(requests::open(connection, id, RequestKind::Sync)?.len(), 1);
+        assert_eq!(allowed(connection)?, "pipeline_stages, properties", "another request allows these");
+        sync::requests::give_up(connection, id, "it is over")?;
+        assert_eq!(allowed(connection)?, "");
         Ok(())
     });
     done.await.unwrap();
@@ -276,7 +314,8 @@ async fn a_row_is_held_as_it_was_sent_and_replaced_by_newer_ones() {
         let key = StreamKey { connection: id, stream: "tickets", epoch };
         let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
         let spec = spec.expect("it is described");
-        let source = Source { key, spec, mode: Mode::Backfill, run, sweeping: false, history: true };
+        let source =
+            Source { key, spec, mode: Mode::Backfill, run, opened_at: FAR, sweeping: false, history: true };
         let odd = "tab\t, lines\r\n, \\N, \\., \\\\, \"quoted\", {braces}, ü, \u{1f600}, \u{1}, \u{7f}\\";
         let read =
             "SELECT jsonb_build_array(subject, raw #> '{properties,subject}', company_ids[2], first_seen_at,
@@ -306,7 +345,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
         let key = StreamKey { connection: id, stream: "tickets", epoch };
         let run = sync_runs::begin(connection, id, "tickets", Mode::Backfill, at(0))?;
         let spec = spec.expect("it is described");
-        let source = Source { key, spec, mode: Mode::Backfill, run, sweeping: true, history: true };
+        let source = Source { key, spec, mode: Mode::Backfill, run, opened_at: FAR, sweeping: true, history: true };
         assert_eq!(write(connection, &source, "first", 100)?, 1);
         let stands = |connection: &mut PgConnection| {
             let all = "SELECT jsonb_build_array((SELECT jsonb_agg(t) FROM mirror.hubspot_tickets t),
@@ -440,7 +479,8 @@ async fn every_walk_can_be_taken_up_again_or_begun_anew() {
         };
         for (second, mode) in (100..).zip(spec.modes.iter().copied()) {
             let run = sync_runs::begin(connection, id, "tickets", mode, at(second))?;
-            let source = Source { key, spec, mode, run, sweeping: mode == Mode::Sweep, history: true };
+            let source =
+                Source { key, spec, mode, run, opened_at: FAR, sweeping: mode == Mode::Sweep, history: true };
             streams::open_walk(connection, key, mode, at(second), Some(at(1)), None)?;
             for page in [3, 4] {
                 let written = Ready::of(spec, Page { met: vec![page.to_string()], ..Page::default() });

@@ -87,7 +87,7 @@ async fn held(rig: &Rig, table: &str) -> Value {
 /// One kind of walk of a stream is due, and no other walk of the account.
 async fn only(rig: &Rig, stream: &str, mode: &str) {
     let due = format!(
-        "UPDATE fieldmirror.walks SET due_at = now() + interval '10 years' WHERE connection_id = {{}} AND due_at IS NOT NULL;
+        "UPDATE fieldmirror.walks SET due_at = NULL WHERE connection_id = {{}};
          UPDATE fieldmirror.walks SET due_at = now(),
              covered_to = CASE WHEN mode = 'incremental' THEN '2001-01-01' WHEN mode <> 'archived' THEN covered_to END
          WHERE connection_id = {{}} AND (stream, mode) = ('{stream}', '{mode}')"
@@ -634,6 +634,73 @@ async fn a_clock_that_is_set_back_is_followed_and_told() {
     assert!((1_190..=1_210).contains(&(came[0] - came[1])), "{came:?}");
     assert!(came[2] > came[1] && came[2] < came[0], "{came:?}");
     assert!(came[3] > came[0], "{came:?}");
+}
+
+/// Removes a record so that no list shows it any more.
+fn remove(rig: &Rig, kind: &str, id: &Value) {
+    let id: u64 = id.as_str().expect("an id").parse().expect("a number");
+    let removed = serde_json::from_value(json!({"do": "remove", "kind": kind, "id": id}));
+    rig.sandbox.servicetitan().change(TENANT_FIRST, &removed.expect("a change")).expect("it is removed");
+}
+
+/// A clock that ran ahead has dated rows and walks to a time to come. It is corrected, and then records are deleted.
+#[tokio::test(start_paused = true)]
+async fn what_a_clock_has_dated_that_ran_ahead_hides_nothing() {
+    let ground = Ground::new();
+    let rig = rig_of(&ground, "servicetitan", RECORDS, &[]).await;
+    rig.ours.set_by(TimeDelta::hours(30));
+    until(&rig, "everything has been read once", ALL_READ).await;
+    only(&rig, "bookings", "sweep").await;
+    assert_eq!(run_of(&rig, "bookings", "sweep").await["outcome"], "closed");
+    execute(
+        &rig,
+        "UPDATE fieldmirror.walks SET due_at = now() WHERE connection_id = {} AND mode <> 'backfill'",
+    )
+    .await;
+    until(&rig, "everything has been read again", "SELECT bool_and(due_at > now() + interval '4 minutes') FROM fieldmirror.walks WHERE connection_id = {} AND mode <> 'backfill'").await;
+    rig.ours.set_by(TimeDelta::hours(-30));
+
+    let of = |table: &str| {
+        format!(
+            "SELECT min(id) AS id FROM mirror.servicetitan_{table} WHERE connection_id = {{}} AND deleted_at IS NULL"
+        )
+    };
+    let booking = row(&rig, &of("bookings")).await["id"].clone();
+    remove(&rig, "bookings", &booking);
+    let gone = format!(
+        "SELECT deleted_at IS NOT NULL FROM mirror.servicetitan_bookings WHERE connection_id = {{}} AND id = {booking}"
+    );
+    until(&rig, "it is gone", &gone.replace('"', "'")).await;
+    // Nothing tells by itself what a short list was at that moment.
+    until(&rig, "it is said", &says("technicians", "lies in the future")).await;
+    let since = rig.engine.clock.now() - TimeDelta::days(9);
+    let (connection, args) = (rig.connection, json!({"since": since}));
+    let new = NewRequest { connection, kind: RequestKind::Sync, args, sealed: None };
+    let asked = rig.db(move |conn| requests::create(conn, &new)).await;
+    ends(&rig, asked, Duration::from_mins(30)).await;
+    let now = rig.engine.clock.now().to_rfc3339();
+    let ahead = format!(
+        "SELECT count(*) AS streams FROM fieldmirror.stream_state WHERE connection_id = {{}} AND greatest(complete_to, swept_to) > '{now}'"
+    );
+    assert_eq!(row(&rig, &ahead).await["streams"], 0);
+}
+
+/// What was deleted since a first read began that could not read everything is found by the one that can.
+#[tokio::test(start_paused = true)]
+async fn a_first_read_that_begins_again_finds_what_is_gone_since() {
+    let ground = Ground::new();
+    let named = [("providers.servicetitan.booking_provider_ids", "[\"71\", \"99\"]")];
+    let mut rig = rig_of(&ground, "servicetitan", 60, &named).await;
+    until(&rig, "it is said", &says("bookings", "booking provider 99")).await;
+    let one = "SELECT min(id) AS id FROM mirror.servicetitan_bookings WHERE connection_id = {}";
+    let one = row(&rig, one).await["id"].clone();
+    remove(&rig, "bookings", &one);
+    name_providers(&mut rig, &["71"]);
+    only(&rig, "bookings", "backfill").await;
+    assert_eq!(run_of(&rig, "bookings", "backfill").await["outcome"], "closed");
+    let gone = format!("id = '{}'", one.as_str().expect("an id"));
+    assert_eq!(living(&rig, "servicetitan_bookings", &gone).await, 0);
+    assert!(swept(&rig, "bookings").await["swept_to"].is_string());
 }
 
 /// What is asked for is done, whatever else is due, within so long.

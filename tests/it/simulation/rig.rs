@@ -48,6 +48,8 @@ pub struct Rig {
     pub road: Arc<Road>,
     /// The provider's clock.
     pub clock: Arc<VirtualClock>,
+    /// Ours.
+    pub ours: Arc<VirtualClock>,
     pub connection: ConnectionId,
     vault: Arc<Vault>,
     provider: &'static str,
@@ -118,7 +120,7 @@ impl Rig {
         let db = ground.db().await;
         let vault = Arc::new(Vault::new(&generate_key(), &[]).expect("a generated key fits"));
         let client = ground.client.clone().carried_by(Arc::<Road>::clone(&road));
-        let clock: Arc<dyn Clock> = ours;
+        let clock: Arc<dyn Clock> = Arc::<VirtualClock>::clone(&ours);
         let auth = Auth::new(Parts {
             db: db.clone(),
             vault: Arc::clone(&vault),
@@ -139,7 +141,7 @@ impl Rig {
         let connect = key.or(connects.first()).expect("a way to connect").clone();
         let connection = ConnectionId(0);
         let mut rig =
-            Self { engine, sandbox, road, clock: theirs, connection, vault, provider: setup.provider };
+            Self { engine, sandbox, road, clock: theirs, ours, connection, vault, provider: setup.provider };
         rig.connect(&connect).await;
         rig
     }
@@ -200,9 +202,11 @@ impl Rig {
     /// was a turn.
     pub async fn next(&self, patience: Duration) -> bool {
         let (now, providers) = (self.engine.clock.now(), vec![self.provider.to_owned()]);
+        let rhythm = self.engine.settings.rhythm(&self.engine.settings.providers[self.provider]);
+        let rhythms = [(self.provider.to_owned(), rhythm)];
         let (due, next) = self
             .db(move |conn| {
-                Ok((streams::due(conn, &providers, now)?, streams::next_due(conn, &providers, now)?))
+                Ok((streams::due(conn, &rhythms, now)?, streams::next_due(conn, &providers, now)?))
             })
             .await;
         if !due.contains(&self.connection) {
