@@ -142,7 +142,7 @@ impl Game {
         let rig = Rig::new(ground, setup).await;
         let state = State {
             world: world(script.provider),
-            oracle: Oracle::new(script.provider, script.skew),
+            oracle: Oracle::new(script.provider, script.skew_max()),
             dice: StdRng::seed_from_u64(script.seed ^ 0xc0de),
             story: format!("{script:?}\n"),
         };
@@ -157,6 +157,7 @@ impl Game {
         let mut turns = 0;
         let weather = self.weather(script);
         let life = self.life(script);
+        let clock = self.set_clock(script);
         let reading = async {
             while began.elapsed() < storm && self.is_well() {
                 if self.rig.next(storm.saturating_sub(began.elapsed())).await {
@@ -165,7 +166,7 @@ impl Game {
                 }
             }
         };
-        tokio::join!(weather, life, reading);
+        tokio::join!(weather, life, clock, reading);
         turns += self.heal(script).await;
         let runs = self.runs().await;
         let state = self.state.borrow();
@@ -197,6 +198,14 @@ impl Game {
         }
         self.rig.sandbox.set_faults(Vec::new());
         self.rig.road.set(Mess::default(), 60);
+    }
+
+    /// Our clock is set once, in some seeds.
+    async fn set_clock(&self, script: &Script) {
+        let Some((after, by)) = script.clock_set else { return };
+        tokio::time::sleep(after).await;
+        self.say(&format!("our clock is set by {by}"));
+        self.rig.ours.set_by(by);
     }
 
     async fn life(&self, script: &Script) {

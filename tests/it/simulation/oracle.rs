@@ -102,7 +102,7 @@ struct Count {
 
 pub struct Oracle {
     provider: &'static str,
-    /// By how much our clock is ahead of the provider's.
+    /// By how much our clock is ahead of the provider's, at the most.
     skew: TimeDelta,
     tracks: BTreeMap<Key, Track>,
     truth: Truth,

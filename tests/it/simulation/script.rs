@@ -29,6 +29,8 @@ pub struct Script {
     pub provider: &'static str,
     pub records: usize,
     pub skew: TimeDelta,
+    /// When our clock is set, and by how much: forward, or back by less than what makes a watermark lie in the future for long.
+    pub clock_set: Option<(Duration, TimeDelta)>,
     pub search_lag: Duration,
     /// Records on a page of ServiceTitan's feeds.
     pub feed_page: usize,
@@ -92,6 +94,7 @@ impl Script {
             provider,
             records: dice.random_range(15..80),
             skew: TimeDelta::milliseconds(skew_ms),
+            clock_set: clock_set(seed),
             rest: Duration::from_secs(poll_s * 2 + 10),
             settles_in: Duration::from_secs(hold_back_s + 5) + late,
             feed_page: page_size as usize,
@@ -100,6 +103,21 @@ impl Script {
             spans,
             changes,
         }
+    }
+}
+
+/// With dice of its own: what else a seed means does not depend on it.
+fn clock_set(seed: u64) -> Option<(Duration, TimeDelta)> {
+    let dice = &mut StdRng::seed_from_u64(seed ^ 0xc10c);
+    let by_ms = pick(dice, &[0_i64, 0, 0, 1_400, -1_400, 40_000, -40_000, 660_000]);
+    let after = Duration::from_secs(dice.random_range(5..60));
+    (by_ms != 0).then(|| (after, TimeDelta::milliseconds(by_ms)))
+}
+
+impl Script {
+    /// By how much our clock is ahead of the provider's, at the most.
+    pub fn skew_max(&self) -> TimeDelta {
+        self.skew + self.clock_set.map_or(TimeDelta::zero(), |(_, by)| by.max(TimeDelta::zero()))
     }
 }
 
