@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::Notify;
 
 /// The kinds of fault. [`FaultName::all`] has their names on the command line and what each one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,6 +267,8 @@ pub struct Spot {
 pub struct Faults {
     any: AtomicBool,
     inner: Mutex<Inner>,
+    /// Whom a fault keeps waiting hears here that he may go on.
+    released: Notify,
 }
 
 struct Inner {
@@ -278,6 +281,7 @@ impl Faults {
         Self {
             any: AtomicBool::new(!list.is_empty()),
             inner: Mutex::new(Inner { list, dice: StdRng::seed_from_u64(seed) }),
+            released: Notify::new(),
         }
     }
 
@@ -286,6 +290,18 @@ impl Faults {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         self.any.store(!list.is_empty(), Ordering::Release);
         inner.list = list;
+    }
+
+    /// Lets all go on that [`Self::keeps_waiting`].
+    pub fn release(&self) {
+        self.released.notify_waiters();
+    }
+
+    /// As [`Self::strikes`]; then with what resolves at the next [`Self::release`].
+    pub fn keeps_waiting(&self, name: FaultName, spot: Spot) -> Option<impl Future<Output = ()>> {
+        // It hears what is told from now on: whoever sees that the fault has struck may release it.
+        let released = self.released.notified();
+        self.strikes(name, spot).then_some(released)
     }
 
     pub fn list(&self) -> Vec<Fault> {
@@ -391,6 +407,16 @@ mod tests {
         };
         assert!((60..140).contains(&count(7)), "{}", count(7));
         assert_eq!(count(7), count(7));
+    }
+
+    #[tokio::test]
+    async fn who_is_kept_waiting_goes_on_when_let_go() {
+        let faults = Faults::new(vec!["hang=1x".parse().unwrap()], 1);
+        let released = faults.keeps_waiting(FaultName::Hang, LIST).expect("it strikes");
+        assert_eq!(faults.list()[0].left, Some(0), "that can be seen");
+        faults.release();
+        released.await;
+        assert!(faults.keeps_waiting(FaultName::Hang, LIST).is_none());
     }
 
     #[test]

@@ -260,9 +260,19 @@ impl Sandbox {
         &self.shared.ledger
     }
 
+    /// The faults in force, with what is left of those that are counted.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.shared.faults.list()
+    }
+
     /// Puts these faults in force in place of those there were.
     pub fn set_faults(&self, faults: Vec<Fault>) {
         self.shared.faults.set(faults);
+    }
+
+    /// Answers that `hang` holds back come now.
+    pub fn release(&self) {
+        self.shared.faults.release();
     }
 
     /// What `GET /control/counters` answers.

@@ -17,7 +17,7 @@ use super::faults::{FaultName, Faults, Spot};
 use super::ledger::Ledger;
 use crate::domain::time::Clock;
 
-/// How long `hang` keeps a caller waiting.
+/// How long `hang` keeps a caller waiting at most.
 const HANG: Duration = Duration::from_mins(10);
 /// Between the half of a torn body and the cut, so that the half is on its way.
 const TORN_PAUSE: Duration = Duration::from_millis(20);
@@ -72,8 +72,9 @@ impl Shared {
         if let Some(pause) = self.faults.number(FaultName::Slow, spot) {
             tokio::time::sleep(Duration::from_millis(pause.unsigned_abs())).await;
         }
-        if strikes(FaultName::Hang) {
-            tokio::time::sleep(HANG).await;
+        if let Some(released) = self.faults.keeps_waiting(FaultName::Hang, spot) {
+            // Let go or not, the answer comes in the end.
+            let _ = tokio::time::timeout(HANG, released).await;
         }
         if strikes(FaultName::Drop) {
             return no_answer();
