@@ -1,5 +1,6 @@
 //! Where the time comes from. Plain rules are handed `now`; only shells ask a [`Clock`].
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -25,9 +26,15 @@ impl Clock for SystemClock {
 #[derive(Debug, Default)]
 pub struct ShiftedClock {
     offset_ms: AtomicI64,
+    stopped_at: OnceLock<DateTime<Utc>>,
 }
 
 impl ShiftedClock {
+    /// From now on it moves only when it is moved, however long the machine takes.
+    pub fn stop(&self) {
+        self.stopped_at.get_or_init(|| SystemClock.now());
+    }
+
     pub fn shift(&self, by: TimeDelta) {
         self.offset_ms.fetch_add(by.num_milliseconds(), Ordering::SeqCst);
     }
@@ -35,7 +42,8 @@ impl ShiftedClock {
 
 impl Clock for ShiftedClock {
     fn now(&self) -> DateTime<Utc> {
-        SystemClock.now() + TimeDelta::milliseconds(self.offset_ms.load(Ordering::SeqCst))
+        let now = self.stopped_at.get().copied().unwrap_or_else(|| SystemClock.now());
+        now + TimeDelta::milliseconds(self.offset_ms.load(Ordering::SeqCst))
     }
 }
 
