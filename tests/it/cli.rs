@@ -76,6 +76,8 @@ impl Site {
         let (key_id, public_key) = (vault.key_id().to_owned(), vault.public_key());
         self.db(move |conn| {
             daemons::beat(conn, Uuid::now_v7(), "testhost", 1, "0.1.0")?;
+            // It does not beat again, and counts as alive however long the test takes.
+            conn.batch_execute("UPDATE fieldmirror.daemons SET last_seen_at = now() + interval '1 hour'")?;
             vault_keys::publish(conn, &key_id, &public_key)
         })
         .await;
@@ -658,6 +660,28 @@ fn offered_by(shell: &str, site: &Site, line: &[&str]) -> Option<Vec<String>> {
     Some(ran.stdout.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
+/// The same as long as that is not `good`: who types is not kept waiting for a database, and a slow machine is late.
+fn offered_at_last(
+    shell: &str,
+    site: &Site,
+    line: &[&str],
+    good: impl Fn(&[String]) -> bool,
+) -> Option<Vec<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let offered = offered_by(shell, site, line)?;
+        if good(&offered) || Instant::now() > deadline {
+            return Some(offered);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_offered(site: &Site, line: &[&str], expected: &[&str]) {
+    let offered = offered_at_last("bash", site, line, |offered| offered == expected);
+    assert_eq!(offered.expect("bash is installed"), expected, "{line:?}");
+}
+
 fn offered(site: &Site, line: &[&str]) -> Vec<String> {
     offered_by("bash", site, line).expect("bash is installed")
 }
@@ -671,14 +695,11 @@ async fn completions_know_connections_and_streams() {
          VALUES ('apex', 'hubspot', 'authorization_code', 'awaiting_consent')",
     )
     .await;
-    assert_eq!(offered(&site, &["fieldmirror", "why", "ac"]), ["acme"]);
-    assert_eq!(offered(&site, &["fieldmirror", "status", ""]), ["acme", "apex"]);
-    assert_eq!(offered(&site, &["fieldmirror", "enqueue", "--resync", "ap"]), ["apex"]);
-    assert_eq!(offered(&site, &["fieldmirror", "why", "acme", "ti"]), ["tickets"]);
-    assert_eq!(
-        offered(&site, &["fieldmirror", "enqueue", "--resync", "acme", "--stream", "own"]),
-        ["owners"]
-    );
+    assert_offered(&site, &["fieldmirror", "why", "ac"], &["acme"]);
+    assert_offered(&site, &["fieldmirror", "status", ""], &["acme", "apex"]);
+    assert_offered(&site, &["fieldmirror", "enqueue", "--resync", "ap"], &["apex"]);
+    assert_offered(&site, &["fieldmirror", "why", "acme", "ti"], &["tickets"]);
+    assert_offered(&site, &["fieldmirror", "enqueue", "--resync", "acme", "--stream", "own"], &["owners"]);
     assert!(offered(&site, &["fieldmirror", "enqueue", "--connect", ""]).contains(&"hubspot".to_owned()));
     assert_eq!(offered(&site, &["fieldmirror", "doc"]), ["doctor"]);
     assert!(
@@ -689,11 +710,13 @@ async fn completions_know_connections_and_streams() {
     for shell in ["bash", "fish", "zsh"] {
         for line in [["enqueue", "--resync", "acme", "--stream", ""].as_slice(), &["why", "acme", ""]] {
             let line: Vec<&str> = ["fieldmirror"].iter().chain(line).copied().collect();
-            let Some(streams) = offered_by(shell, &site, &line) else { continue };
+            let good = |offered: &[String]| offered.iter().any(|word| word == "tickets");
+            let Some(streams) = offered_at_last(shell, &site, &line, good) else { continue };
             assert!(streams.contains(&"tickets".to_owned()), "{shell} {line:?}: {streams:?}");
             assert!(!streams.contains(&"jobs".to_owned()), "{shell} {line:?}: {streams:?}");
         }
-        let Some(names) = offered_by(shell, &site, &["fieldmirror", "why", ""]) else { continue };
+        let good = |offered: &[String]| offered.iter().any(|word| word == "apex");
+        let Some(names) = offered_at_last(shell, &site, &["fieldmirror", "why", ""], good) else { continue };
         let mut names: Vec<_> = names.into_iter().filter(|name| !name.starts_with('-')).collect();
         names.sort();
         assert_eq!(names, ["acme", "apex"], "{shell}");
@@ -708,7 +731,8 @@ async fn names_are_quick_and_silent_when_the_database_is_away() {
         let mut command = program(&folder, "names connections");
         let ran = Ran::of(command.env("FIELDMIRROR_DATABASE__URL", url).output().unwrap()).done();
         assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""), "{url}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{url}: {:?}", began.elapsed());
+        // A connection is waited for half a minute elsewhere.
+        assert!(began.elapsed() < Duration::from_secs(20), "{url}: {:?}", began.elapsed());
     }
     let _ = std::fs::remove_dir_all(folder);
 }

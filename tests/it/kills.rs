@@ -36,13 +36,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const WALK_WITHIN: Duration = Duration::from_secs(2);
 /// How long after that it comes, at most: longer than most walks take here.
 const KILL_WITHIN_MS: u64 = 400;
+const KILLS_MORE: u64 = 30;
 /// The longest that the last watermark, or a full read, may take.
-const SETTLED_IN: Duration = Duration::from_mins(6);
+const SETTLED_IN: Duration = Duration::from_mins(10);
 /// For Housecall Pro, whose change marker knows seconds.
 const HOLD_BACK: &str = "2s";
 
 pub struct Plan {
     pub kills: u64,
+    /// Of so many kinds of walk some have to be met; then there are more kills, [`KILLS_MORE`] at most.
+    pub kinds: usize,
     pub seed: u64,
     pub records: usize,
 }
@@ -65,13 +68,15 @@ pub struct Tally {
 /// Kills a daemon as the plan says. An error tells which kill left what behind.
 pub async fn run(plan: &Plan, say: impl Fn(&Tally)) -> Result<Tally, String> {
     let mut scene = Scene::new(plan).await;
-    for kill in 1..=plan.kills {
+    // On a slow machine the first walks outlast some kills.
+    let is_over = |tally: &Tally| tally.kills >= plan.kills && tally.within.len() >= plan.kinds;
+    while !is_over(&scene.tally) && scene.tally.kills < plan.kills + KILLS_MORE {
         let found = scene.live_and_die().await;
-        found.map_err(|why| format!("kill {kill} of seed {}: {why}", plan.seed))?;
+        found.map_err(|why| format!("kill {} of seed {}: {why}", scene.tally.kills, plan.seed))?;
         say(&scene.tally);
     }
     let settled = scene.settle().await;
-    settled.map_err(|why| format!("after {} kills of seed {}: {why}", plan.kills, plan.seed))?;
+    settled.map_err(|why| format!("after {} kills of seed {}: {why}", scene.tally.kills, plan.seed))?;
     Ok(scene.tally)
 }
 
@@ -392,7 +397,7 @@ const IDLE: &str =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_is_killed_in_any_walk_of_any_provider() {
-    let plan = Plan { kills: 4, seed: 20_261_126, records: 25 };
+    let plan = Plan { kills: 4, kinds: 2, seed: 20_261_126, records: 25 };
     let tally = run(&plan, |_| {}).await.unwrap_or_else(|why| panic!("{why}"));
-    assert!(tally.within.len() >= 2, "{tally:?}");
+    assert!(tally.within.len() >= plan.kinds, "{tally:?}");
 }

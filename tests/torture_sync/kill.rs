@@ -18,7 +18,7 @@ const PROVIDER_PERCENT: u64 = 10;
 /// Kills as often as was asked for. `false`: something was wrong.
 pub fn run(args: &Args) -> Result<bool, String> {
     let (kills, seed) = (args.number("moments", 200)?, args.number("seed", 1)?);
-    let plan = Plan { kills, seed, records: 60 };
+    let plan = Plan { kills, kinds: 0, seed, records: 60 };
     say(&format!("Seed {seed}: {kills} kills"));
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

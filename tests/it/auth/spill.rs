@@ -170,18 +170,18 @@ async fn a_consent_waits_for_the_database() {
     let asked = rig.ask("acme").await;
     let dying = {
         let (lever, back) = (rig.test.lever(), rig.test.lever());
+        let stopped: Arc<std::sync::OnceLock<Auth>> = Arc::default();
+        let stops = Arc::clone(&stopped);
         let between = Between::steps(move |_, at| {
-            let lever = lever.clone();
-            Box::pin(async move {
-                if at == Step::Spilled {
-                    lever.away();
-                }
-                Duration::ZERO
-            })
+            if at == Step::Spilled {
+                lever.away();
+                // It stops: what is kept is not waited for.
+                stops.get().expect("it is set").close_within(Duration::ZERO);
+            }
+            Box::pin(std::future::ready(Duration::ZERO))
         });
         let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
-        // It stops: what is kept is not waited for.
-        auth.close_within(Duration::from_secs(1));
+        stopped.set(auth.clone()).ok().expect("it is set once");
         let ending = rig.come_back_to(&auth, &asked.authorize_url(), "code=C").await;
         back.back();
         ending

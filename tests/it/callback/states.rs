@@ -141,19 +141,23 @@ async fn a_link_is_followed_so_often() {
         let path = asked.start_path();
         ticket::hash(path.rsplit('/').next().expect("a ticket"))[0]
     };
-    let mut other = rig.ask("other").await;
+    let (mut other, mut asks) = (rig.ask("other").await, 2);
     while counted(&other) == counted(&asked) {
-        other = rig.ask("other").await;
+        (other, asks) = (rig.ask("other").await, asks + 1);
     }
-    let mut statuses = Vec::new();
+    let (began, mut statuses) = (std::time::Instant::now(), Vec::new());
     for _ in 0..40 {
         statuses.push(rig.get(&asked.start_path(), None).await.status);
     }
+    // One more every three seconds, which pass on a slow machine.
+    let more = began.elapsed().as_secs() / 3 + 1;
     assert_eq!(statuses[..20], [302; 20]);
-    assert!(statuses[20..].iter().filter(|status| **status == 429).count() > 10, "{statuses:?}");
+    let followed = statuses.iter().filter(|status| **status == 302).count() as u64;
+    assert!(followed <= 20 + more, "{followed} in {:?}", began.elapsed());
     assert!(statuses.iter().all(|status| [302, 429].contains(status)), "{statuses:?}");
     let attempts = rig.count("SELECT count(*) AS value FROM fieldmirror.authorization_attempts").await;
-    assert!(attempts < 40, "{attempts}");
+    // Whoever asks has one already.
+    assert_eq!(u64::try_from(attempts).unwrap(), asks + followed);
     let (url, cookie) = rig.follow(&other).await;
     assert_eq!(rig.come_back_with(&url, "code=C", Some(&cookie)).await.status, 200);
 }

@@ -16,7 +16,7 @@ use crate::support::not_checked;
 use crate::support::truth::{no_column_is_left_out, not_compared};
 
 /// A walk writes page by page: what is on its way may take this long.
-const SETTLES_IN: Duration = Duration::from_mins(1);
+const SETTLES_IN: Duration = Duration::from_mins(3);
 
 const ALL_READ: &str =
     "SELECT count(*) = 4 AND bool_and(backfill_done AND state = 'idle') AS done FROM mirror.freshness";

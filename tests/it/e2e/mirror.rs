@@ -7,7 +7,7 @@ use fieldmirror::http::pace::less_reserve;
 use fieldmirror::sandbox::{HubspotLimits, SandboxOptions};
 use serde_json::{Value, json};
 
-use crate::support::app::{HUB, TestApp, small};
+use crate::support::app::{HUB, PATIENCE, TestApp, small};
 use crate::support::truth::hold_against_mirror;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,16 +84,15 @@ async fn changes_arrive_without_reading_everything_again() {
     };
     let (live, archived) = (of_state("live"), of_state("archived"));
     app.sandbox.control().ledger().reset();
+    app.execute("CREATE TABLE public.mark AS SELECT clock_timestamp() - interval '1 s' AS moment").await;
 
     app.change(json!({"do": "change", "id": live[0], "properties": {"subject": SUBJECT, "hs_pipeline": "0", "hs_pipeline_stage": "4"}}));
     app.change(json!({"do": "create", "properties": {"subject": SUBJECT}}));
-    let took = app
-        .wait_until(
-            "a change and a new ticket",
-            "SELECT count(*) = 2 FROM mirror.tickets WHERE subject = 'changed from outside'",
-        )
-        .await;
-    assert!(took < Duration::from_secs(30), "some poll intervals, and no sweep: {took:?}");
+    app.wait_until(
+        "a change and a new ticket",
+        "SELECT count(*) = 2 FROM mirror.tickets WHERE subject = 'changed from outside'",
+    )
+    .await;
     app.change(json!({"do": "archive", "id": live[1]}));
     let third = app.change(json!({"do": "merge", "primary": live[2], "other": live[3]}))[0];
     let kept = app.change(json!({"do": "merge", "primary": live[4], "other": live[5], "new_id": false}))[0];
@@ -101,16 +100,16 @@ async fn changes_arrive_without_reading_everything_again() {
     // Restored and changed: search shows it, while the restoring alone would leave no trace there.
     app.change(json!({"do": "restore", "id": archived[0]}));
     app.change(json!({"do": "change", "id": archived[0], "properties": {"subject": "restored"}}));
-    let took = app
-        .wait_until(
-            "an archived, three merged and a restored ticket",
-            "SELECT count(merged_into) = 3 AND bool_or(subject = 'restored' AND deleted_at IS NULL)
-                AND count(*) FILTER (WHERE deleted_at > now() - interval '1 minute' AND merged_into IS NULL) = 1
-             FROM mirror.tickets",
-        )
-        .await;
-    assert!(took < Duration::from_secs(30), "some archived intervals, and no sweep: {took:?}");
+    app.wait_until(
+        "an archived, three merged and a restored ticket",
+        "SELECT count(merged_into) = 3 AND bool_or(subject = 'restored' AND deleted_at IS NULL)
+            AND count(*) FILTER (WHERE deleted_at > (SELECT moment FROM public.mark) AND merged_into IS NULL) = 1
+         FROM mirror.tickets",
+    )
+    .await;
     hold_against_mirror(&app).await;
+    let swept = "SELECT count(*) FROM mirror.sync_runs WHERE mode = 'sweep'";
+    assert_eq!(app.number(swept).await, 0, "some polls, and no sweep");
     let lists = u64::try_from(
         app.number("SELECT sum(requests)::bigint FROM mirror.sync_runs WHERE mode = 'archived'").await,
     )
@@ -175,9 +174,11 @@ async fn what_search_shows_late_is_not_lost() {
     let tickets = app.truth().await;
     let live = tickets.iter().find(|ticket| ticket["state"] == "live").expect("one that lives");
     let id: u64 = live["record"]["id"].as_str().unwrap().parse().unwrap();
+    let began = Instant::now();
     app.change(json!({"do": "change", "id": id, "properties": {"subject": "shown late"}}));
     let late = "SELECT count(*) = 1 FROM mirror.tickets WHERE subject = 'shown late'";
-    let took = app.wait_until("a change that search shows late", late).await;
+    app.wait_until("a change that search shows late", late).await;
+    let took = began.elapsed();
     assert!(took > Duration::from_secs(2), "search did not show it at once: {took:?}");
     let complete =
         "SELECT complete_to < now() - interval '3.9 seconds' FROM mirror.freshness WHERE stream = 'tickets'";
@@ -201,17 +202,17 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
     .unwrap();
     let made = tokio::task::spawn_blocking(move || control.hubspot().change(HUB, &change));
     assert_eq!(made.await.unwrap().unwrap().count, MANY as usize);
-    // At the pace that the reserve leaves it takes half a minute and more: each half has its own time.
-    app.wait_until(
-        "half of them are there",
-        "SELECT count(*) > 12500 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
-    )
-    .await;
-    app.wait_until(
-        "all are there",
-        "SELECT count(*) = 25000 FROM mirror.hubspot_tickets WHERE subject = 'bulk'",
-    )
-    .await;
+    // At the pace that the reserve leaves it takes half a minute and more: as long as it gets on, it has its time.
+    let (mut moved_at, mut there) = (Instant::now(), 0);
+    while there < i64::from(MANY) {
+        let now = app.number("SELECT count(*) FROM mirror.hubspot_tickets WHERE subject = 'bulk'").await;
+        if now > there {
+            (moved_at, there) = (Instant::now(), now);
+        }
+        assert!(moved_at.elapsed() < PATIENCE, "it stays at {there}");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(there, i64::from(MANY));
     assert_eq!(
         app.number(
             "SELECT count(DISTINCT source_updated_at) FROM mirror.hubspot_tickets WHERE subject = 'bulk'"
@@ -219,7 +220,7 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
         .await,
         1
     );
-    assert_eq!(app.sandbox.control().ledger().of_status(429), 0, "nothing was asked for too often");
+    app.none_refused(429);
     assert_eq!(
         app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'tickets' AND mode = 'backfill'")
             .await,
@@ -235,7 +236,6 @@ async fn a_bulk_change_beyond_the_limits_of_search() {
 /// Waits for a span in which nine tenths of so many requests a second were sent: one in which the machine stood still does
 /// not count.
 async fn all_used(span: Duration, secondly: f64, asked: impl Fn() -> u64) {
-    const PATIENCE: Duration = Duration::from_mins(3);
     let (began, mut seen) = (Instant::now(), VecDeque::new());
     loop {
         seen.push_back((Instant::now(), asked()));
@@ -266,7 +266,7 @@ async fn searches_are_as_many_as_may_be() {
     let pending = "SELECT 3000 - count(*) FROM mirror.hubspot_tickets WHERE subject = 'bulk'";
     assert!(app.number(pending).await > 0, "there was more to read all the time");
     daemon.stop().await;
-    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+    app.none_refused(429);
 }
 
 /// The same of the limit of ten seconds while everything is read for the first time: few enough that a slow machine sends
@@ -287,5 +287,5 @@ async fn the_limit_of_ten_seconds_is_kept_and_used() {
     let pending = "SELECT count(*) FROM mirror.freshness WHERE stream = 'tickets' AND NOT backfill_done";
     assert_eq!(app.number(pending).await, 1, "there was more to read all the time");
     daemon.stop().await;
-    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+    app.none_refused(429);
 }

@@ -24,8 +24,8 @@ use crate::support::notify::NotifySocket;
 
 /// What the unit's `WatchdogSec=` would be.
 const WATCHDOG: Duration = Duration::from_secs(6);
-/// A daemon ends within this, whatever is under way.
-const END_MAX: Duration = Duration::from_secs(30);
+/// How soon nobody is asked to end any more: the daemon's own limits come to half a minute, and a slow machine is late.
+const END_MAX: Duration = Duration::from_mins(2);
 
 pub fn under_systemd(app: TestApp) -> (TestApp, NotifySocket) {
     let socket = NotifySocket::bind(&app.folder);
@@ -86,12 +86,49 @@ async fn all_busy_for(app: &TestApp, span: Duration) -> (Instant, Instant) {
     }
 }
 
-/// The longest pause between two meals within a span, its ends included.
-fn longest_gap(heard: &[(Instant, String)], (from, to): (Instant, Instant)) -> Duration {
+/// That systemd would have had no reason to kill it within a span, its ends included. What this end missed because the
+/// machine stood still was not the daemon's fault.
+#[track_caller]
+fn fed_in_time(socket: &NotifySocket, (from, to): (Instant, Instant), when: &str) {
+    let heard = socket.heard();
     let meals = heard.iter().filter(|(_, line)| line == "WATCHDOG=1").map(|(at, _)| *at);
     let within: Vec<Instant> = meals.filter(|at| (from..=to).contains(at)).collect();
     let points: Vec<Instant> = [&[from], within.as_slice(), &[to]].concat();
-    points.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    let gap = points.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+    let stood_still = socket.stood_still((from, to));
+    assert!(gap < WATCHDOG + stood_still, "fed in time {when}: {gap:?}, {stood_still:?} of it were ours");
+}
+
+/// Waits until the daemon says that it can do its work. `false`: it says that its workers cannot.
+async fn serves(app: &TestApp) -> bool {
+    let readyz = Url::parse(&format!("{}/readyz", app.endpoint)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, _, body) = get(&readyz).await;
+        let told: Value = serde_json::from_str(&body).unwrap_or_default();
+        // It asks the database anew, which may be busy for a moment.
+        if status == 200 || told["workers"] == false {
+            return status == 200;
+        }
+        assert!(Instant::now() < deadline, "{status}: {body}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Asks the daemon to end while answers are held back, sees that it waits for them, and lets go.
+async fn waits_for_answers(
+    app: &TestApp,
+    socket: &NotifySocket,
+    daemon: &mut Child,
+    faults: &[&str],
+) -> ExitStatus {
+    let before = socket.heard().len();
+    signal(daemon, "TERM").await;
+    socket.wait_for("STOPPING=1", before, |line| line == "STOPPING=1").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(daemon.try_wait().unwrap(), None, "it waits for the answer");
+    app.faults(faults);
+    tokio::time::timeout(END_MAX, daemon.wait()).await.expect("it ends in time").unwrap()
 }
 
 /// What reading everything costs a processor at the least.
@@ -121,8 +158,7 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     let (app, socket) = under_systemd(TestApp::new(options, &settings).await);
     let mut daemon = app.spawn_daemon("");
     socket.wait_for("READY=1", 0, |line| line == "READY=1").await;
-    let ready = get(&Url::parse(&format!("{}/readyz", app.endpoint)).unwrap()).await;
-    assert_eq!(ready.0, 200, "it says so only when it serves: {}", ready.2);
+    assert!(serves(&app).await, "it says so only when it serves");
     socket.wait_for("that nothing is connected", 0, |line| line == "STATUS=No connections yet").await;
     let reading = ["slow=1000,on:search", "slow=1000,on:batch_read"];
     app.faults(&reading);
@@ -133,27 +169,30 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     let rows = app.number(ROWS).await;
     let span = all_busy_for(&app, WATCHDOG + WATCHDOG / 4).await;
     assert!(app.number(ROWS).await > rows, "and get on with it");
-    let gap = longest_gap(&socket.heard(), span);
-    assert!(gap <= WATCHDOG / 2, "fed in time while all workers were busy: {gap:?}");
+    fed_in_time(&socket, span, "while all workers were busy");
     let fits = |line: &str| {
         line.starts_with("STATUS=16 connections; `") && line.ends_with(" is being read for the first time")
     };
     socket.wait_for("how they stand", 0, fits).await;
 
     // The slots for tokens too: every token falls due at once, and the provider takes its time.
-    app.faults(&[&reading[..], &["slow=12000,on:token_refresh"]].concat());
+    app.faults(&[&reading[..], &["hang=16x,on:token_refresh"]].concat());
     app.execute("UPDATE fieldmirror.tokens SET refresh_due_at = now() - interval '1 s'").await;
-    app.wait_until("all exchanges are under way", "SELECT count(*) = 16 FROM fieldmirror.refresh_attempts")
-        .await;
-    // The attempt is opened right before the question is sent.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let page = get(&Url::parse(&format!("http://{metrics}/metrics")).unwrap()).await.2;
-    let held = page.lines().find_map(|line| line.strip_prefix("fieldmirror_jobs_held "));
-    assert_eq!(held, Some("20"), "four workers and sixteen slots for refreshes");
+    app.struck("all exchanges are under way").await;
+    // A worker between two turns holds nothing for a moment.
+    let page = Url::parse(&format!("http://{metrics}/metrics")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let page = get(&page).await.2;
+        let held = page.lines().find_map(|line| line.strip_prefix("fieldmirror_jobs_held "));
+        if held == Some("20") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not four workers and sixteen slots for refreshes: {held:?}");
+    }
     app.wait_until("all workers are busy", ALL_BUSY).await;
-    let (ended, took) = terminate(&mut daemon).await;
+    let ended = waits_for_answers(&app, &socket, &mut daemon, &reading).await;
     assert!(ended.success(), "{ended}");
-    assert!(took > Duration::from_secs(1), "it waited for the answers: {took:?}");
     nothing_is_lost(&app).await;
 
     let heard = socket.heard();
@@ -162,8 +201,7 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     assert!(first("READY=1") < first("WATCHDOG=1"));
     let stopping = first("STOPPING=1");
     assert!(heard[stopping..].iter().all(|(_, line)| line != "WATCHDOG=1" && line != "READY=1"), "{heard:?}");
-    let gap = longest_gap(&heard[..stopping], (heard[first("WATCHDOG=1")].0, heard[stopping].0));
-    assert!(gap <= WATCHDOG / 2, "fed in time from the beginning to the end: {gap:?}");
+    fed_in_time(&socket, (heard[first("WATCHDOG=1")].0, heard[stopping].0), "from the beginning to the end");
 
     // What was held is taken up again, and comes to its end.
     app.faults(&[]);
@@ -177,8 +215,7 @@ async fn systemd_hears_how_things_stand_under_full_load() {
     // Nothing keeps it waiting now: it does what a processor gives.
     let (ended, used) = (Instant::now(), processor_time(&daemon).saturating_sub(used));
     assert!(used > BUSY_MIN, "it had something to do: {used:?}");
-    let gap = longest_gap(&socket.heard(), (began, ended));
-    assert!(gap <= WATCHDOG / 2, "fed in time while it was busy: {gap:?}");
+    fed_in_time(&socket, (began, ended), "while it was busy");
     let mirrored = app.rows(LIVE_ROWS).await;
     for account in (0..ACCOUNTS).map(|number| HUB + number) {
         let truth = app.truth_of(account).await;
@@ -213,14 +250,19 @@ async fn a_pool_that_hangs_starves_the_daemons_own_watchdog() {
     let looking = async {
         app.mirrored("acme").await;
         socket.wait_for("that it works", 0, |line| line == "WATCHDOG=1").await;
-        app.faults(&["slow=6000,1x"]);
+        // A machine that stands still may have been told of before.
+        let calm = socket.heard().len();
+        app.faults(&["hang=1x"]);
         let stuck = |line: &str| line.starts_with("STATUS=Stuck: the workers for `sync` jobs did nothing");
-        socket.wait_for("that they hang", 0, stuck).await;
-        let before = socket.heard().iter().position(|(_, line)| stuck(line)).unwrap();
-        socket.wait_for("that they work again", before, |line| line == "WATCHDOG=1").await;
+        socket.wait_for("that they hang", calm, stuck).await;
         let heard = socket.heard();
-        let fed = heard[before..].iter().find(|(_, line)| line == "WATCHDOG=1").unwrap().0;
-        assert!(fed - heard[before].0 > Duration::from_secs(1), "starved as long as they hang: {heard:?}");
+        let before = heard.iter().rposition(|(_, line)| stuck(line)).unwrap();
+        tokio::time::sleep(SILENT_MAX).await;
+        let meals = |of: &[(Instant, String)]| of.iter().filter(|(_, line)| line == "WATCHDOG=1").count();
+        let heard = socket.heard();
+        assert_eq!(meals(&heard[before..]), 0, "starved as long as they hang: {heard:?}");
+        app.faults(&[]);
+        socket.wait_for("that they work again", heard.len(), |line| line == "WATCHDOG=1").await;
         order.send(Order::Stop).await.unwrap();
     };
     tokio::join!(async { serving.await.unwrap() }, looking);
@@ -323,6 +365,7 @@ async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
     assert_eq!(socket.count("READY=1"), 0);
     drop(migrating);
     socket.wait_for("READY=1", before, |line| line == "READY=1").await;
+    socket.wait_for("its first meal", before, |line| line == "WATCHDOG=1").await;
     terminate(&mut daemon).await;
 
     // The database is well and migrated, and has sessions to spare; only the workers cannot begin.
@@ -339,30 +382,29 @@ async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
     let readyz = Url::parse(&format!("{}/readyz", app.endpoint)).unwrap();
     let deadline = Instant::now() + PATIENCE;
     // Asked for a while: it is not about to say so.
-    for _ in 0..10 {
-        let (mut status, mut body) = (0, String::new());
-        while status == 0 {
-            assert!(Instant::now() < deadline, "the endpoint does not answer");
-            (status, _, body) = get(&readyz).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut asked = 0;
+    while asked < 10 {
+        assert!(Instant::now() < deadline, "the endpoint does not answer");
+        let (status, _, body) = get(&readyz).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if status == 0 {
+            continue;
         }
         let told: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(
-            (status, &told["database"], &told["workers"]),
-            (503, &json!(true), &json!(false)),
-            "{body}"
-        );
+        assert_eq!((status, &told["workers"]), (503, &json!(false)), "{body}");
         assert!(socket.heard()[before..].iter().all(|(_, line)| line != "READY=1"));
+        // The database may be busy for a moment.
+        asked += usize::from(told["database"] == true);
     }
     drop(locking);
     socket.wait_for("READY=1 after all", before, |line| line == "READY=1").await;
-    // It asks the database anew, which may be busy for a moment.
-    let serves = async {
+    // What was answered a moment ago is answered again, and the database may be busy for a moment.
+    let ready = async {
         while get(&readyz).await.0 != 200 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, serves).await.expect("it serves");
+    tokio::time::timeout(PATIENCE, ready).await.expect("it serves");
     terminate(&mut daemon).await;
 
     // A database that takes no writes, and none at all.
@@ -384,50 +426,43 @@ async fn systemd_is_told_of_no_daemon_that_does_not_serve() {
 const OPEN: &str = "SELECT count(*) = 1 FROM fieldmirror.refresh_attempts";
 const GENERATION: &str = "SELECT generation FROM fieldmirror.tokens";
 
-/// A daemon that has been asked for a refresh whose answer is late.
-async fn in_mid_exchange(fault: &str) -> (TestApp, Child) {
+/// A daemon that has been asked for a refresh whose answer is held back.
+async fn in_mid_exchange() -> (TestApp, NotifySocket, Child) {
     let (app, socket) = under_systemd(TestApp::new(small(30), &[]).await);
     let daemon = app.spawn_daemon("");
     app.mirrored("acme").await;
     socket.wait_for("READY=1", 0, |line| line == "READY=1").await;
-    app.faults(&[fault]);
+    app.faults(&["hang=1x,on:token_refresh"]);
     assert_eq!(app.number(GENERATION).await, 1);
     app.run("enqueue --refresh acme").await.done();
-    app.wait_until("the refresh is under way", OPEN).await;
-    // The attempt is opened right before the question is sent.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    (app, daemon)
+    app.struck("the refresh is under way").await;
+    assert_eq!(app.one(OPEN).await, true);
+    (app, socket, daemon)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exchange_that_is_under_way_is_waited_for() {
-    let (app, mut daemon) = in_mid_exchange("slow=8000,on:token_refresh").await;
-    let (ended, took) = terminate(&mut daemon).await;
+    let (app, socket, mut daemon) = in_mid_exchange().await;
+    let ended = waits_for_answers(&app, &socket, &mut daemon, &[]).await;
     assert!(ended.success(), "{ended}");
-    assert!(took > Duration::from_secs(1), "it waited for the answer: {took:?}");
     assert_eq!(app.number(GENERATION).await, 2, "the new token is stored");
     assert_eq!(app.one(OPEN).await, false);
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.daemons").await, 0, "it signed off");
     assert_eq!(app.number("SELECT count(*) FROM fieldmirror.jobs WHERE state = 'running'").await, 0);
-    in_mid_consent(&app).await;
+    in_mid_consent(&app, &socket).await;
 }
 
 /// An owner whose consent is under way sees how it ends, and it counts.
-async fn in_mid_consent(app: &TestApp) {
+async fn in_mid_consent(app: &TestApp, socket: &NotifySocket) {
+    let before = socket.heard().len();
     let mut daemon = app.spawn_daemon("");
-    app.wait_until("it serves", "SELECT count(*) = 1 FROM fieldmirror.daemons").await;
-    app.faults(&["slow=5000,on:token_exchange"]);
+    socket.wait_for("READY=1", before, |line| line == "READY=1").await;
+    app.faults(&["hang=1x,on:token_exchange"]);
     let asked = app.run("enqueue --reconnect acme --no-wait --json").await.done().last();
     let back = app.approve(&asked).await;
     let browser = tokio::spawn(async move { get(&back).await });
-    app.wait_until(
-        "the code is being traded",
-        "SELECT count(*) = 1 FROM fieldmirror.authorization_attempts t
-         JOIN fieldmirror.authorizations a ON a.id = t.authorization_id JOIN fieldmirror.requests r ON r.id = a.request_id
-         WHERE t.used_at IS NOT NULL AND r.done_at IS NULL",
-    )
-    .await;
-    let (ended, _) = terminate(&mut daemon).await;
+    app.struck("the code is being traded").await;
+    let ended = waits_for_answers(app, socket, &mut daemon, &[]).await;
     assert!(ended.success(), "{ended}");
     let (status, _, page) = browser.await.unwrap();
     assert_eq!(status, 200, "{page}");
@@ -440,7 +475,7 @@ async fn in_mid_consent(app: &TestApp) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exchange_without_an_answer_does_not_hold_up_the_end() {
-    let (app, mut daemon) = in_mid_exchange("hang=on:token_refresh").await;
+    let (app, _socket, mut daemon) = in_mid_exchange().await;
     let (ended, took) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended} after {took:?}");
     assert_eq!(app.number(GENERATION).await, 1);
@@ -491,7 +526,7 @@ async fn systemd_may_hold_the_socket() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(END_MAX, answered).await.expect("the daemon serves on systemd's socket");
+    tokio::time::timeout(PATIENCE, answered).await.expect("the daemon serves on systemd's socket");
     let (ended, _) = terminate(&mut daemon).await;
     assert!(ended.success(), "{ended}");
 }

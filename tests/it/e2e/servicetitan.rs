@@ -328,8 +328,9 @@ async fn everything_is_mirrored_and_then_what_changes() {
     hold_against_mirror(&app).await;
     let graded = "SELECT count(*) FROM mirror.servicetitan_technicians WHERE raw ? 'payGrade'";
     assert_eq!(app.number(graded).await, 0, "what nobody has looked at is not kept of a person");
-    let polls = app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'jobs'").await;
+    // Polls go on meanwhile: each is on record before it asks.
     let asked = app.asked("export_jobs");
+    let polls = app.number("SELECT count(*) FROM mirror.sync_runs WHERE stream = 'jobs'").await;
     assert!(
         asked <= u64::try_from(polls).unwrap() + 2,
         "only what is new: {asked} requests in {polls} polls"
@@ -339,7 +340,7 @@ async fn everything_is_mirrored_and_then_what_changes() {
         1
     );
 
-    assert_eq!(app.sandbox.control().ledger().of_status(429), 0, "nothing was asked for too often");
+    app.none_refused(429);
 
     // Places in feeds that are not known any more: the walks go on from a date.
     change(&app, json!({"do": "forget_feeds"}));
@@ -443,6 +444,8 @@ async fn tokens_are_asked_for_again_and_a_disabled_app_is_reported() {
     );
     assert_eq!(connection["token"]["state"], "rejected", "{connection}");
     assert_eq!(app.run("enqueue --refresh acme --wait --json").await.code, 2, "a new token helps nothing");
+    let idle = "SELECT count(*) = 0 FROM fieldmirror.jobs WHERE state = 'running'";
+    app.wait_until("what had begun before has ended", idle).await;
     let (tokens, polled) = (app.asked("token"), app.asked("export_jobs"));
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!((app.asked("token"), app.asked("export_jobs")), (tokens, polled), "it is left alone");
@@ -512,7 +515,10 @@ async fn an_answer_that_outlasts_its_turn_is_waited_for() {
     daemon.stop().await;
     let long = "SELECT count(*) FROM mirror.sync_runs
         WHERE stream = 'jobs' AND mode = 'backfill' AND ended_at - started_at > interval '2.4 seconds'";
-    assert_eq!(app.number(long).await, 1);
+    // On a slow machine others may have been as long.
+    assert!(app.number(long).await >= 1);
+    let again = "SELECT sum(requests - pages)::bigint FROM mirror.sync_runs WHERE stream = 'jobs' AND mode = 'backfill'";
+    assert_eq!(app.number(again).await, 0, "what came was taken");
     assert_eq!(app.number("SELECT count(*) FROM mirror.sync_runs WHERE outcome = 'failed'").await, 0);
 }
 
@@ -580,7 +586,7 @@ async fn the_limit_of_a_second_is_kept_and_used() {
     }
     let (more, span) = (asked() - first, began.elapsed().as_secs_f64());
     assert!(more <= LEFT * (span + 2.0), "{more} requests in {span} s");
-    assert_eq!(app.sandbox.control().ledger().of_status(429), 0);
+    app.none_refused(429);
     daemon.stop().await;
 }
 

@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use url::Url;
 
 use super::postgres::{TestDb, short_folder};
+use super::stalls::Metronome;
 
 /// More than anything here takes on a slow machine.
 pub const PATIENCE: Duration = Duration::from_mins(3);
@@ -36,6 +37,7 @@ pub struct TestApp {
     pub folder: PathBuf,
     /// Where the callback endpoint is, for example `http://127.0.0.1:20123`.
     pub endpoint: String,
+    pub metronome: Metronome,
     _database: Option<TestDb>,
 }
 
@@ -107,7 +109,8 @@ impl TestApp {
         let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
         let all = own.chain(stand_ins).chain(given);
         let environment = all.map(|(key, value)| (variable(&key), value)).collect();
-        Self { sandbox, db, environment, folder, endpoint, _database: database }
+        let metronome = Metronome::start();
+        Self { sandbox, db, environment, folder, endpoint, metronome, _database: database }
     }
 
     /// With one more setting.
@@ -272,9 +275,27 @@ impl TestApp {
         self.sandbox.control().ledger().of_purpose(purpose)
     }
 
+    /// No request had to be refused with that status, by what left when.
+    #[track_caller]
+    pub fn none_refused(&self, status: u16) {
+        let refused = self.sandbox.control().ledger().of_status(status);
+        self.metronome.none(&format!("refused with {status}"), refused);
+    }
+
+    /// Puts these faults in force in place of those there were. Answers that these have held back come now.
     pub fn faults(&self, texts: &[&str]) {
         let faults = texts.iter().map(|text| text.parse().expect("a fault"));
         self.sandbox.control().set_faults(faults.collect());
+        self.sandbox.control().release();
+    }
+
+    /// Waits until every fault that is counted has struck as often as it may.
+    pub async fn struck(&self, what: &str) {
+        let began = Instant::now();
+        while self.sandbox.control().faults().iter().any(|fault| fault.left.is_some_and(|left| left > 0)) {
+            assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Every ticket there is or was.

@@ -11,6 +11,8 @@ pub mod leaks;
 pub mod notify;
 pub mod postgres;
 #[cfg(feature = "sandbox")]
+pub mod stalls;
+#[cfg(feature = "sandbox")]
 pub mod truth;
 #[cfg(feature = "sandbox")]
 pub mod webdriver;

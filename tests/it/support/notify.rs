@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 use super::app::PATIENCE;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long it listens at a time.
+const LISTEN: Duration = Duration::from_millis(200);
 
 /// What was heard, one assignment each, and when.
 pub struct NotifySocket {
     pub path: PathBuf,
     heard: Arc<Mutex<Vec<(Instant, String)>>>,
+    /// When it began to listen each time: whoever hears late has stood still, together with the machine.
+    listened: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl NotifySocket {
@@ -20,19 +24,29 @@ impl NotifySocket {
         let path = folder.join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket in the test's folder");
         let heard: Arc<Mutex<Vec<_>>> = Arc::default();
-        let hearing = Arc::downgrade(&heard);
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let listened: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (hearing, listening) = (Arc::downgrade(&heard), Arc::clone(&listened));
+        socket.set_read_timeout(Some(LISTEN)).unwrap();
         std::thread::spawn(move || {
             let mut message = [0; 4096];
             // Until the test is over.
             while let Some(heard) = hearing.upgrade() {
+                listening.lock().unwrap().push(Instant::now());
                 let Ok(length) = socket.recv(&mut message) else { continue };
                 let text = String::from_utf8_lossy(&message[..length]).into_owned();
                 let at = Instant::now();
                 heard.lock().unwrap().extend(text.lines().map(|line| (at, line.to_owned())));
             }
         });
-        Self { path, heard }
+        Self { path, heard, listened }
+    }
+
+    /// The longest that this end stood still within a span.
+    pub fn stood_still(&self, (from, to): (Instant, Instant)) -> Duration {
+        let listened = self.listened.lock().unwrap();
+        let within = |pair: &&[Instant]| pair[1] >= from && pair[0] <= to;
+        let pauses = listened.windows(2).filter(within).map(|pair| pair[1] - pair[0]);
+        pauses.max().unwrap_or_default().saturating_sub(LISTEN)
     }
 
     pub fn heard(&self) -> Vec<(Instant, String)> {

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use super::not_checked;
 
 /// The longest that one command may take. Starting the browser takes the most.
-const COMMAND_MAX: Duration = Duration::from_mins(1);
+const COMMAND_MAX: Duration = Duration::from_mins(3);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long ending the browser may take.
 const END_MAX: Duration = Duration::from_secs(10);
