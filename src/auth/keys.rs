@@ -29,6 +29,7 @@ use crate::domain::time::delta;
 use crate::http::deadline::Deadline;
 use crate::http::oauth;
 use crate::providers::{Provider, TokenStep};
+use crate::vault::HandedOver;
 
 /// How long the token endpoint may take.
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
@@ -174,7 +175,8 @@ impl Auth {
     fn handed_over(&self, request: &Request) -> Result<BTreeMap<String, Secret>, Failure> {
         let sealed =
             request.sealed.as_deref().ok_or_else(|| bad("the request carries no secrets".to_owned()))?;
-        let plain = text(self.vault.open_box(sealed).map_err(unopened)?)?;
+        let with = HandedOver { connection: request.connection, request: request.id };
+        let plain = text(self.vault.open_box(sealed, &with).map_err(unopened)?)?;
         // The parser's own texts quote what they read.
         let secrets: BTreeMap<String, Secret> = serde_json::from_str(plain.expose())
             .map_err(|_| bad("the secrets of the request cannot be read".to_owned()))?;

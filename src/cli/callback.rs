@@ -9,16 +9,17 @@ use clap::Args;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use url::Url;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::context::{Context, find};
 use super::enqueue::{CONNECT_JOB, Object, VERIFY_WAIT_MAX, await_end};
 use super::report::{Error, Exit, Kind};
 use crate::db::connections::{self, Connection};
-use crate::db::requests::{NewRequest, RequestKind};
+use crate::db::requests::{Boxed, NewRequest, RequestKind};
 use crate::db::{Db, asks, authorizations};
 use crate::domain::secret::Secret;
-use crate::vault::seal_to;
+use crate::vault::HandedOver;
 
 /// More than any browser sends.
 const ADDRESS_BYTES_MAX: u64 = 64 * 1024;
@@ -49,7 +50,9 @@ pub async fn run(cx: &Context, args: CallbackArgs) -> Result<Exit, Error> {
         }
     };
     let daemon_key = cx.wait_for_daemon(&db).await?;
-    let sealed = Some(seal_to(&daemon_key, pasted.url.expose().as_bytes()));
+    let with = HandedOver { connection: connection.id, request: Uuid::now_v7() };
+    let sealed = with.seal(&daemon_key, pasted.url.expose().as_bytes());
+    let sealed = Some(Boxed { request: with.request, sealed });
     let new = NewRequest { connection: connection.id, kind: RequestKind::Callback, args: json!({}), sealed };
     let asked = db.transaction(move |conn| asks::ask(conn, &new, CONNECT_JOB)).await?;
     await_end(cx, &db, Object::new(connection, &asked), VERIFY_WAIT_MAX).await

@@ -161,6 +161,14 @@ pub const SUPERSEDED: &str = "a later request for the same connection took its p
 const COLUMNS: &str = "SELECT id, connection_id, kind, args, sealed, reply_sealed, job_id, requested_at, done_at, \
      outcome, message FROM fieldmirror.requests";
 
+/// What is handed over with a request that is not on record yet: sealed to the daemon's public key, for this request alone.
+#[derive(Debug, Clone)]
+pub struct Boxed {
+    /// What the request's id is to be.
+    pub request: Uuid,
+    pub sealed: Vec<u8>,
+}
+
 /// A request that is made.
 #[derive(Debug, Clone)]
 pub struct NewRequest {
@@ -168,13 +176,16 @@ pub struct NewRequest {
     pub kind: RequestKind,
     /// An object without secrets.
     pub args: Value,
-    /// Secrets and pasted codes, sealed to the daemon's public key.
-    pub sealed: Option<Vec<u8>>,
+    /// Secrets and pasted codes.
+    pub sealed: Option<Boxed>,
 }
 
 /// Puts a request on record and wakes the schedulers.
 pub fn create(conn: &mut PgConnection, new: &NewRequest) -> Result<Uuid, DbError> {
-    let id = Uuid::now_v7();
+    let (id, sealed) = match &new.sealed {
+        Some(Boxed { request, sealed }) => (*request, Some(sealed.as_slice())),
+        None => (Uuid::now_v7(), None),
+    };
     sql_query(
         "INSERT INTO fieldmirror.requests (id, connection_id, kind, args, sealed, sealed_to) VALUES ($1, $2, $3, $4, $5, \
              CASE WHEN $5 IS NOT NULL THEN \
@@ -184,7 +195,7 @@ pub fn create(conn: &mut PgConnection, new: &NewRequest) -> Result<Uuid, DbError
     .bind::<BigInt, _>(new.connection.0)
     .bind::<Text, _>(new.kind.as_str())
     .bind::<Jsonb, _>(&new.args)
-    .bind::<Nullable<Bytea>, _>(new.sealed.as_deref())
+    .bind::<Nullable<Bytea>, _>(sealed)
     .execute(conn)?;
     wake(conn)?;
     Ok(id)

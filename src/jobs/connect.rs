@@ -14,6 +14,7 @@ use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, Request, RequestKind, RequestOutcome};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
+use crate::vault::HandedOver;
 
 /// Does what is to be done. Repeating it does no harm.
 ///
@@ -89,7 +90,8 @@ async fn pasted(auth: &Auth, id: ConnectionId) -> Result<(), Failure> {
 /// The pasted URL. Reasons quote nothing of it: it holds a code.
 fn read(auth: &Auth, request: &Request) -> Result<(String, Answer), String> {
     let sealed = request.sealed.as_deref().ok_or("the request carries no address")?;
-    let plain = auth.vault.open_box(sealed).map_err(|error| error.to_string())?;
+    let with = HandedOver { connection: request.connection, request: request.id };
+    let plain = auth.vault.open_box(sealed, &with).map_err(|error| error.to_string())?;
     let url = std::str::from_utf8(&plain).map_err(|_| "the pasted address is not text".to_owned())?;
     Answer::of_url(url).map_err(|error| format!("the pasted address cannot be used: {error}"))
 }

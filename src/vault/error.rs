@@ -59,6 +59,11 @@ pub enum VaultError {
     )]
     BoxRefused,
     #[error(
+        "what lies with this request for connection {0} was sealed for another request: it was moved, and is not used; \
+         give the command again"
+    )]
+    BoxMoved(ConnectionId),
+    #[error(
         "the daemon's answer does not open: it was altered, or meant for another command; give the command again"
     )]
     ReplyRefused,

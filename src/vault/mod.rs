@@ -27,7 +27,7 @@ use crate::domain::secret::Secret;
 pub use envelope::key_id_of;
 pub use error::{KeyFault, SealedPlace, VaultError};
 pub use keys::{KEY_BYTES, generate_key};
-pub use sealed_box::{ReplyKey, seal_to};
+pub use sealed_box::{HandedOver, ReplyKey, seal_to};
 
 use envelope::Envelope;
 use keys::Keys;
@@ -127,27 +127,32 @@ impl Vault {
         self.active.box_secret.public_key().to_bytes()
     }
 
-    /// Opens what [`seal_to`] sealed to our public key: the present one, or that of a previous vault key (the CLI
-    /// may have read it just before a rotation).
+    /// Opens what was sealed to our public key for that request: the present key, or that of a previous vault key (the
+    /// CLI may have read it just before a rotation).
     ///
     /// # Errors
-    /// [`VaultError::BoxRefused`] when no key opens it.
-    pub fn open_box(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    /// [`VaultError::BoxRefused`] when no key opens it, [`VaultError::BoxMoved`] when it was sealed for another request.
+    pub fn open_box(&self, sealed: &[u8], with: &HandedOver) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        with.value(&self.unsealed(sealed)?)
+    }
+
+    fn unsealed(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         self.all()
             .find_map(|keys| keys.box_secret.unseal(sealed).ok())
             .map(Zeroizing::new)
             .ok_or(VaultError::BoxRefused)
     }
 
-    /// What is in a box, in one that the active key opens; `None` when it opens this one already.
+    /// What is in a box, in one that the active key opens; `None` when it opens this one already. It stays bound to the
+    /// request that it was sealed for, wherever it was found.
     ///
     /// # Errors
-    /// As [`Vault::open_box`].
+    /// [`VaultError::BoxRefused`] when no key opens it.
     pub fn reseal_box(&self, sealed: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
         if self.active.box_secret.unseal(sealed).map(Zeroizing::new).is_ok() {
             return Ok(None);
         }
-        Ok(Some(seal_to(&self.public_key(), &self.open_box(sealed)?)))
+        Ok(Some(seal_to(&self.public_key(), &self.unsealed(sealed)?)))
     }
 
     /// HMAC-SHA256 of `data` under the active key. `label` says what the MAC is for: one made for one purpose is not

@@ -14,6 +14,10 @@ fn bound() -> Bound<'static> {
     Bound { connection: ConnectionId(7), grant: grant(1), column: "refresh_token" }
 }
 
+fn request() -> HandedOver {
+    HandedOver { connection: ConnectionId(7), request: grant(1) }
+}
+
 fn vault() -> Vault {
     Vault::new(&generate_key(), &[]).expect("a good key")
 }
@@ -118,11 +122,11 @@ fn daemons_with_one_key_share_the_box() {
     let rotated = Vault::new(&new_key, &[old_key]).expect("good keys");
     assert_eq!(one.public_key(), other.public_key());
     assert_ne!(one.public_key(), rotated.public_key());
-    let sealed = seal_to(&one.public_key(), PLAIN);
+    let sealed = request().seal(&one.public_key(), PLAIN);
     for opener in [&one, &other, &rotated] {
-        assert_eq!(opener.open_box(&sealed).expect("opens").as_slice(), PLAIN);
+        assert_eq!(opener.open_box(&sealed, &request()).expect("opens").as_slice(), PLAIN);
     }
-    assert_eq!(vault().open_box(&sealed), Err(VaultError::BoxRefused));
+    assert_eq!(vault().open_box(&sealed, &request()), Err(VaultError::BoxRefused));
 }
 
 #[test]
@@ -140,8 +144,11 @@ fn what_an_old_key_sealed_is_sealed_anew() {
     let foreign = vault().seal(PLAIN, &bound());
     assert!(matches!(both.reseal(&foreign, &bound()), Err(VaultError::UnknownKey { .. })));
 
-    let sealed = both.reseal_box(&seal_to(&old.public_key(), PLAIN)).expect("opens").expect("sealed anew");
-    assert_eq!(new.open_box(&sealed).expect("opens").as_slice(), PLAIN);
+    let sealed = request().seal(&old.public_key(), PLAIN);
+    let sealed = both.reseal_box(&sealed).expect("opens").expect("sealed anew");
+    assert_eq!(new.open_box(&sealed, &request()).expect("opens").as_slice(), PLAIN);
+    let elsewhere = HandedOver { connection: ConnectionId(8), ..request() };
+    assert_eq!(new.open_box(&sealed, &elsewhere), Err(VaultError::BoxMoved(ConnectionId(8))));
     assert_eq!(both.reseal_box(&sealed), Ok(None), "it is done");
     assert_eq!(both.reseal_box(&foreign), Err(VaultError::BoxRefused));
     assert!(both.has(old.key_id()) && both.has(new.key_id()) && !new.has(old.key_id()));
@@ -174,7 +181,7 @@ proptest! {
     fn any_bytes_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let vault = vault();
         prop_assert!(vault.open(&bytes, &bound()).is_err());
-        prop_assert!(vault.open_box(&bytes).is_err());
+        prop_assert!(vault.open_box(&bytes, &request()).is_err());
         prop_assert!(!vault.mac_verify("state", b"data", &bytes));
     }
 }

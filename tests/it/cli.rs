@@ -13,7 +13,7 @@ use fieldmirror::db::requests::{Request, RequestKind, RequestOutcome};
 use fieldmirror::db::{DbError, PgConnection, connections, daemons, requests, vault_keys};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::time::{Clock as _, SystemClock};
-use fieldmirror::vault::{Vault, generate_key, seal_to};
+use fieldmirror::vault::{HandedOver, Vault, generate_key, seal_to};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -437,7 +437,8 @@ async fn a_key_travels_sealed_and_is_verified() {
     );
     let child = site.start(&line);
     let request = site.request(RequestKind::Connect).await;
-    let opened = vault.open_box(request.sealed.as_deref().expect("a sealed secret")).unwrap();
+    let with = HandedOver { connection: request.connection, request: request.id };
+    let opened = vault.open_box(request.sealed.as_deref().expect("a sealed secret"), &with).unwrap();
     assert_eq!(opened.as_slice(), br#"{"bearer_token":"pat-hunter2"}"#);
     assert!(!request.args.to_string().contains("hunter2"));
     site.finish(&request, RequestOutcome::Failed, Some("HubSpot refuses the token")).await;
@@ -468,7 +469,9 @@ async fn a_pasted_address_finds_its_connection() {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), format!("{address}\n").as_bytes()).unwrap();
     let request = site.request(RequestKind::Callback).await;
-    assert_eq!(vault.open_box(request.sealed.as_deref().unwrap()).unwrap().as_slice(), address.as_bytes());
+    let with = HandedOver { connection: request.connection, request: request.id };
+    let opened = vault.open_box(request.sealed.as_deref().unwrap(), &with).unwrap();
+    assert_eq!(opened.as_slice(), address.as_bytes());
     site.finish(&request, RequestOutcome::Done, None).await;
     let ran = ended(child).done();
     assert_eq!((&ran.last()["connection"], &ran.last()["state"]), (&json!("acme"), &json!("connected")));

@@ -18,11 +18,12 @@ use crate::cli::terminal;
 use crate::cli::wait::{Waited, wait};
 use crate::db::asks::{self, Asked, Ended};
 use crate::db::connections::{self, Connection, NewConnection, Pending};
-use crate::db::requests::{self, NewRequest, RequestKind};
+use crate::db::requests::{self, Boxed, NewRequest, RequestKind};
 use crate::db::{Db, DbError, PgConnection};
-use crate::domain::spec::{GrantSpec, ProviderSpec};
+use crate::domain::ids::ConnectionId;
+use crate::domain::spec::{GrantKind, GrantSpec, ProviderSpec};
 use crate::domain::time::{Clock as _, SystemClock, until};
-use crate::vault::{ReplyKey, seal_to};
+use crate::vault::{HandedOver, ReplyKey};
 
 /// The job that sees to `connect` and `callback` requests.
 pub(in crate::cli) const JOB: &str = "connect";
@@ -45,13 +46,11 @@ pub(super) async fn connect(cx: &Context, asked: Connect) -> Result<Exit, Error>
     };
     let secrets = credentials::read_secrets(&asked.given.secrets)?;
     let db = cx.db_of_daemon().await?;
-    let draft = Draft::new(&cx.wait_for_daemon(&db).await?, secrets, false);
-    let reply_key = draft.reply_key;
-    let (args, sealed) = (draft.args, draft.sealed);
+    let (draft, reply_key) = Draft::new(cx.wait_for_daemon(&db).await?, secrets, false);
     let placed = db.transaction(move |conn| match connections::create_pending(conn, &new)? {
         Pending::Taken(connection) => Ok(Err(connection)),
         Pending::Created(connection) | Pending::Renewed(connection) => {
-            let asked = place(conn, &connection, args, sealed)?;
+            let asked = draft.place(conn, &connection)?;
             Ok(Ok((connection, asked)))
         }
     });
@@ -66,12 +65,11 @@ pub(super) async fn reconnect(cx: &Context, asked: Reconnect) -> Result<Exit, Er
     let grant = credentials::grant(spec, Some(connection.grant))?;
     check_given(spec, grant, &asked.given, true)?;
     let secrets = credentials::read_secrets(&asked.given.secrets)?;
-    let draft = Draft::new(&cx.wait_for_daemon(&db).await?, secrets, true);
-    let reply_key = draft.reply_key;
-    let (args, sealed, id) = (draft.args, draft.sealed, connection.id);
+    let (draft, reply_key) = Draft::new(cx.wait_for_daemon(&db).await?, secrets, true);
+    let id = connection.id;
     let placed = db.transaction(move |conn| {
         let connection = connections::lock(conn, id)?;
-        let asked = place(conn, &connection, args, sealed)?;
+        let asked = draft.place(conn, &connection)?;
         Ok((connection, asked))
     });
     let (connection, request) = placed.await?;
@@ -98,29 +96,31 @@ fn check_given(spec: &ProviderSpec, grant: &GrantSpec, given: &Given, again: boo
 /// A request that is not on record yet.
 struct Draft {
     args: Value,
-    sealed: Option<Vec<u8>>,
-    reply_key: ReplyKey,
+    daemon_key: [u8; 32],
+    secrets: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Draft {
-    fn new(daemon_key: &[u8; 32], secrets: Option<Zeroizing<Vec<u8>>>, reconnect: bool) -> Self {
+    /// Returns what opens the answer as well.
+    fn new(daemon_key: [u8; 32], secrets: Option<Zeroizing<Vec<u8>>>, reconnect: bool) -> (Self, ReplyKey) {
         let reply_key = ReplyKey::generate();
         let args = json!({ "reply_to": BASE64.encode(reply_key.public()), "reconnect": reconnect });
-        let sealed = secrets.map(|secrets| seal_to(daemon_key, &secrets));
-        Self { args, sealed, reply_key }
+        (Self { args, daemon_key, secrets }, reply_key)
     }
-}
 
-/// Puts the request on record. The daemon ends earlier ones of the connection as superseded, together with their links.
-fn place(
-    conn: &mut PgConnection,
-    connection: &Connection,
-    mut args: Value,
-    sealed: Option<Vec<u8>>,
-) -> Result<Asked, DbError> {
-    args["grant"] = connection.grant.as_str().into();
-    let new = NewRequest { connection: connection.id, kind: RequestKind::Connect, args, sealed };
-    asks::ask(conn, &new, JOB)
+    /// Puts the request on record. The daemon ends earlier ones of the connection as superseded, together with their links.
+    fn place(self, conn: &mut PgConnection, connection: &Connection) -> Result<Asked, DbError> {
+        asks::ask(conn, &self.for_connection(connection.id, connection.grant), JOB)
+    }
+
+    fn for_connection(mut self, connection: ConnectionId, grant: GrantKind) -> NewRequest {
+        self.args["grant"] = grant.as_str().into();
+        let sealed = self.secrets.map(|secrets| {
+            let with = HandedOver { connection, request: Uuid::now_v7() };
+            Boxed { request: with.request, sealed: with.seal(&self.daemon_key, &secrets) }
+        });
+        NewRequest { connection, kind: RequestKind::Connect, args: self.args, sealed }
+    }
 }
 
 fn taken(connection: &Connection) -> Error {
@@ -287,7 +287,6 @@ fn interrupted(name: &str) -> Error {
 mod tests {
     use super::*;
     use crate::cli::enqueue::credentials::{SecretArg, SecretSource, grant, provider};
-    use crate::domain::spec::GrantKind;
 
     fn given(secrets: &[&str], open: bool) -> Given {
         let secret = |name: &&str| SecretArg { name: (*name).to_owned(), source: SecretSource::Stdin };
@@ -316,12 +315,14 @@ mod tests {
 
     #[test]
     fn secrets_travel_sealed_only() {
-        let draft =
-            Draft::new(&ReplyKey::generate().public(), Some(Zeroizing::new(b"hunter2".to_vec())), false);
+        let (draft, reply_key) =
+            Draft::new(ReplyKey::generate().public(), Some(Zeroizing::new(b"hunter2".to_vec())), false);
         assert!(!draft.args.to_string().contains("hunter2"));
-        assert!(!draft.sealed.unwrap().windows(7).any(|bytes| bytes == b"hunter2"));
         assert_eq!(draft.args["reconnect"], false);
         let reply_to = BASE64.decode(draft.args["reply_to"].as_str().unwrap()).unwrap();
-        assert_eq!(reply_to, draft.reply_key.public());
+        assert_eq!(reply_to, reply_key.public());
+        let placed = draft.for_connection(ConnectionId(7), GrantKind::BearerToken);
+        assert!(!placed.sealed.unwrap().sealed.windows(7).any(|bytes| bytes == b"hunter2"));
+        assert_eq!(placed.args["grant"], "bearer_token");
     }
 }

@@ -21,7 +21,7 @@ use fieldmirror::db::Db;
 use fieldmirror::db::alerts::{self, Served};
 use fieldmirror::db::asks;
 use fieldmirror::db::connections::{self, Connection, NewConnection, Pending};
-use fieldmirror::db::requests::{self, NewRequest, Request, RequestKind, RequestOutcome};
+use fieldmirror::db::requests::{self, Boxed, NewRequest, Request, RequestKind, RequestOutcome};
 use fieldmirror::db::tokens::{self, Token};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::secret::Secret;
@@ -29,8 +29,7 @@ use fieldmirror::domain::spec::GrantKind;
 use fieldmirror::domain::time::ShiftedClock;
 use fieldmirror::http::{Client, HttpLimits};
 use fieldmirror::jobs;
-use fieldmirror::vault::sealed_box::{ReplyKey, seal_to};
-use fieldmirror::vault::{Vault, generate_key};
+use fieldmirror::vault::{HandedOver, ReplyKey, Vault, generate_key};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -211,7 +210,9 @@ impl Rig {
         args: Value,
         plain: Option<String>,
     ) -> Uuid {
-        let sealed = plain.map(|plain| seal_to(&self.vault.public_key(), plain.as_bytes()));
+        let with = HandedOver { connection, request: Uuid::now_v7() };
+        let sealed = plain.map(|plain| with.seal(&self.vault.public_key(), plain.as_bytes()));
+        let sealed = sealed.map(|sealed| Boxed { request: with.request, sealed });
         let new = NewRequest { connection, kind, args, sealed };
         self.db(move |conn| requests::create(conn, &new)).await
     }

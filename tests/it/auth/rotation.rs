@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use fieldmirror::auth::Ending;
 use fieldmirror::auth::refresh::Why;
 use fieldmirror::db::asks::Asked;
+use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::daemons::{self, SpillFolder};
 use fieldmirror::db::requests::{RequestKind, RequestOutcome};
 use fieldmirror::db::secrets::{self, SealedSecret};
@@ -18,7 +20,7 @@ use fieldmirror::vault::{Bound, Vault, generate_key, key_id_of};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::rig::Rig;
+use super::rig::{Rig, state_of};
 
 async fn ask(rig: &Rig) -> Asked {
     let test = &rig.test;
@@ -195,4 +197,123 @@ async fn a_value_that_was_moved_is_told_and_never_used() {
     }
     assert_eq!(rig.conditions().await, [] as [String; 0]);
     rig.assert_no_secret_in_texts().await;
+}
+
+/// Two connections, each with a client of its own, whose secrets change places: that of the one is never shown for the other.
+#[tokio::test]
+async fn a_secret_that_was_moved_is_told_and_never_used() {
+    let rig = Rig::new().await;
+    let mut ids = Vec::new();
+    for (name, tenant) in [("a", "77"), ("b", "88")] {
+        let params = json!({"tenant_id": tenant, "client_id": name});
+        let id = rig.pending_at("servicetitan", name, GrantKind::ClientCredentials, params).await;
+        let secrets = format!(r#"{{"client_secret":"SECRET-CLIENT-{name}","app_key":"SECRET-APP-{name}"}}"#);
+        rig.request(id, RequestKind::Connect, json!({}), Some(secrets)).await;
+        jobs::connect::run(&rig.auth, id).await.expect("the job runs");
+        assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+        ids.push(id);
+    }
+    rig.execute(
+        "UPDATE fieldmirror.secrets s SET sealed = o.sealed, grant_id = o.grant_id FROM fieldmirror.secrets o \
+         WHERE o.connection_id <> s.connection_id AND o.name = s.name",
+    )
+    .await;
+    let asked = rig.fake.asked().len();
+    for id in &ids {
+        let failure = rig.auth.access_token(*id).await.expect_err("its app key is another's");
+        assert!(failure.message.contains("sealed for another row"), "{failure}");
+        let failure = rig.auth.refresh(*id, Why::Asked).await.expect_err("so is its client secret");
+        assert!(failure.message.contains("`secrets.sealed/"), "{failure}");
+    }
+    assert_eq!(rig.fake.asked().len(), asked, "nothing was sent");
+    for id in ids {
+        let said = rig.token(id).await.last_error.expect("status says why");
+        assert!(said.contains("does not open"), "{said}");
+    }
+    let told =
+        "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE event = 'open' AND outcome = 'refused'";
+    assert_eq!(rig.count(told).await, 2);
+    rig.assert_no_secret_in_texts().await;
+}
+
+/// What was handed over with one request is of no use to another, nor to the same one of another connection.
+#[tokio::test]
+async fn what_was_handed_over_is_told_and_never_used_where_it_was_moved() {
+    let rig = Rig::new().await;
+    let grant = GrantKind::BearerToken;
+    let (one, other) = (rig.pending("a", grant).await, rig.pending("b", grant).await);
+    let mut requests = Vec::new();
+    for (id, name) in [(one, "a"), (other, "b")] {
+        let secrets = format!(r#"{{"bearer_token":"SECRET-KEY-{name}"}}"#);
+        requests.push(rig.request(id, RequestKind::Connect, json!({}), Some(secrets)).await);
+    }
+    rig.execute(
+        "UPDATE fieldmirror.requests r SET sealed = o.sealed FROM fieldmirror.requests o WHERE o.id <> r.id",
+    )
+    .await;
+    // A key that is rotated meanwhile does not make it good.
+    let daemon = rig.daemon_with_key(&generate_key(), true);
+    on_record(&rig, "h", &daemon.vault).await;
+    ask(&rig).await;
+    daemon.rotate_key().await.expect("it ends");
+    for (id, request) in [(one, requests[0]), (other, requests[1])] {
+        jobs::connect::run(&daemon, id).await.expect("the job runs");
+        let row = rig.request_row(request).await;
+        let message = row.message.expect("a reason");
+        assert!(message.contains("sealed for another request") && message.contains("again"), "{message}");
+        assert_eq!((row.outcome, row.sealed), (Some(RequestOutcome::Failed), None));
+        assert_eq!(
+            (rig.connection(id).await.state, rig.maybe_token(id).await),
+            (ConnectionState::Failed, None)
+        );
+    }
+    let told = "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE detail LIKE '%another request%'";
+    assert_eq!(rig.count(told).await, 2);
+
+    // A pasted address, and a secret beside a consent.
+    let asked = [rig.ask("c").await, rig.ask("d").await];
+    let mut pasted = Vec::new();
+    for asked in &asked {
+        let url = format!(
+            "{}?code=C&state={}",
+            asked.links["redirect_uri"].as_str().expect("text"),
+            state_of(&asked.authorize_url())
+        );
+        pasted.push(rig.request(asked.connection, RequestKind::Callback, json!({}), Some(url)).await);
+    }
+    rig.execute(
+        "UPDATE fieldmirror.requests r SET connection_id = o.connection_id FROM fieldmirror.requests o \
+         WHERE o.id <> r.id AND r.kind = 'callback' AND o.kind = 'callback'",
+    )
+    .await;
+    for asked in &asked {
+        jobs::connect::run(&rig.auth, asked.connection).await.expect("the job runs");
+    }
+    for request in pasted {
+        let row = rig.request_row(request).await;
+        assert_eq!(row.outcome, Some(RequestOutcome::Refused), "{:?}", row.message);
+        assert!(row.message.expect("a reason").contains("sealed for another request"));
+    }
+    assert_eq!(rig.fake.asked().len(), 0, "no code was traded");
+    rig.assert_no_secret_in_texts().await;
+}
+
+/// The verifier of one consent is no use in another.
+#[tokio::test]
+async fn a_verifier_that_was_moved_is_told_and_never_used() {
+    let rig = Rig::new().await;
+    let (one, other) = (rig.ask("a").await, rig.ask("b").await);
+    let swap = "UPDATE fieldmirror.authorization_attempts t SET verifier_sealed = o.verifier_sealed \
+         FROM fieldmirror.authorization_attempts o WHERE o.id <> t.id AND o.verifier_sealed IS NOT NULL";
+    rig.execute(swap).await;
+    for asked in [&one, &other] {
+        let ending = rig.come_back_to(&rig.auth, &asked.authorize_url(), "code=C").await;
+        let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
+        assert!(failure.message.contains("`authorization_attempts.verifier_sealed`"), "{failure}");
+        assert!(failure.message.contains("sealed for another row"), "{failure}");
+    }
+    assert_eq!(rig.fake.asked().len(), 0, "no code was traded");
+    // The start link is good for another try.
+    let (url, _) = rig.follow(&one).await;
+    assert_eq!(rig.come_back(&url, "code=C").await.status, 200);
 }

@@ -13,7 +13,7 @@ use fieldmirror::auth::spill::Spills;
 use fieldmirror::auth::{Auth, Parts};
 use fieldmirror::config::{self, Purpose, Settings, Sources};
 use fieldmirror::db::connections::{self, ConnectionState, NewConnection, Pending};
-use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
+use fieldmirror::db::requests::{self, Boxed, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::{Db, DbError, PgConnection, streams};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::spec::GrantKind;
@@ -22,8 +22,7 @@ use fieldmirror::http::{Client, HttpLimits};
 use fieldmirror::jobs;
 use fieldmirror::sandbox::{CLIENT_ID, Connect, Sandbox, SandboxOptions};
 use fieldmirror::sync::Engine;
-use fieldmirror::vault::sealed_box::{ReplyKey, seal_to};
-use fieldmirror::vault::{Vault, generate_key};
+use fieldmirror::vault::{HandedOver, ReplyKey, Vault, generate_key};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -167,11 +166,13 @@ impl Rig {
             other => panic!("{other:?}"),
         };
         let secrets: Value = connect.secrets.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let sealed = seal_to(&self.vault.public_key(), secrets.to_string().as_bytes());
+        let with = HandedOver { connection: self.connection, request: Uuid::now_v7() };
+        let sealed = with.seal(&self.vault.public_key(), secrets.to_string().as_bytes());
+        let sealed = Some(Boxed { request: with.request, sealed });
         let key = ReplyKey::generate();
         let args = json!({"reply_to": BASE64_STANDARD.encode(key.public())});
         let connection = self.connection;
-        let request = NewRequest { connection, kind: RequestKind::Connect, args, sealed: Some(sealed) };
+        let request = NewRequest { connection, kind: RequestKind::Connect, args, sealed };
         let request = self.db(move |conn| requests::create(conn, &request)).await;
         jobs::connect::run(&self.engine.auth, connection).await.expect("the job runs");
         if grant.needs_consent() {
