@@ -34,8 +34,8 @@ use crate::domain::time::{delta, until};
 use crate::http::deadline::Deadline;
 use crate::providers::Provider;
 
-/// How long an open refresh keeps others out, by the database's clock.
-pub const BLOCKED_FOR: Duration = Duration::from_mins(1);
+pub use crate::db::refresh_attempts::BLOCKED_FOR;
+
 /// How long an exchange may take from before its attempt was opened, waiting for a permit included.
 pub const EXCHANGE_MAX: Duration = Duration::from_secs(45);
 

@@ -14,6 +14,9 @@ use super::error::DbError;
 use super::session;
 use crate::domain::ids::ConnectionId;
 
+/// How long an open refresh keeps others out at most, by the database's clock.
+pub const BLOCKED_FOR: Duration = Duration::from_mins(1);
+
 /// An open refresh: held by one daemon until it is closed or its time has passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshAttempt {
@@ -73,6 +76,7 @@ pub fn open(
     exclusion: Exclusion,
 ) -> Result<Option<RefreshAttempt>, DbError> {
     session::commit_durably(conn)?;
+    bound(conn, connection)?;
     let opened = sql_query(concat!(
         "INSERT INTO fieldmirror.refresh_attempts AS held \
              (connection_id, grant_id, generation, daemon_id, host, spills, started_at, blocked_until) \
@@ -103,13 +107,22 @@ pub fn open(
     }))
 }
 
-/// Keeps others out of an open refresh for `blocked_for` more. Returns whether it still was ours.
-pub fn hold(
-    conn: &mut PgConnection,
-    attempt: &RefreshAttempt,
-    blocked_for: Duration,
-) -> Result<bool, DbError> {
-    let held = sql_query(
+/// Nobody keeps others out for longer than [`BLOCKED_FOR`] from now. An attempt that seems to was opened before the
+/// database's clock was set back; one that is under way has ended by then all the same.
+fn bound(conn: &mut PgConnection, connection: ConnectionId) -> Result<(), DbError> {
+    sql_query(
+        "UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp() + make_interval(secs => $2) \
+         WHERE connection_id = $1 AND blocked_until > clock_timestamp() + make_interval(secs => $2)",
+    )
+    .bind::<BigInt, _>(connection.0)
+    .bind::<Double, _>(BLOCKED_FOR.as_secs_f64())
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Keeps others out of an open refresh for `blocked_for` more, if it still is ours.
+pub fn hold(conn: &mut PgConnection, attempt: &RefreshAttempt, blocked_for: Duration) -> Result<(), DbError> {
+    sql_query(
         "UPDATE fieldmirror.refresh_attempts \
          SET blocked_until = greatest(blocked_until, clock_timestamp() + make_interval(secs => $6)) \
          WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 AND daemon_id = $4 AND started_at = $5",
@@ -166,6 +179,7 @@ pub fn standing(
     spills: Option<Uuid>,
     spill_grace: Duration,
 ) -> Result<Option<Standing>, DbError> {
+    bound(conn, connection)?;
     let query = sql_query(concat!(
         "SELECT grant_id, generation, host, started_at, \
              extract(epoch FROM blocked_until - clock_timestamp())::float8 AS blocked_s, ",

@@ -340,8 +340,9 @@ pub fn make_due(
 /// Connections whose token is to be refreshed or probed now, at most `limit`, the most endangered first: by the end of the
 /// access token. Keys come after them, since they do not run out, and last what the provider called dead. Not among them
 /// are those with an open refresh, with one whose reply may be found in a folder of spills that is not `spills`, for
-/// `spill_grace`, and those whose job waits already, so that the next ones get theirs. No provider gets more than
-/// [`READY_MAX`] ahead: where one does not answer, the others' are not behind all of its own.
+/// `spill_grace`, and those whose job waits already, so that the next ones get theirs. A refresh that seems to keep others
+/// out for longer than it can is no reason: the clock was set back. No provider gets more than [`READY_MAX`] ahead: where one
+/// does not answer, the others' are not behind all of its own.
 pub fn due(
     conn: &mut PgConnection,
     providers: &[String],
@@ -365,6 +366,7 @@ pub fn due(
                     - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
                            THEN make_interval(secs => $5) ELSE interval '0' END \
              WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
+                    AND a.blocked_until <= clock_timestamp() + make_interval(secs => $7) \
                AND c.provider = ANY ($3) \
                AND NOT EXISTS (SELECT FROM fieldmirror.jobs j WHERE j.kind = 'refresh_token' \
                    AND j.connection_id = t.connection_id AND j.state IN ('pending', 'running', 'parked'))\
@@ -379,7 +381,8 @@ pub fn due(
     .bind::<Array<Text>, _>(providers)
     .bind::<Nullable<SqlUuid>, _>(spills)
     .bind::<Double, _>(spill_grace.as_secs_f64())
-    .bind::<BigInt, _>(READY_MAX);
+    .bind::<BigInt, _>(READY_MAX)
+    .bind::<Double, _>(refresh_attempts::BLOCKED_FOR.as_secs_f64());
     Ok(rows::values::<BigInt, i64, _>(conn, query)?.into_iter().map(ConnectionId).collect())
 }
 

@@ -522,7 +522,17 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
         [],
         "not due while it is open"
     );
-    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = clock_timestamp()").await;
+    // The database's clock is set back: it blocks no longer than it could have from now.
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = blocked_until + interval '1 hour'")
+        .await;
+    let listed = rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], clock, 10, REACH)).await;
+    assert_eq!(listed, [id], "somebody has to look at it");
+    let now = rig.auth.refresh(id, Why::Asked).await.expect("no failure");
+    assert!(matches!(now, Refreshed::Busy { wait } if wait <= Duration::from_mins(1)), "{now:?}");
+    let listed = rig.db(move |conn| tokens::due(conn, &["hubspot".to_owned()], clock, 10, REACH)).await;
+    assert_eq!((listed, rig.fake.count("refresh_token")), (vec![], 0), "its daemon may live");
+    rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = blocked_until - interval '1 min'")
+        .await;
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!(rig.fake.count("refresh_token"), 1);
     assert_eq!(open_attempts(&rig).await, 0);
