@@ -10,6 +10,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::answer::{Answer, BroughtBy, Said};
+use super::exchange::{By, Claim};
 use super::ticket::{self, BegunBy, NotOurs};
 use super::{Auth, TokenClient, VERIFIER_COLUMN};
 use crate::config::ProviderSettings;
@@ -134,6 +135,14 @@ pub(super) struct Redeemed {
     pub authorization: Authorization,
     pub connection: Connection,
     pub verifier: Option<Secret>,
+}
+
+impl Redeemed {
+    /// What its grant is for.
+    pub fn claim(&self) -> Claim<'_> {
+        let by = By::Request(self.authorization.request_id);
+        Claim { connection: &self.connection, grant: self.attempt.id, by }
+    }
 }
 
 /// The start link that an attempt is made for.

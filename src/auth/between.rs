@@ -58,20 +58,4 @@ impl Between {
             Some(hook) => hook(connection, step).await,
         }
     }
-
-    /// Does `work`, with the step somewhere in it.
-    pub(super) async fn during<T>(
-        &self,
-        connection: ConnectionId,
-        step: Step,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let Some(hook) = &self.0 else { return work.await };
-        let mut work = Box::pin(work);
-        tokio::select! {
-            done = &mut work => return done,
-            _ = hook(connection, step) => {}
-        }
-        work.await
-    }
 }

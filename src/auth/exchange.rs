@@ -39,10 +39,14 @@ use crate::providers::{Account, Provider, TokenStep};
 
 /// How long the exchange of a code may take. Codes live for a minute or so.
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
+/// How long a reply is held that is in this process alone because it cannot be kept, while the provider does not tell whose
+/// it is.
+const ALONE_MAX: Duration = Duration::from_mins(4);
 /// How often a new grant that is kept is offered to a database that does not take it.
 const ESTABLISH_TRIES: u32 = 20;
 /// The first pause between two tries.
 const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
+const FROM_FOLDER: &str = "the database did not know this grant: what was kept of it has proved itself";
 
 /// What makes a connection.
 #[derive(Clone)]
@@ -125,7 +129,7 @@ impl Auth {
         let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted));
         in_hand.keep().await;
         self.between.at(id, Step::Spilled).await;
-        let ended = self.connect_as(provider, redeemed, &granted, in_hand).await;
+        let ended = self.connect_alone(provider, redeemed, &granted, in_hand).await;
         let ending = ended.map_err(|unfinished| match unfinished {
             // A token that was granted a moment ago may not be known everywhere yet, and its refusal says nothing of the
             // grant: that is found out by a refresh.
@@ -142,39 +146,73 @@ impl Auth {
         Ok(ending)
     }
 
-    /// Makes the connection with what was granted for its code.
-    pub(super) async fn connect_as(
+    /// [`Auth::connect_as`]. What is in this process alone is not let go because of something that passes.
+    async fn connect_alone(
         &self,
         provider: &'static dyn Provider,
         redeemed: &Redeemed,
         granted: &Granted,
         in_hand: &mut InHand,
     ) -> Result<Ending, Unfinished> {
-        let (connection, request) = (&redeemed.connection, redeemed.authorization.request_id);
+        let (deadline, mut tries) = (Deadline::after(ALONE_MAX), 0);
+        loop {
+            let ended = self.connect_as(provider, &redeemed.claim(), granted, in_hand).await;
+            let Err(Unfinished::Failed(failure)) = &ended else { return ended };
+            // A token that was granted a moment ago may not be known everywhere yet.
+            let is_new = failure.kind == FailureKind::NeedsReauth && granted.tokens.refresh_token.is_some();
+            if in_hand.is_safe() || !(passes(failure) || is_new) || deadline.left().is_zero() {
+                return ended;
+            }
+            tries += 1;
+            let (id, name) = (redeemed.connection.id, &redeemed.connection.name);
+            warn!(connection.id = id.0, connection.name = name, error = %failure,
+                "The new grant of `{name}` is in this process alone, and waits: {failure}");
+            tokio::time::sleep(retry::pause(tries, ESTABLISH_PAUSE, ESTABLISH_PAUSE * 4)).await;
+            in_hand.keep().await;
+        }
+    }
+
+    /// Makes the connection with what was granted.
+    pub(super) async fn connect_as(
+        &self,
+        provider: &'static dyn Provider,
+        claim: &Claim<'_>,
+        granted: &Granted,
+        in_hand: &mut InHand,
+    ) -> Result<Ending, Unfinished> {
+        let Claim { connection, grant, by } = *claim;
         let (_, settings) = self.provider(&connection.provider).map_err(Unfinished::Failed)?;
-        let beside = self.secrets_beside(request).await.map_err(|failure| in_hand.unfinished(failure))?;
+        let beside = match by {
+            By::Request(request) => self.secrets_beside(request).await,
+            By::Folder { .. } => Ok(None),
+        };
+        let beside = beside.map_err(|failure| in_hand.unfinished(failure))?;
         let kept = match &beside {
             Some(_) => BTreeMap::new(),
             None => self.open_secrets(connection.id).await.map_err(|failure| in_hand.unfinished(failure))?,
         };
         let access_token = &granted.tokens.access_token;
         let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
-        let shown = self.prove(provider, settings, connection, &credential, Some(granted)).await;
+        let shown = if in_hand.is_safe() {
+            self.prove(provider, settings, connection, &credential, Some(granted)).await
+        } else {
+            self.prove_anyhow(provider, settings, connection, &credential, Some(granted)).await
+        };
         let Shown { account, pacing } = shown.map_err(|failure| in_hand.unfinished(failure))?;
-        let token = self.first_token(provider, connection, redeemed.attempt.id, granted);
-        let secrets = beside.map(|beside| self.sealed(connection, redeemed.attempt.id, &beside));
-        let proven = Proven { account, pacing, grant_id: redeemed.attempt.id, token, secrets };
+        let token = self.first_token(provider, connection, grant, granted);
+        let secrets = beside.map(|beside| self.sealed(connection, grant, &beside));
+        let proven = Proven { account, pacing, grant_id: grant, token, secrets };
         let as_what = AsWhat {
             name: connection.name.clone(),
             title: provider.spec().title,
             grant: GrantKind::AuthorizationCode,
-            request,
+            by,
             daemon: self.daemon,
         };
         let written = self.establish(provider, connection.id, proven, as_what, Some(in_hand)).await;
         let ending = written.map_err(|failure| in_hand.unfinished(failure))?;
         if matches!(ending, Ending::Connected { .. }) {
-            self.forget_other_grants(connection.id, redeemed.attempt.id).await;
+            self.forget_other_grants(connection.id, grant).await;
         }
         Ok(ending)
     }
@@ -220,18 +258,19 @@ impl Auth {
         code: &Secret,
     ) -> Result<Result<Granted, TokenFailure>, Failure> {
         let endpoint = client.endpoint(&settings.token_url);
-        let deadline = Deadline::after(EXCHANGE_MAX);
+        let mut deadline = Deadline::after(EXCHANGE_MAX);
         let asked = oauth::exchange_code(
             &self.http,
             &endpoint,
             code,
             &redeemed.attempt.redirect_uri,
             redeemed.verifier.as_ref(),
-            deadline,
+            Deadline::never(),
             self.clock.as_ref(),
         );
-        let asked = self.between.during(redeemed.connection.id, Step::Sent, asked);
-        self.answered(asked).await
+        // Nobody else has the code.
+        let hold_on = std::future::ready(());
+        self.answered(self.in_time(redeemed.connection.id, asked, &mut deadline, hold_on)).await
     }
 
     /// What it means that a token endpoint granted nothing, at connect. A refusal may quote what was `sent`.
@@ -394,16 +433,35 @@ pub(super) enum Unfinished {
 impl InHand {
     /// What a failure means for the reply.
     fn unfinished(&self, failure: Failure) -> Unfinished {
-        match failure.kind {
-            // An answer that makes no sense may be that of a page about maintenance.
-            FailureKind::Transient | FailureKind::Throttled { .. } | FailureKind::ProviderChanged
-                if self.is_safe() =>
-            {
-                Unfinished::Postponed(failure)
-            }
-            _ => Unfinished::Failed(failure),
+        if self.is_safe() && passes(&failure) {
+            Unfinished::Postponed(failure)
+        } else {
+            Unfinished::Failed(failure)
         }
     }
+}
+
+fn passes(failure: &Failure) -> bool {
+    // An answer that makes no sense may be that of a page about maintenance.
+    use FailureKind::{ProviderChanged, Throttled, Transient};
+    matches!(failure.kind, Transient | Throttled { .. } | ProviderChanged)
+}
+
+/// What a new grant is for.
+#[derive(Clone, Copy)]
+pub(super) struct Claim<'a> {
+    pub connection: &'a Connection,
+    pub grant: Uuid,
+    pub by: By,
+}
+
+/// What brought a new grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// The consent, or the keys, that this request asked for.
+    Request(Uuid),
+    /// A reply that was kept of a consent that the database does not know. It takes the place of this grant alone.
+    Folder { instead_of: Option<Uuid> },
 }
 
 /// What a new grant is written down as.
@@ -412,7 +470,7 @@ pub(super) struct AsWhat {
     pub name: String,
     pub title: &'static str,
     pub grant: GrantKind,
-    pub request: Uuid,
+    pub by: By,
     pub daemon: Uuid,
 }
 
@@ -428,7 +486,7 @@ fn write_down(
     conn: &mut PgConnection,
     connection: &Connection,
     proven: Proven,
-    AsWhat { name, title, grant, request, daemon }: AsWhat,
+    AsWhat { name, title, grant, by, daemon }: AsWhat,
 ) -> Result<Ending, DbError> {
     let Account { id: account_id, name: account_name } = &proven.account;
     let account = account_name.clone().unwrap_or_else(|| account_id.clone());
@@ -441,11 +499,14 @@ fn write_down(
         return Ok(Ending::WrongAccount { name, title });
     }
     // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
-    let is_late = match in_force {
-        Some(in_force) if connection.state == ConnectionState::Connected => {
+    let is_late = match (by, in_force) {
+        (By::Folder { instead_of }, in_force) => {
+            in_force != instead_of || connection.state == ConnectionState::Disconnected
+        }
+        (By::Request(_), Some(in_force)) if connection.state == ConnectionState::Connected => {
             authorizations::came_later(conn, in_force, proven.grant_id)?
         }
-        _ => authorizations::is_replaced(conn, request)?,
+        (By::Request(request), _) => authorizations::is_replaced(conn, request)?,
     };
     if is_late {
         return Ok(Ending::Refused(Refusal::Closed));
@@ -465,8 +526,9 @@ fn write_down(
         secrets::replace(conn, id, secrets)?;
     }
     let ending = Ending::Connected { name, title, account };
-    end_requests(conn, id, (request, daemon), &ending)?;
-    record(conn, id, "done", None, daemon)?;
+    end_requests(conn, id, (by, daemon), &ending)?;
+    let unknown = matches!(by, By::Folder { .. }).then_some(FROM_FOLDER);
+    record(conn, id, "done", unknown, daemon)?;
     requests::wake(conn)?;
     Ok(ending)
 }
@@ -475,16 +537,18 @@ fn write_down(
 fn end_requests(
     conn: &mut PgConnection,
     id: ConnectionId,
-    (request, daemon): (Uuid, Uuid),
+    (by, daemon): (By, Uuid),
     ending: &Ending,
 ) -> Result<(), DbError> {
     let message = ending.message();
-    requests::finish(conn, request, ending.outcome(), Some(&message))?;
+    if let By::Request(request) = by {
+        requests::finish(conn, request, ending.outcome(), Some(&message))?;
+    }
     requests::supersede_connects(conn, id, None, &message, daemon)?;
     authorizations::close_all(conn, id)
 }
 
-fn record(
+pub(super) fn record(
     conn: &mut PgConnection,
     connection: ConnectionId,
     outcome: &'static str,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Ending;
-use super::exchange::{AsWhat, Proven};
+use super::exchange::{AsWhat, By, Proven};
 use super::patience::Patience;
 use super::policy::PROBE_EVERY;
 use super::proof::{Credential, Shown};
@@ -84,7 +84,7 @@ impl Auth {
             name: connection.name.clone(),
             title: provider.spec().title,
             grant: connection.grant,
-            request: request.id,
+            by: By::Request(request.id),
             daemon: self.daemon,
         };
         self.establish(provider, connection.id, proven, as_what, None).await

@@ -20,6 +20,7 @@ mod ending;
 pub mod exchange;
 mod kept;
 pub mod keys;
+mod late;
 mod patience;
 pub mod policy;
 pub mod proof;

@@ -116,11 +116,22 @@ impl Auth {
         credential: &Credential<'_>,
         granted: Option<&Granted>,
     ) -> Result<Shown, Failure> {
+        self.answered(self.prove_anyhow(provider, settings, connection, credential, granted)).await?
+    }
+
+    /// As [`Auth::prove`], and the daemon's end is not in the way: what was granted is in this process alone.
+    pub(super) async fn prove_anyhow(
+        &self,
+        provider: &'static dyn Provider,
+        settings: &ProviderSettings,
+        connection: &Connection,
+        credential: &Credential<'_>,
+        granted: Option<&Granted>,
+    ) -> Result<Shown, Failure> {
         let unused = self.unused(provider, settings);
         let gate = &unused;
         let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, granted, gate));
-        let account = self.answered(asked).await??;
-        Ok(Shown { account, pacing: unused.pacing() })
+        Ok(Shown { account: asked.await?, pacing: unused.pacing() })
     }
 
     /// As [`Auth::prove`], within the limits that `gate` keeps.

@@ -3,13 +3,13 @@
 //! What a failure does to the connection is written by [`super::setback`].
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::between::Step;
+use super::late::LATE_MAX;
 use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
 use super::refresh::{Refreshed, client_of};
@@ -38,8 +38,6 @@ use chrono::{DateTime, Utc};
 const SECOND_TRY_MIN: Duration = Duration::from_secs(5);
 /// The pause before it.
 const SECOND_TRY_PAUSE: Duration = Duration::from_millis(500);
-/// How long a reply is waited for that a process which stood still may find.
-const LATE_MAX: Duration = Duration::from_secs(5);
 /// Refresh tokens that one refresh tries.
 const OFFERS_MAX: usize = 4;
 /// How often new tokens that are kept are offered to a database that does not take them; with pauses of at most 5 s.
@@ -296,8 +294,8 @@ impl Work<'_> {
     }
 
     /// Asks the token endpoint; once more where the reply was lost, since the old token may still be good.
-    async fn trade(&self, offer: &Offer, deadline: Deadline) -> Result<Granted, Fault> {
-        let (first, sent) = self.ask(offer, deadline).await?;
+    async fn trade(&self, offer: &Offer, mut deadline: Deadline) -> Result<Granted, Fault> {
+        let (first, sent) = self.ask(offer, &mut deadline).await?;
         let lost = matches!(first, Err(TokenFailure::Unavailable { sent: true, .. }));
         if !lost || deadline.left() < SECOND_TRY_MIN {
             return first.map_err(|failure| self.fault(failure, &sent));
@@ -309,7 +307,7 @@ impl Work<'_> {
             self.connection.name
         );
         tokio::time::sleep(SECOND_TRY_PAUSE).await;
-        let (again, sent) = self.ask(offer, deadline).await?;
+        let (again, sent) = self.ask(offer, &mut deadline).await?;
         again.map_err(|failure| {
             self.fault(failure, &sent)
                 .after("the reply to the try before it was lost, and perhaps a new token with it")
@@ -320,7 +318,7 @@ impl Work<'_> {
     async fn ask(
         &self,
         offer: &Offer,
-        deadline: Deadline,
+        deadline: &mut Deadline,
     ) -> Result<(Result<Granted, TokenFailure>, Vec<Secret>), Fault> {
         let auth = self.auth;
         let (http, clock) = (&auth.http, auth.clock.as_ref());
@@ -330,14 +328,14 @@ impl Work<'_> {
             let client = self.client(TokenStep::ClientCredentials, &secrets).map_err(passing)?;
             let endpoint = client.endpoint(url);
             let asked =
-                oauth::client_credentials(http, &endpoint, &self.settings.scopes, deadline, clock).await;
+                oauth::client_credentials(http, &endpoint, &self.settings.scopes, *deadline, clock).await;
             return Ok((asked, secrets.into_values().collect()));
         };
         let client = self.client(TokenStep::Refresh, &BTreeMap::new()).map_err(passing)?;
         let endpoint = client.endpoint(url);
         let asked = oauth::refresh(http, &endpoint, refresh_token, Deadline::never(), clock);
-        let asked = auth.between.during(self.connection.id, Step::Sent, asked);
-        let asked = self.in_time(asked, deadline).await.map(|mut granted| {
+        let asked = auth.in_time(self.connection.id, asked, deadline, self.hold_on()).await;
+        let asked = asked.map(|mut granted| {
             // What is kept of the reply must be enough to go on with.
             granted.tokens.refresh_token.get_or_insert_with(|| refresh_token.clone());
             granted
@@ -345,32 +343,15 @@ impl Work<'_> {
         Ok((asked, client.secret.into_iter().chain([refresh_token.clone()]).collect()))
     }
 
-    /// What is asked, until the deadline. A process that stood still beyond it may find the reply waiting: it is read after
-    /// all, as long as nobody else has begun a refresh, and nobody can while it is.
-    async fn in_time(
-        &self,
-        asked: impl Future<Output = Result<Granted, TokenFailure>>,
-        deadline: Deadline,
-    ) -> Result<Granted, TokenFailure> {
-        if deadline.left().is_zero() {
-            return Err(oauth::unavailable(
-                false,
-                "the time for it had passed before the token endpoint was asked",
-            ));
-        }
-        let mut asked = pin!(asked);
-        tokio::select! {
-            biased;
-            done = &mut asked => return done,
-            () = deadline.passed() => {}
-        }
-        let late = || oauth::unavailable(true, "the token endpoint did not answer in time");
+    /// Keeps others out for another moment, where nobody has begun yet.
+    async fn hold_on(&self) {
         let attempt = self.attempt.clone();
         let held = self.auth.transaction(move |conn| refresh_attempts::hold(conn, &attempt, LATE_MAX * 2));
-        if !matches!(tokio::time::timeout(LATE_MAX, held).await, Ok(Ok(true))) {
-            return Err(late());
+        let (id, name) = (self.connection.id, &self.connection.name);
+        if let Err(failure) = held.await {
+            warn!(connection.id = id.0, connection.name = name, error = %failure,
+                "Others could not be kept out of a refresh of `{name}` that takes long: {failure}");
         }
-        tokio::time::timeout(LATE_MAX, asked).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// The client that other connections use too, by the scope of its permits.

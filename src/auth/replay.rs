@@ -12,18 +12,21 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::Auth;
 use super::authorize::Redeemed;
 use super::kept::Interrupted;
+use super::policy::DEAD_RETRY;
 use super::refresh::{Refreshed, Why};
 use super::renewal::{self, Swap, note, swap};
-use super::spill::{self, Name, Unread};
+use super::spill::{self, Name, PutOff, Unread};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::{self, RefreshAttempt};
 use crate::db::tokens::{self, OnRecord};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
+use crate::domain::time::delta;
 use crate::http::oauth::Granted;
 
 /// How often the folder is compared with the tables.
@@ -77,7 +80,25 @@ fn fate(name: Name, sent_at: DateTime<Utc>, on_record: Option<&OnRecord>) -> Fat
 #[derive(Default)]
 pub struct Left {
     ahead: BTreeMap<ConnectionId, Name>,
-    consents: Vec<(Name, Granted, Redeemed)>,
+    consents: Vec<(Name, Granted, Consent)>,
+}
+
+/// A consent that a kept reply is of.
+enum Consent {
+    Interrupted(Box<Redeemed>),
+    /// The database does not know it, but this grant of the connection, which is older.
+    Unknown {
+        instead_of: Option<Uuid>,
+    },
+}
+
+impl Left {
+    /// One of several replies of a grant is enough.
+    fn conclude(&mut self, name: Name, granted: Granted, consent: Consent) {
+        if self.consents.iter().all(|(other, ..)| other.grant != name.grant) {
+            self.consents.push((name, granted, consent));
+        }
+    }
 }
 
 /// What is in the folder, opened.
@@ -96,6 +117,9 @@ impl Auth {
         let on_record = self.on_record(&replies).await?;
         let mut left = Left::default();
         let mut newest = BTreeMap::new();
+        let (put_off, now) = (self.spills.all_put_off(), self.clock.now());
+        // Not where a clock was set back meanwhile.
+        let waits = |off: &&PutOff| off.until > now && off.until <= now + delta(DEAD_RETRY);
         // The newest of a grant first.
         for (name, granted) in replies.into_iter().rev() {
             let newest = *newest.entry((name.connection, name.grant)).or_insert(name.generation);
@@ -123,10 +147,9 @@ impl Auth {
                 }
                 found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
                     Some(Interrupted::Waits(_)) if name.generation < newest => Some(TRADED),
-                    // One of several of the same generation is enough.
                     Some(Interrupted::Waits(redeemed)) => {
-                        if left.consents.iter().all(|(other, ..)| other.grant != name.grant) {
-                            left.consents.push((name, granted, *redeemed));
+                        if put_off.get(&name.grant).filter(waits).is_none() {
+                            left.conclude(name, granted, Consent::Interrupted(redeemed));
                         }
                         None
                     }
@@ -138,7 +161,19 @@ impl Auth {
                         Some("a later consent has replaced its grant")
                     }
                     None => {
-                        no_use.insert(name.to_string(), UNKNOWN_GRANT.to_owned());
+                        let tried = put_off.get(&name.grant).filter(waits);
+                        let in_force = row.filter(|row| row.is_in_force() && name.generation == newest);
+                        match (in_force, tried) {
+                            (Some(row), None) => {
+                                let instead_of = row.grant_id;
+                                left.conclude(name, granted, Consent::Unknown { instead_of });
+                            }
+                            (_, tried) => {
+                                let tried = tried.map(|off| format!(" (it was tried: {})", off.why));
+                                let why = format!("{UNKNOWN_GRANT}{}", tried.unwrap_or_default());
+                                no_use.insert(name.to_string(), why);
+                            }
+                        }
                         None
                     }
                 },
@@ -266,19 +301,27 @@ impl Auth {
             }
         });
         stream::iter(ahead).buffer_unordered(AT_ONCE).collect::<()>().await;
-        let consents = left.consents.into_iter().map(|(name, granted, redeemed)| {
+        let consents = left.consents.into_iter().map(|(name, granted, consent)| {
             let auth = self.clone();
             async move {
                 if auth.is_closing() {
                     return Ok(());
                 }
                 let concluding = auth.clone();
-                auth.detached(async move { concluding.conclude_kept(name, &granted, &redeemed).await }).await
+                let concluded = async move {
+                    match consent {
+                        Consent::Interrupted(redeemed) => {
+                            concluding.conclude_kept(name, &granted, &redeemed).await
+                        }
+                        Consent::Unknown { instead_of } => concluding.adopt(name, &granted, instead_of).await,
+                    }
+                };
+                auth.detached(concluded).await
             }
         });
         let ended = stream::iter(consents).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
         for failure in ended.into_iter().filter_map(Result::err) {
-            warn!(failure.kind = failure.kind.label(), error = %failure, "A consent that was interrupted waits: {failure}");
+            warn!(failure.kind = failure.kind.label(), error = %failure, "What is kept of a consent waits: {failure}");
         }
     }
 }
@@ -286,7 +329,6 @@ impl Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     #[test]
     fn a_spill_is_compared_with_what_is_on_record() {

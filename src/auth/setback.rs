@@ -87,7 +87,7 @@ pub(super) struct Condemned<'a> {
 const REQUEST: &str = "request";
 const MASS_REFUSAL: &str = "the API refuses several accounts within a short time, which is taken for an outage of the \
      provider or for a fault of our registration there (such as an app key that is no longer good); no account is marked dead";
-const MASS_REASON: &str = "several accounts died within a short time, which is taken for a fault of our client at the \
+pub(super) const MASS_REASON: &str = "several accounts died within a short time, which is taken for a fault of our client at the \
      provider: check its id, secret and registration; no account is marked dead";
 
 /// What taking deaths back came to.

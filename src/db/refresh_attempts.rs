@@ -134,7 +134,7 @@ pub fn hold(conn: &mut PgConnection, attempt: &RefreshAttempt, blocked_for: Dura
     .bind::<Timestamptz, _>(attempt.started_at)
     .bind::<Double, _>(blocked_for.as_secs_f64())
     .execute(conn)?;
-    Ok(held == 1)
+    Ok(())
 }
 
 /// A refresh that is open, or was left open by a daemon that died.

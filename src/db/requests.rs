@@ -283,6 +283,25 @@ pub fn finish(
     outcome: RequestOutcome,
     message: Option<&str>,
 ) -> Result<bool, DbError> {
+    end(conn, id, (outcome, message), outcome == RequestOutcome::Expired)
+}
+
+/// [`finish`], for a consent that may come to a better end yet: what was sealed in the request stays for that.
+pub fn finish_for_now(
+    conn: &mut PgConnection,
+    id: Uuid,
+    outcome: RequestOutcome,
+    message: &str,
+) -> Result<bool, DbError> {
+    end(conn, id, (outcome, Some(message)), true)
+}
+
+fn end(
+    conn: &mut PgConnection,
+    id: Uuid,
+    (outcome, message): (RequestOutcome, Option<&str>),
+    may_be_concluded: bool,
+) -> Result<bool, DbError> {
     let ended = sql_query(
         "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = CASE WHEN $4 AND kind = 'connect' THEN sealed END \
          WHERE id = $1 AND done_at IS NULL",
@@ -290,7 +309,7 @@ pub fn finish(
     .bind::<SqlUuid, _>(id)
     .bind::<Text, _>(outcome.as_str())
     .bind::<Nullable<Text>, _>(message)
-    .bind::<Bool, _>(outcome == RequestOutcome::Expired)
+    .bind::<Bool, _>(may_be_concluded)
     .execute(conn)?;
     if ended > 0 {
         tell(conn, id)?;

@@ -1,10 +1,12 @@
 //! One Postgres session as we like it: opened with time limits, set up before anybody uses it.
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::{PgConnection, QueryResult};
+use diesel::sql_types::Timestamptz;
+use diesel::{PgConnection, QueryResult, sql_query};
 
-use super::address;
 use super::error::DbError;
+use super::{address, rows};
 use crate::domain::secret::Secret;
 
 /// What every session is told first. `search_path` holds `fieldmirror` alone: names of ours need no schema, names of the
@@ -37,6 +39,11 @@ pub(super) fn commit_durably(connection: &mut PgConnection) -> Result<(), DbErro
 pub fn commit_lazily(connection: &mut PgConnection) -> Result<(), DbError> {
     diesel::connection::SimpleConnection::batch_execute(connection, "SET LOCAL synchronous_commit = off")?;
     Ok(())
+}
+
+/// The database's time, as of the transaction's beginning: moments on record are compared by one clock.
+pub fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, DbError> {
+    rows::value::<Timestamptz, DateTime<Utc>, _>(connection, sql_query("SELECT now() AS value"))
 }
 
 /// A session outside the pool, for what must not share one: migrations and LISTEN. Blocks for at most the address'

@@ -13,6 +13,7 @@ use diesel::sql_types::{
 };
 use uuid::Uuid;
 
+use super::connections::ConnectionState;
 use super::error::DbError;
 use super::refresh_attempts::{self, RefreshAttempt};
 use super::{requests, rows, session};
@@ -365,8 +366,8 @@ pub fn due(
                  ON a.connection_id = t.connection_id AND a.blocked_until > clock_timestamp() \
                     - CASE WHEN a.spills <> $4 OR $4 IS NULL AND a.spills IS NOT NULL \
                            THEN make_interval(secs => $5) ELSE interval '0' END \
-             WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
                     AND a.blocked_until <= clock_timestamp() + make_interval(secs => $7) \
+             WHERE t.refresh_due_at <= $1 AND c.state IN ('connected', 'needs_reauth') AND a.connection_id IS NULL \
                AND c.provider = ANY ($3) \
                AND NOT EXISTS (SELECT FROM fieldmirror.jobs j WHERE j.kind = 'refresh_token' \
                    AND j.connection_id = t.connection_id AND j.state IN ('pending', 'running', 'parked'))\
@@ -560,6 +561,13 @@ impl OnRecord {
 
     pub fn connection(&self) -> ConnectionId {
         ConnectionId(self.connection_id)
+    }
+
+    /// Whether the connection has a grant, be it one that the provider calls dead.
+    pub fn is_in_force(&self) -> bool {
+        [ConnectionState::Connected, ConnectionState::NeedsReauth]
+            .iter()
+            .any(|state| state.as_str() == self.state)
     }
 }
 

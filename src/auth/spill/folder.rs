@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::name::Name;
@@ -77,6 +78,20 @@ struct Known {
     unreadable: BTreeMap<String, String>,
     /// Those whose tokens this process has offered to the provider when the database knew older ones only.
     offered: BTreeSet<Name>,
+    /// Grants that are in no row, and that this process has tried in vain.
+    put_off: BTreeMap<Uuid, PutOff>,
+}
+
+/// A grant that is in no row, and was tried in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutOff {
+    pub connection: ConnectionId,
+    pub provider: String,
+    /// When the provider first called it dead, by the database's clock.
+    pub died_at: Option<DateTime<Utc>>,
+    /// It is not tried before.
+    pub until: DateTime<Utc>,
+    pub why: String,
 }
 
 /// An unfinished file that this process is at: nobody here takes it for one that was left.
@@ -297,6 +312,31 @@ impl Spills {
         self.known().offered.insert(name);
     }
 
+    /// Says that a grant that is in no row was tried in vain. When it died first, is kept.
+    pub fn put_off(&self, grant: Uuid, put_off: PutOff) {
+        let mut known = self.known();
+        let first = known.put_off.get(&grant).and_then(|before| before.died_at);
+        let died_at = first.filter(|_| put_off.died_at.is_some()).or(put_off.died_at);
+        known.put_off.insert(grant, PutOff { died_at, ..put_off });
+    }
+
+    /// Moves the time when what is put off is tried again.
+    pub fn try_again(&self, grant: Uuid, until: DateTime<Utc>) {
+        if let Some(put_off) = self.known().put_off.get_mut(&grant) {
+            put_off.until = until;
+        }
+    }
+
+    /// What is put off, by grant.
+    pub fn all_put_off(&self) -> BTreeMap<Uuid, PutOff> {
+        self.known().put_off.clone()
+    }
+
+    /// The grant has come to an end, good or bad.
+    pub fn forget_put_off(&self, grant: Uuid) {
+        self.known().put_off.remove(&grant);
+    }
+
     /// The sealed bytes.
     pub fn read(&self, name: Name) -> io::Result<Vec<u8>> {
         read_at_most(&self.path(name), SPILL_BYTES_MAX)
@@ -325,6 +365,9 @@ impl Spills {
         known.offered.remove(&name);
         if let Some(names) = known.names.get_mut(&name.connection) {
             names.remove(&name);
+            if names.iter().all(|other| other.grant != name.grant) {
+                known.put_off.remove(&name.grant);
+            }
         }
         Ok(())
     }

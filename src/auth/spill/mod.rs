@@ -27,7 +27,7 @@ use crate::http::oauth::Granted;
 use crate::vault::{Bound, Vault, key_id_of};
 
 use folder::AtRisk;
-pub use folder::{Found, Spills};
+pub use folder::{Found, PutOff, Spills};
 pub use name::{Name, NoName};
 
 /// The column that spills are bound to.

@@ -391,13 +391,14 @@ async fn a_pasted_url_does_what_the_endpoint_would() {
 #[tokio::test]
 async fn a_browser_that_is_closed_does_not_stop_the_exchange() {
     let rig = Rig::new().await;
-    rig.fake.be_slow(std::time::Duration::from_millis(400));
+    rig.fake.hold();
     let asked = rig.ask("acme").await;
-    let (url, impatient) = (asked.authorize_url(), std::time::Duration::from_millis(150));
-    assert!(tokio::time::timeout(impatient, rig.come_back(&url, "code=C")).await.is_err());
-    while rig.fake.asked().is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let url = asked.authorize_url();
+    tokio::select! {
+        shown = rig.come_back(&url, "code=C") => panic!("{shown:?}"),
+        () = rig.fake.until_asked("authorization_code", 1) => {}
     }
+    rig.fake.let_go();
     rig.auth.drained(Deadline::after(std::time::Duration::from_mins(1))).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
 }

@@ -1,6 +1,7 @@
 //! The end of a grant, and the budget that token endpoints share.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use fieldmirror::auth::between::Step;
@@ -62,13 +63,15 @@ async fn a_disconnect_revokes_and_wipes() {
 async fn a_disconnect_waits_for_a_refresh_and_revokes_what_it_brought() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    rig.fake.be_slow(Duration::from_millis(300));
+    rig.fake.hold();
     let auth = rig.auth.clone();
     let refresh = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
-    while rig.fake.count("refresh_token") == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    rig.auth.disconnect(id, false).await.expect("it ends");
+    rig.fake.until_asked("refresh_token", 1).await;
+    let mut disconnecting = pin!(rig.auth.disconnect(id, false));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut disconnecting).await;
+    assert!(early.is_err(), "{early:?}");
+    rig.fake.let_go();
+    disconnecting.await.expect("it ends");
     refresh.await.expect("no panic").expect("the refresh was let end");
     assert_eq!(rig.fake.revoked()[0]["token"], "SECRET-RT-2");
     assert_eq!(rig.maybe_token(id).await, None);
@@ -115,13 +118,12 @@ async fn a_disconnect_is_not_undone_by_a_consent_that_was_under_way() {
     let id = rig.connected("acme", 1).await;
     let exchanged = rig.fake.count("authorization_code");
     let asked = rig.ask_for(id).await;
-    rig.fake.be_slow(Duration::from_millis(600));
+    rig.fake.hold();
     let url = asked.authorize_url();
     let (shown, ()) = tokio::join!(rig.come_back(&url, "code=C"), async {
-        while rig.fake.count("authorization_code") == exchanged {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        rig.fake.until_asked("authorization_code", exchanged + 1).await;
         rig.auth.disconnect(id, false).await.expect("it ends");
+        rig.fake.let_go();
     });
     assert_eq!(shown.status, 400, "{}", shown.body);
     assert!(shown.body.contains("No longer in use"), "{}", shown.body);

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// What the token endpoint does next.
 #[derive(Debug, Clone)]
@@ -69,8 +70,9 @@ impl Granted {
 }
 
 impl Book {
-    /// Takes note of a trade. The refresh token to be handed out; `None`: what was brought is dead.
-    fn trade(&mut self, brought: &str, new: String) -> Option<(String, u64)> {
+    /// Takes note of a trade. The refresh token to be handed out, which is the one that was brought where none is; `None`:
+    /// what was brought is dead.
+    fn trade(&mut self, brought: &str, new: Option<String>) -> Option<(String, u64)> {
         let number = *self.issued.get(brought)?;
         let grant = self.grants.get_mut(&number)?;
         if !grant.honours(brought) {
@@ -78,9 +80,9 @@ impl Book {
             grant.revoked |= self.rotation == Rotation::Jealous;
             return None;
         }
-        if self.rotation == Rotation::Never {
+        let Some(new) = new.filter(|_| self.rotation != Rotation::Never) else {
             return Some((grant.current.clone(), grant.portal));
-        }
+        };
         if self.rotation == Rotation::Graceful && grant.current == brought {
             grant.previous = Some(brought.to_owned());
         }
@@ -104,20 +106,37 @@ struct Script {
     /// The account that credentials open.
     portal: u64,
     granted: u32,
-    slow: Duration,
+    /// So many of the next answers of the token endpoint are held back.
+    held: usize,
+    details_asked: usize,
     /// What account details answer instead of the account.
     details_status: Option<u16>,
     /// `None`: any refresh token is good.
     book: Option<Book>,
-    /// The accounts of refresh tokens.
+    /// The accounts of refresh tokens, and of access tokens.
     owners: BTreeMap<String, u64>,
+    /// Each access token opens the account that it was granted for, and not that which is told last.
+    tells_apart: bool,
     /// Seconds that access tokens live; 0 for half an hour.
     life: u32,
 }
 
+impl Script {
+    /// The account that a credential opens.
+    fn opens(&self, credential: &str) -> u64 {
+        let own = self.owners.get(credential).filter(|_| self.tells_apart);
+        own.copied().unwrap_or(self.portal)
+    }
+}
+
+/// How long a test waits for what is sure to come.
+const COMES_WITHIN: Duration = Duration::from_mins(2);
+
 #[derive(Clone)]
 pub struct Fake {
     script: Arc<Mutex<Script>>,
+    /// Lets go what is held back.
+    lever: Arc<watch::Sender<()>>,
     pub address: SocketAddr,
 }
 
@@ -126,7 +145,7 @@ impl Fake {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener has an address");
         let script = Arc::new(Mutex::new(Script { portal: 4711, ..Script::default() }));
-        let fake = Self { script, address };
+        let fake = Self { script, lever: Arc::default(), address };
         let router = Router::new()
             .route("/token", post(token))
             .route("/token/introspect", post(introspect))
@@ -152,8 +171,43 @@ impl Fake {
         self.script(|script| script.portal = portal);
     }
 
-    pub fn be_slow(&self, slow: Duration) {
-        self.script(|script| script.slow = slow);
+    /// The token endpoint acts as ever, and its answers come when they are let go.
+    pub fn hold(&self) {
+        self.script(|script| script.held = usize::MAX);
+    }
+
+    /// The same, for the next answer alone.
+    pub fn hold_one(&self) {
+        self.script(|script| script.held = 1);
+    }
+
+    pub fn let_go(&self) {
+        self.script(|script| {
+            script.held = 0;
+            self.lever.send_replace(());
+        });
+    }
+
+    /// Returns once so many token requests of that grant type have come.
+    pub async fn until_asked(&self, grant_type: &str, count: usize) {
+        self.until(|fake| fake.count(grant_type) >= count).await;
+    }
+
+    pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let waiting = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(COMES_WITHIN, waiting).await.expect("it comes to that");
+    }
+
+    pub fn tell_accounts_apart(&self) {
+        self.script(|script| script.tells_apart = true);
+    }
+
+    pub fn details_asked(&self) -> usize {
+        self.script(|script| script.details_asked)
     }
 
     #[allow(dead_code, reason = "only the torture has no time")]
@@ -222,9 +276,11 @@ fn refusal_of_dead() -> Value {
 }
 
 async fn token(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> Response {
-    let (answer, slow) = fake.script(|script| {
+    let (answer, held) = fake.script(|script| {
         script.asked.push(form.clone());
-        (script.answers.pop_front().unwrap_or(Answer::Grant(json!({}))), script.slow)
+        let held = (script.held > 0).then(|| fake.lever.subscribe());
+        script.held = script.held.saturating_sub(1);
+        (script.answers.pop_front().unwrap_or(Answer::Grant(json!({}))), held)
     });
     let refusal = || respond(400, refusal_of_dead());
     // It acts whether or not somebody waits for the answer.
@@ -246,7 +302,10 @@ async fn token(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, Strin
             ([("content-type", content_type)], text).into_response()
         }
     };
-    tokio::time::sleep(slow).await;
+    if let Some(mut held) = held {
+        // An error: the test is over.
+        let _ = held.changed().await;
+    }
     answer
 }
 
@@ -262,13 +321,15 @@ fn cut() -> Response {
 /// What is granted for `form`; `None`: its refresh token is dead.
 fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Option<Value> {
     let brought = form.get("refresh_token");
+    let hands_out = !matches!(changes.get("refresh_token").map(Value::as_str), Some(None | Some("")));
     let (number, refresh_token, portal, life) = fake.script(|script| {
         script.granted += 1;
         let number = script.granted;
         let owner = brought.and_then(|brought| script.owners.get(brought));
         let (new, portal) = (format!("SECRET-RT-{number}"), owner.copied().unwrap_or(script.portal));
         let (token, portal) = match (&mut script.book, brought) {
-            (Some(book), Some(brought)) => book.trade(brought, new)?,
+            // Who hands out no new one lets the old one be.
+            (Some(book), Some(brought)) => book.trade(brought, hands_out.then_some(new))?,
             (Some(book), None) => {
                 book.begin(number, portal, new.clone());
                 (new, portal)
@@ -276,6 +337,7 @@ fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Optio
             (None, _) => (new, portal),
         };
         script.owners.insert(token.clone(), portal);
+        script.owners.insert(format!("SECRET-AT-{number}"), portal);
         Some((number, token, portal, if script.life == 0 { 1800 } else { script.life }))
     })?;
     let mut answer = json!({
@@ -294,7 +356,7 @@ fn grant(fake: &Fake, form: &BTreeMap<String, String>, changes: &Value) -> Optio
 }
 
 async fn introspect(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> Json<Value> {
-    let portal = fake.script(|script| script.portal);
+    let portal = fake.script(|script| script.opens(&form["token"]));
     Json(
         json!({"active": true, "hub_id": portal, "hub_domain": format!("hub-{portal}.example"), "token": form["token"]}),
     )
@@ -311,7 +373,10 @@ async fn business_units(Path(tenant): Path<u64>) -> Json<Value> {
 
 async fn details(State(fake): State<Fake>, headers: HeaderMap) -> Response {
     let credential = headers.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (portal, status) = fake.script(|script| (script.portal, script.details_status));
+    let (portal, status) = fake.script(|script| {
+        script.details_asked += 1;
+        (script.opens(credential.trim_start_matches("Bearer ")), script.details_status)
+    });
     match status {
         Some(status) => (StatusCode::from_u16(status).expect("a status"), Json(json!({}))).into_response(),
         None if credential.starts_with("Bearer SECRET-") => Json(json!({"portalId": portal})).into_response(),

@@ -1,17 +1,18 @@
 //! The fault matrix: whatever goes wrong in a refresh or in the exchange of a code, the grant is kept wherever the
 //! provider still honours a token that outlived it, and otherwise the connection says why it needs a new consent.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use diesel::{RunQueryDsl as _, sql_query};
 use fieldmirror::auth::Ending;
 use fieldmirror::auth::between::{Between, Step};
 use fieldmirror::auth::refresh::{EXCHANGE_MAX, Refreshed, Why};
 use fieldmirror::daemon::postgres::PrivateServer;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::migrations;
+use fieldmirror::db::requests::RequestOutcome;
 use fieldmirror::domain::ids::ConnectionId;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -19,7 +20,9 @@ use tokio::sync::Notify;
 
 use super::fake::{Answer, Rotation};
 use super::rig::{Host, Rig};
-use super::stage::{self, Crash, Reply, at_step, dies_at, dies_when_seen, let_attempts_pass, start_again};
+use super::stage::{
+    self, Crash, Frozen, Reply, at_step, dies_at, dies_when_seen, let_attempts_pass, start_again,
+};
 use crate::support::disk::SmallDisk;
 use crate::support::postgres::{self, TestDb, short_folder};
 
@@ -220,6 +223,7 @@ async fn the_disk_is_full() {
     assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     let fault = auth.spills.fault().expect("it is told");
     assert!(disk.is_none() || fault.contains("No space left on device"), "{fault}");
+    let consents = codes_on_a_full_disk(&rig, full).await;
     for (step, room_is_made) in [(Step::Replied, false), (Step::Spilled, false), (Step::Replied, true)] {
         let before = rig.token(id).await.generation;
         let (between, gone) = away_at(&rig, step);
@@ -241,6 +245,9 @@ async fn the_disk_is_full() {
             rig.test.lever().back();
             let auth = start_again(&rig, full).await;
             assert_eq!(auth.spills.fault(), None);
+            for id in &consents {
+                assert_eq!(auth.refresh(*id, Why::Asked).await, Ok(Refreshed::Renewed));
+            }
         } else {
             rig.test.lever().back();
             assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed), "{step:?}");
@@ -251,6 +258,51 @@ async fn the_disk_is_full() {
     assert_eq!(auth.spills.id(), None);
     auth.replay().await.expect("there is room");
     assert!(auth.spills.id().is_some(), "from now on others know where its replies are");
+}
+
+/// The exchange of a code, where its reply cannot be kept: alone, with a database that is away, and with a provider that does
+/// not tell whose it is. Nobody is asked again. Returns the connections.
+async fn codes_on_a_full_disk(rig: &Rig, full: &Path) -> Vec<ConnectionId> {
+    let mut ids = Vec::new();
+    for (account, what) in (2..).zip(["alone", "database", "provider", "token"]) {
+        rig.fake.be_account(account);
+        let asked = rig.ask(&format!("acme-{account}")).await;
+        let (between, gone) = match what {
+            "database" => away_at(rig, Step::Replied),
+            _ => (Between::default(), Arc::new(Notify::new())),
+        };
+        let auth = rig.daemon_at(Host { name: "host", state: full, between });
+        let details = rig.fake.details_asked();
+        let url = asked.authorize_url();
+        let passes = async {
+            match what {
+                "database" => {
+                    gone.notified().await;
+                    auth.close_within(Duration::ZERO);
+                    rig.test.lever().back();
+                }
+                "provider" | "token" => {
+                    // After more than one round of questions: of one that finds out nothing, and of one that is refused.
+                    let round = if what == "provider" { 3 } else { 1 };
+                    rig.fake.until(|fake| fake.details_asked() > details + round).await;
+                    rig.fake.refuse_details(None);
+                }
+                _ => {}
+            }
+        };
+        match what {
+            "provider" => rig.fake.refuse_details(Some(503)),
+            "token" => rig.fake.refuse_details(Some(401)),
+            _ => {}
+        }
+        let (ending, ()) = tokio::join!(rig.come_back_to(&auth, &url, "code=C"), passes);
+        assert!(matches!(ending, Ending::Connected { .. }), "{what}: {ending:?}");
+        assert!(auth.spills.fault().is_some(), "{what}: the disk is full");
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done), "{what}");
+        ids.push(asked.connection);
+    }
+    assert_eq!(rig.fake.count("authorization_code"), 5, "each code was traded once");
+    ids
 }
 
 /// Two and four daemons, with one folder and with one each: one exchange, and nobody is left without a token.
@@ -267,10 +319,14 @@ async fn many_daemons_share_a_database() {
                 rig.daemon_at(Host { name: "host", state, between: Between::default() })
             })
             .collect();
-        rig.fake.be_slow(Duration::from_millis(50));
         for round in 1..=3 {
             rig.clock.shift(TimeDelta::minutes(30));
-            let tokens = join_all(all.iter().map(|auth| auth.access_token(id))).await;
+            rig.fake.hold();
+            let let_go = async {
+                rig.fake.until_asked("refresh_token", usize::try_from(round).expect("small")).await;
+                rig.fake.let_go();
+            };
+            let (tokens, ()) = tokio::join!(join_all(all.iter().map(|auth| auth.access_token(id))), let_go);
             for token in tokens {
                 assert_eq!(token.expect("a token").generation, round + 1, "{daemons} {shared}");
             }
@@ -325,30 +381,24 @@ async fn a_daemon_freezes() {
     let rig = Rig::new().await;
     let mut account = 0;
     for rotation in ROTATIONS {
-        for step in [Step::Open, Step::Replied, Step::Spilled] {
+        for step in [Step::Open, Step::Sent, Step::Replied, Step::Spilled] {
             account += 1;
             rig.fake.rotate(rotation);
             let id = rig.connected(&format!("acme-{account}"), account).await;
             let asked = rig.fake.count("refresh_token");
-            let (froze, thaws) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-            let between = {
-                let (froze, thaws) = (Arc::clone(&froze), Arc::clone(&thaws));
-                at_step(step, move || {
-                    let (froze, thaws) = (Arc::clone(&froze), Arc::clone(&thaws));
-                    async move {
-                        froze.notify_one();
-                        thaws.notified().await;
-                        Duration::from_mins(2)
-                    }
-                })
-            };
+            let ice = Frozen::default();
+            let between = ice.at(&rig.fake, step, ("refresh_token", Duration::from_mins(2)));
             let frozen = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
             let refreshing = tokio::spawn(async move { frozen.refresh(id, Why::Asked).await });
-            froze.notified().await;
+            ice.until_it_stands_still().await;
             let_attempts_pass(&rig).await;
             let other = rig.another_daemon();
             let taken_over = other.refresh(id, Why::Asked).await;
-            thaws.notify_one();
+            if (step, rotation) == (Step::Sent, Rotation::Strict) {
+                let reason = rig.connection(id).await.reason.unwrap_or_default();
+                assert!(reason.contains("dead") && reason.contains("was interrupted"), "{reason}");
+            }
+            ice.go_on();
             let thawed = refreshing.await.expect("no panic");
             let cell = format!("{step:?}, {rotation:?}: {taken_over:?}, {thawed:?}");
             // What came back to one that stood still is written down where the other one got nothing.
@@ -356,43 +406,69 @@ async fn a_daemon_freezes() {
             assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{cell}");
             assert_eq!(rig.token(id).await.generation, 2, "{cell}");
             let exchanges = rig.fake.count("refresh_token") - asked;
-            assert_eq!(exchanges, if step == Step::Replied { 2 } else { 1 }, "{cell}");
+            let traded_unseen = matches!(step, Step::Sent | Step::Replied);
+            assert_eq!(exchanges, if traded_unseen { 2 } else { 1 }, "{cell}");
             // The one case where somebody else has used up what the frozen one came back with.
-            let revoked = (step, rotation) == (Step::Replied, Rotation::Jealous);
+            let revoked = traded_unseen && rotation == Rotation::Jealous;
             assert_eq!(other.refresh(id, Why::Asked).await.is_ok(), !revoked, "{cell}");
+            if revoked {
+                let connection = rig.connection(id).await;
+                assert_eq!(connection.state, ConnectionState::NeedsReauth, "{cell}");
+                assert!(connection.reason.is_some_and(|reason| reason.contains("grant is dead")), "{cell}");
+            }
             assert_eq!(rig.fake.honoured(account).is_empty(), revoked, "{cell}");
             stage::put_away(&rig, id).await;
         }
     }
 }
 
-/// A daemon stands still after its request has left, beyond its own deadline. The reply waits in the socket, and is taken
-/// where nobody else has begun meanwhile.
+/// A daemon stands still after its request has left, beyond its own deadline, and nobody has begun meanwhile: the reply waits
+/// in the socket.
 #[tokio::test]
 async fn a_reply_that_waited_for_a_frozen_daemon_is_taken() {
     let rig = Rig::new().await;
-    rig.fake.rotate(Rotation::Strict);
-    for (account, taken_over) in [(1, false), (2, true)] {
-        let id = rig.connected(&format!("acme-{account}"), account).await;
-        let db = rig.test.db.clone();
-        let between = at_step(Step::Open, move || {
-            let db = db.clone();
-            async move {
-                if taken_over {
-                    let other = "UPDATE fieldmirror.refresh_attempts SET daemon_id = gen_random_uuid()";
-                    db.run(move |conn| Ok(sql_query(other).execute(conn)?)).await.expect("it is written");
-                }
-                EXCHANGE_MAX.saturating_sub(Duration::from_millis(300))
-            }
-        });
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let ice = Frozen::default();
+    let between = ice.at(&rig.fake, Step::Sent, ("refresh_token", Duration::from_mins(2)));
+    let frozen = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+    ice.go_on();
+    assert_eq!(frozen.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
+    assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (2, 0));
+}
+
+/// A daemon stands still in the exchange of a code, while another one looks at the same folder: the code is traded once, and
+/// what it brought is used.
+#[tokio::test]
+async fn a_daemon_freezes_in_a_consent() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    for (account, step) in (1..).zip([Step::Open, Step::Sent, Step::Replied, Step::Spilled, Step::Committed])
+    {
+        rig.fake.be_account(account);
+        let asked = rig.ask(&format!("acme-{account}")).await;
+        let ice = Frozen::default();
+        let between = ice.at(&rig.fake, step, ("authorization_code", Duration::from_mins(2)));
         let frozen = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
-        rig.fake.be_slow(Duration::from_millis(800));
-        let thawed = frozen.refresh(id, Why::Asked).await;
-        assert_eq!(thawed.is_ok(), !taken_over, "{thawed:?}");
-        assert_eq!(rig.token(id).await.generation, if taken_over { 1 } else { 2 });
-        rig.fake.be_slow(Duration::ZERO);
-        stage::put_away(&rig, id).await;
+        let url = asked.authorize_url();
+        let (ending, other) = tokio::join!(rig.come_back_to(&frozen, &url, "code=C"), async {
+            ice.until_it_stands_still().await;
+            let other = start_again(&rig, rig.state.path()).await;
+            let state = rig.connection(asked.connection).await.state;
+            assert_eq!(state == ConnectionState::Connected, step >= Step::Spilled, "{step:?}");
+            ice.go_on();
+            other
+        });
+        assert!(matches!(ending, Ending::Connected { .. }), "{step:?}: {ending:?}");
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done), "{step:?}");
+        assert_eq!(other.refresh(asked.connection, Why::Asked).await, Ok(Refreshed::Renewed), "{step:?}");
+        assert_eq!(
+            rig.fake.count("authorization_code"),
+            usize::try_from(account).expect("small"),
+            "{step:?}"
+        );
     }
+    assert_eq!(rig.fake.replays(), 0);
 }
 
 /// The database's clock is set forward in mid-exchange, and the attempt seems to have run out: the process knows better.
@@ -400,16 +476,15 @@ async fn a_reply_that_waited_for_a_frozen_daemon_is_taken() {
 async fn a_process_does_not_renew_a_token_twice_at_once() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    rig.fake.be_slow(Duration::from_millis(500));
+    rig.fake.hold();
     let auth = rig.auth.clone();
     let refreshing = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
-    while rig.fake.count("refresh_token") == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    rig.fake.until_asked("refresh_token", 1).await;
     rig.execute("UPDATE fieldmirror.refresh_attempts SET blocked_until = blocked_until - interval '1 hour'")
         .await;
     let second = rig.auth.refresh(id, Why::Asked).await;
     assert!(matches!(second, Ok(Refreshed::Busy { .. })), "{second:?}");
+    rig.fake.let_go();
     assert_eq!(refreshing.await.expect("no panic"), Ok(Refreshed::Renewed));
     assert_eq!((rig.fake.count("refresh_token"), rig.token(id).await.generation), (1, 2));
 }
@@ -445,86 +520,190 @@ async fn the_clock_jumps() {
     assert_eq!(rig.fake.replays(), 0);
 }
 
-/// What a token endpoint may answer: what the failure is called, or whether the expiry is known.
+/// What a token endpoint may answer.
+#[derive(Clone, Copy)]
 enum Meaning {
-    Fails(&'static str),
-    Renews { expires: bool },
+    /// What the failure is called, and whether the provider has acted all the same.
+    Fails(&'static str, bool),
+    /// Whether the expiry is known.
+    Renews(bool),
 }
 
+fn odd_answers() -> Vec<(Answer, Meaning)> {
+    use Meaning::{Fails, Renews};
+    let grants = |changes| Answer::Grant(changes);
+    vec![
+        (Answer::Throttle(1), Fails("throttled", false)),
+        (Answer::Status(500, json!("oops")), Fails("transient", false)),
+        (Answer::Status(502, json!({})), Fails("transient", false)),
+        (Answer::Text("text/html", "<html>Sign in</html>"), Fails("transient", true)),
+        (Answer::Text("application/json", ""), Fails("transient", true)),
+        (Answer::Text("application/json", "[]"), Fails("transient", true)),
+        (Answer::Lost, Fails("transient", true)),
+        (Answer::Unseen, Fails("transient", false)),
+        (grants(json!({"access_token": null})), Fails("transient", true)),
+        (grants(json!({"hub_id": 99})), Fails("provider_changed", true)),
+        (grants(json!({"expires_in": null})), Renews(false)),
+        (grants(json!({"expires_in": 0})), Renews(false)),
+        (grants(json!({"expires_in": "1800"})), Renews(true)),
+        (grants(json!({"refresh_token": null})), Renews(true)),
+        (grants(json!({"refresh_token": ""})), Renews(true)),
+    ]
+}
+
+/// Where the token before stays good, an answer that is of no use costs nothing. Where it does not, and the provider has
+/// acted, nobody has what it honours: then the connection says what has become of it.
 #[tokio::test]
 async fn the_token_endpoint_answers_oddly() {
-    // Where the one before stays good until the new one is used, an answer that is of no use costs nothing either.
-    tokio::join!(endpoint_answers_oddly(Rotation::Never), endpoint_answers_oddly(Rotation::Graceful));
+    join_all(ROTATIONS.map(endpoint_answers_oddly)).await;
 }
 
 async fn endpoint_answers_oddly(rotation: Rotation) {
-    use Meaning::{Fails, Renews};
     let rig = Rig::new().await;
     rig.fake.rotate(rotation);
-    let grants = |changes| Answer::Grant(changes);
-    let cells = [
-        (Answer::Throttle(1), Fails("throttled")),
-        (Answer::Status(500, json!("oops")), Fails("transient")),
-        (Answer::Status(502, json!({})), Fails("transient")),
-        (Answer::Text("text/html", "<html>Sign in</html>"), Fails("transient")),
-        (Answer::Text("application/json", ""), Fails("transient")),
-        (Answer::Text("application/json", "[]"), Fails("transient")),
-        (Answer::Lost, Fails("transient")),
-        (Answer::Unseen, Fails("transient")),
-        (grants(json!({"access_token": null})), Fails("transient")),
-        (grants(json!({"hub_id": 99})), Fails("provider_changed")),
-        (grants(json!({"expires_in": null})), Renews { expires: false }),
-        (grants(json!({"expires_in": 0})), Renews { expires: false }),
-        (grants(json!({"expires_in": "1800"})), Renews { expires: true }),
-        (grants(json!({"refresh_token": null})), Renews { expires: true }),
-        (grants(json!({"refresh_token": ""})), Renews { expires: true }),
-    ];
-    for (account, (answer, meaning)) in (1..).zip(cells) {
+    for (account, (answer, meaning)) in (1..).zip(odd_answers()) {
+        let cell = format!("{rotation:?}, {answer:?}");
         let id = rig.connected(&format!("acme-{account}"), account).await;
+        let first = rig.fake.honoured(account);
         // What counts as lost is tried once more.
         rig.fake.then([answer.clone(), answer.clone()]);
         let refreshed = rig.auth.refresh(id, Why::Asked).await;
         rig.fake.forget_answers();
         let token = rig.token(id).await;
+        let mut is_lost = false;
         match meaning {
-            Fails(kind) => {
+            Meaning::Fails(kind, acts) => {
+                is_lost = acts && matches!(rotation, Rotation::Strict | Rotation::Jealous);
                 let failure = refreshed.expect_err("it fails");
-                assert_eq!(failure.kind.label(), kind, "{answer:?}: {failure}");
-                assert_eq!((token.generation, token.rejected_at), (1, None), "{answer:?}");
+                // Tried again, what was lost with the first answer may be told at once.
+                let dead_already = is_lost && failure.kind.label() == "needs_reauth";
+                assert!(failure.kind.label() == kind || dead_already, "{cell}: {failure}");
+                assert_eq!((token.generation, token.rejected_at.is_some()), (1, dead_already), "{cell}");
                 assert_eq!(rig.auth.access_token(id).await.expect("still good").generation, 1);
             }
-            Renews { expires } => {
-                assert_eq!(refreshed, Ok(Refreshed::Renewed), "{answer:?}");
-                assert_eq!((token.generation, token.expires_at.is_some()), (2, expires), "{answer:?}");
+            Meaning::Renews(expires) => {
+                assert_eq!(refreshed, Ok(Refreshed::Renewed), "{cell}");
+                assert_eq!((token.generation, token.expires_at.is_some()), (2, expires), "{cell}");
             }
         }
-        assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{answer:?}");
-        assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{answer:?}");
+        let again = rig.auth.refresh(id, Why::Asked).await;
+        let connection = rig.connection(id).await;
+        let reason = connection.reason.unwrap_or_default();
+        let expected = if is_lost { ConnectionState::NeedsReauth } else { ConnectionState::Connected };
+        assert_eq!((connection.state, again.is_ok()), (expected, !is_lost), "{cell}: {again:?}");
+        if is_lost {
+            let honoured = rig.fake.honoured(account);
+            assert!(honoured.iter().all(|token| !first.contains(token)), "{cell}: the old one is good still");
+            let is_of_another = matches!(meaning, Meaning::Fails("provider_changed", _));
+            let cause = if is_of_another { "tokens of account 99" } else { "" };
+            let told = reason.contains("grant is dead") && reason.contains(cause);
+            assert!(told && (reason.contains("before it")), "{cell}: {reason}");
+        }
         stage::put_away(&rig, id).await;
+    }
+    rig.assert_no_secret_in_texts().await;
+}
+
+/// A code is good for one exchange: what was no answer costs it, and the start link is good for another try.
+#[tokio::test]
+async fn the_token_endpoint_answers_a_code_oddly() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    for (account, (answer, meaning)) in (1..).zip(odd_answers()) {
+        // One that is throttled is tried again, and what a reply says of its account counts.
+        if matches!(meaning, Meaning::Fails("throttled" | "provider_changed", _)) {
+            continue;
+        }
+        rig.fake.be_account(account);
+        let asked = rig.ask(&format!("acme-{account}")).await;
+        rig.fake.then([answer.clone()]);
+        let mut ending = rig.come_back_to(&rig.auth, &asked.authorize_url(), "code=C").await;
+        let id = asked.connection;
+        let mut expires = true;
+        match meaning {
+            Meaning::Fails(kind, _) => {
+                let Ending::Failed(failure) = &ending else { panic!("{answer:?}: {ending:?}") };
+                assert_eq!(failure.kind.label(), kind, "{answer:?}: {failure}");
+                assert_eq!(rig.connection(id).await.state, ConnectionState::Failed, "{answer:?}");
+                let (url, _) = rig.follow(&asked).await;
+                ending = rig.come_back_to(&rig.auth, &url, "code=C").await;
+            }
+            Meaning::Renews(known) => expires = known,
+        }
+        assert!(matches!(ending, Ending::Connected { .. }), "{answer:?}: {ending:?}");
+        let token = rig.token(id).await;
+        assert_eq!(token.expires_at.is_some(), expires, "{answer:?}");
+        let again = rig.auth.refresh(id, Why::Asked).await;
+        assert_eq!(again.is_ok(), token.refresh_sealed.is_some(), "{answer:?}: {again:?}");
+        if let Err(failure) = again {
+            assert!(failure.message.contains("gave no refresh token"), "{answer:?}: {failure}");
+            assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth, "{answer:?}");
+        }
     }
     rig.assert_no_secret_in_texts().await;
 }
 
 #[tokio::test]
 async fn the_provider_is_slower_than_the_deadline() {
+    tokio::join!(join_all(ROTATIONS.map(slower_than_the_deadline)), a_code_slower_than_its_deadline());
+}
+
+/// At [`Step::Sent`]: the provider has the request, the deadline passes, and its answer does not come.
+fn passes_when_seen(rig: &Rig, grant_type: &'static str) -> Between {
+    let (fake, before) = (rig.fake.clone(), rig.fake.count(grant_type));
+    rig.fake.hold();
+    at_step(Step::Sent, move || {
+        let fake = fake.clone();
+        async move {
+            fake.until_asked(grant_type, before + 1).await;
+            EXCHANGE_MAX
+        }
+    })
+}
+
+async fn slower_than_the_deadline(rotation: Rotation) {
     let rig = Rig::new().await;
-    rig.fake.rotate(Rotation::Graceful);
+    rig.fake.rotate(rotation);
     let id = rig.connected("acme", 1).await;
-    let late = |by: Duration| {
-        let between = at_step(Step::Open, move || std::future::ready(by));
-        rig.daemon_at(Host { name: "host", state: rig.state.path(), between })
-    };
     // Too late before it began: nobody is asked.
-    late(Duration::from_secs(46)).refresh(id, Why::Asked).await.expect_err("too late");
+    let between = at_step(Step::Open, || std::future::ready(EXCHANGE_MAX));
+    let late = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+    late.refresh(id, Why::Asked).await.expect_err("too late");
     assert_eq!(rig.fake.count("refresh_token"), 0);
-    // Too little is left for a second try.
-    rig.fake.be_slow(Duration::from_secs(20));
-    let failure = late(Duration::from_millis(41_500)).refresh(id, Why::Asked).await.expect_err("too late");
-    assert_eq!(failure.kind.label(), "transient", "{failure}");
+    // Nothing is left for a second try.
+    let between = passes_when_seen(&rig, "refresh_token");
+    let late = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+    let failure = late.refresh(id, Why::Asked).await.expect_err("too late");
+    assert_eq!(failure.kind.label(), "transient", "{rotation:?}: {failure}");
     assert_eq!(rig.fake.count("refresh_token"), 1);
-    rig.fake.be_slow(Duration::ZERO);
-    assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
-    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected, "{rotation:?}");
+    rig.fake.let_go();
+    let is_lost = matches!(rotation, Rotation::Strict | Rotation::Jealous);
+    let again = rig.auth.refresh(id, Why::Asked).await;
+    assert_eq!(again.is_ok(), !is_lost, "{rotation:?}: {again:?}");
+    let connection = rig.connection(id).await;
+    if is_lost {
+        let reason = connection.reason.unwrap_or_default();
+        assert_eq!(connection.state, ConnectionState::NeedsReauth, "{rotation:?}");
+        assert!(reason.contains("grant is dead") && reason.contains("did not answer in time"), "{reason}");
+    } else {
+        assert_eq!(connection.state, ConnectionState::Connected, "{rotation:?}");
+    }
+}
+
+async fn a_code_slower_than_its_deadline() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Strict);
+    let asked = rig.ask("acme").await;
+    let between = passes_when_seen(&rig, "authorization_code");
+    let late = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+    let ending = rig.come_back_to(&late, &asked.authorize_url(), "code=C").await;
+    let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
+    assert!(failure.message.contains("did not answer in time"), "{failure}");
+    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Failed));
+    rig.fake.let_go();
+    let (url, _) = rig.follow(&asked).await;
+    assert_eq!(rig.come_back(&url, "code=C").await.status, 200);
 }
 
 /// An older backup is restored, with the folder of spills and without it.

@@ -63,10 +63,15 @@ async fn no_request_leaves_with_a_token_that_is_about_to_expire() {
 async fn two_daemons_make_one_exchange() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    rig.fake.be_slow(Duration::from_millis(300));
+    rig.fake.hold();
     rig.clock.shift(LIFE);
     let (one, other) = (rig.auth.clone(), rig.another_daemon());
-    let (a, b, c) = tokio::join!(one.access_token(id), other.access_token(id), other.access_token(id));
+    let let_go = async {
+        rig.fake.until_asked("refresh_token", 1).await;
+        rig.fake.let_go();
+    };
+    let (a, b, c, ()) =
+        tokio::join!(one.access_token(id), other.access_token(id), other.access_token(id), let_go);
     for access in [a, b, c] {
         assert_eq!(access.expect("a token").credentials[0].1.expose(), "SECRET-AT-2");
     }
@@ -91,13 +96,12 @@ async fn a_token_that_the_provider_refuses_is_replaced_once() {
 async fn a_result_that_was_overtaken_is_dropped() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    rig.fake.be_slow(Duration::from_millis(300));
-    let (auth, asked) = (rig.auth.clone(), rig.fake.clone());
+    rig.fake.hold();
+    let auth = rig.auth.clone();
     let refresh = tokio::spawn(async move { auth.refresh(id, Why::Asked).await });
-    while asked.count("refresh_token") == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    rig.fake.until_asked("refresh_token", 1).await;
     rig.execute("UPDATE fieldmirror.tokens SET generation = 7").await;
+    rig.fake.let_go();
     assert_eq!(refresh.await.expect("no panic"), Ok(Refreshed::Renewed));
     let token = rig.token(id).await;
     assert_eq!(token.generation, 7);
@@ -542,9 +546,12 @@ async fn the_attempt_of_a_dead_daemon_is_respected_until_its_time_has_passed() {
 async fn a_caller_that_gives_up_does_not_stop_a_refresh() {
     let rig = Rig::new().await;
     let id = rig.connected("acme", 1).await;
-    rig.fake.be_slow(Duration::from_millis(300));
-    let impatient = tokio::time::timeout(Duration::from_millis(100), rig.auth.refresh(id, Why::Asked));
-    assert!(impatient.await.is_err());
+    rig.fake.hold();
+    tokio::select! {
+        ended = rig.auth.refresh(id, Why::Asked) => panic!("{ended:?}"),
+        () = rig.fake.until_asked("refresh_token", 1) => {}
+    }
+    rig.fake.let_go();
     rig.auth.drained(Deadline::after(Duration::from_mins(1))).await;
     assert_eq!(rig.token(id).await.generation, 2);
 }

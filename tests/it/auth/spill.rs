@@ -611,6 +611,72 @@ async fn a_refused_access_token_alone_ends_no_consent() {
     assert_eq!(rig.fake.replays(), 0);
 }
 
+/// What a token endpoint says once of a kept consent is told, and not believed for good: not of one, and still less of many.
+#[tokio::test]
+async fn a_kept_consent_that_is_called_dead_is_tried_again() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let (mut all, mut spared) = (Vec::new(), 0);
+    for (account, name) in (1..).zip(["a", "b", "c"]) {
+        rig.fake.be_account(account);
+        let asked = rig.ask(name).await;
+        rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+        all.push(asked);
+    }
+    rig.fake.tell_accounts_apart();
+    rig.clock.shift(TimeDelta::hours(20));
+    rig.fake.then(std::iter::repeat_n(super::fake::bad_refresh_token(), 3));
+    let auth = start_again(&rig, rig.state.path()).await;
+    assert_eq!((rig.fake.count("refresh_token"), spills(rig.state.path()).len()), (3, 3), "all are kept");
+    for asked in &all {
+        let connection = rig.connection(asked.connection).await;
+        let reason = connection.reason.expect("status says why");
+        let outcome = rig.request_row(asked.request).await.outcome;
+        if connection.state == ConnectionState::Failed {
+            assert!(reason.contains("BAD_REFRESH_TOKEN") && reason.contains("every 6 h"), "{reason}");
+            assert_eq!(outcome, Some(RequestOutcome::Denied));
+        } else {
+            assert!(reason.contains("several accounts died"), "{reason}");
+            assert_eq!((connection.state, outcome), (ConnectionState::AwaitingConsent, None));
+            spared += 1;
+        }
+    }
+    assert!((1..=3).contains(&spared), "the third is one too many");
+    // Not every minute.
+    let look = async |auth: &Auth| {
+        let left = auth.replay().await.expect("the folder is looked at");
+        auth.follow_up(left).await;
+        rig.fake.count("refresh_token")
+    };
+    assert_eq!(look(&auth).await, 3);
+    rig.clock.shift(TimeDelta::minutes(16));
+    assert_eq!(look(&auth).await, 3 + spared, "those that were spared");
+    rig.clock.shift(TimeDelta::hours(7));
+    assert_eq!(look(&auth).await, 6);
+    for asked in &all {
+        assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+        assert_eq!(auth.refresh(asked.connection, Why::Asked).await, Ok(Refreshed::Renewed));
+    }
+    assert_eq!(rig.fake.replays(), 0);
+}
+
+/// In the end it is believed, and nothing is left behind.
+#[tokio::test]
+async fn a_kept_consent_that_stays_dead_is_written_off() {
+    let rig = Rig::new().await;
+    let asked = rig.ask("acme").await;
+    rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+    rig.fake.then(std::iter::repeat_n(super::fake::bad_refresh_token(), 9));
+    for (days, kept) in [(1, 1), (4, 1), (1, 0)] {
+        rig.clock.shift(TimeDelta::days(days));
+        start_again(&rig, rig.state.path()).await;
+        assert_eq!(spills(rig.state.path()).len(), kept, "{days}");
+        assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Failed);
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 3);
+    rig.assert_no_secret_in_texts().await;
+}
+
 /// Two daemons on one folder have listed a consent whose access token has run out: its refresh token is traded once.
 #[tokio::test]
 async fn a_kept_consent_that_another_daemon_has_taken_up_is_left_to_it() {
@@ -696,6 +762,58 @@ async fn a_backup_from_before_a_reconnect_costs_no_reply() {
         .await;
     start_again(&rig, rig.state.path()).await;
     assert_eq!(spills(rig.state.path()), Vec::<PathBuf>::new());
+}
+
+/// A database from before a reconnect knows the grant before it alone. The newer one is in the folder, and takes its place
+/// when it has proved itself: it is renewed, and it opens the connection's own account.
+#[tokio::test]
+async fn a_grant_that_the_database_does_not_know_proves_itself() {
+    for (what, account) in [("the same", 1), ("another account", 2), ("dead", 1)] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let id = rig.connected("acme", 1).await;
+        let old = rig.token(id).await.grant_id;
+        rig.batch(
+            "CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens;
+             CREATE TABLE public.attempts AS SELECT id FROM fieldmirror.authorization_attempts",
+        )
+        .await;
+        let asked = rig.ask_for(id).await;
+        assert_eq!(rig.come_back(&asked.authorize_url(), "code=C").await.status, 200);
+        let new = rig.token(id).await.grant_id;
+        rig.batch(
+            "DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup;
+             UPDATE fieldmirror.connections c SET grant_id = t.grant_id FROM fieldmirror.tokens t;
+             DELETE FROM fieldmirror.authorization_attempts WHERE id NOT IN (SELECT id FROM public.attempts)",
+        )
+        .await;
+        rig.fake.be_account(account);
+        match what {
+            "dead" => rig.fake.then([super::fake::bad_refresh_token()]),
+            "another account" => rig.fake.then([Answer::Grant(json!({"hub_id": account}))]),
+            _ => {}
+        }
+        let auth = start_again(&rig, rig.state.path()).await;
+        let token = rig.token(id).await;
+        assert_eq!(rig.fake.count("refresh_token"), 1, "{what}: it has to prove itself");
+        auth.replay().await.expect("the folder is looked at");
+        let fault = auth.spills.fault();
+        if what == "the same" {
+            assert_eq!((token.grant_id, fault), (new, None));
+            let told =
+                "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE detail LIKE '%has proved itself'";
+            assert_eq!(rig.count(told).await, 1);
+        } else {
+            assert_eq!(token.grant_id, old, "{what}");
+            let fault = fault.expect("it is reported");
+            let why = if what == "dead" { "BAD_REFRESH_TOKEN" } else { "another account" };
+            assert!(fault.contains("does not know the grant") && fault.contains(why), "{what}: {fault}");
+            rig.fake.be_account(1);
+        }
+        assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{what}");
+        assert_eq!((rig.fake.replays(), rig.connection(id).await.state), (0, ConnectionState::Connected));
+        assert_eq!(rig.token(id).await.grant_id, if what == "the same" { new } else { old }, "{what}");
+    }
 }
 
 /// The database goes away before the code is traded, and after; and is back before anybody asks again.

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use fieldmirror::auth::Auth;
 use fieldmirror::auth::between::{Between, Step};
-use fieldmirror::auth::refresh::{EXCHANGE_MAX, Refreshed, Why};
+use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::domain::ids::ConnectionId;
+use tokio::sync::Notify;
 
 use super::fake::{Answer, Fake, Rotation};
 use super::rig::{Host, Rig};
@@ -70,21 +71,21 @@ pub fn dies_at(step: Step) -> Between {
     })
 }
 
-/// The same; at [`Step::Sent`] once the provider has the request, and with its answer held back so long that it does not
-/// overtake the death.
+/// The same; at [`Step::Sent`] once the provider has the request, and with its answer held back, so that it does not overtake
+/// the death.
 pub fn dies_when_seen(fake: &Fake, step: Step) -> Between {
     let (fake, before) = (fake.clone(), fake.count("refresh_token"));
     if step == Step::Sent {
-        fake.be_slow(EXCHANGE_MAX);
+        fake.hold();
     }
     Between::steps(move |_, at| {
         let fake = fake.clone();
         Box::pin(async move {
             if at == step {
-                while step == Step::Sent && fake.count("refresh_token") == before {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                if step == Step::Sent {
+                    fake.until_asked("refresh_token", before + 1).await;
                 }
-                fake.be_slow(Duration::ZERO);
+                fake.let_go();
                 die();
             }
             Duration::ZERO
@@ -107,6 +108,44 @@ where
         let deed = Arc::clone(&deed);
         Box::pin(async move { if at == step { deed().await } else { Duration::ZERO } })
     })
+}
+
+/// A process that stands still at a step until it is told to go on.
+#[derive(Clone, Default)]
+pub struct Frozen {
+    froze: Arc<Notify>,
+    thaws: Arc<Notify>,
+}
+
+impl Frozen {
+    /// Stands still at `step`, and has lost `lost` afterwards. At [`Step::Sent`] the provider has the request by then, and
+    /// its answer waits for the process to go on.
+    pub fn at(&self, fake: &Fake, step: Step, (grant_type, lost): (&'static str, Duration)) -> Between {
+        let (frozen, fake, before) = (self.clone(), fake.clone(), fake.count(grant_type));
+        if step == Step::Sent {
+            fake.hold_one();
+        }
+        at_step(step, move || {
+            let (frozen, fake) = (frozen.clone(), fake.clone());
+            async move {
+                if step == Step::Sent {
+                    fake.until_asked(grant_type, before + 1).await;
+                }
+                frozen.froze.notify_one();
+                frozen.thaws.notified().await;
+                fake.let_go();
+                lost
+            }
+        })
+    }
+
+    pub async fn until_it_stands_still(&self) {
+        self.froze.notified().await;
+    }
+
+    pub fn go_on(&self) {
+        self.thaws.notify_one();
+    }
 }
 
 /// The daemon is started again: what it does before it works.

@@ -4,6 +4,8 @@ use chrono::TimeDelta;
 use fieldmirror::auth::ticket;
 use fieldmirror::db::connections::ConnectionState;
 use fieldmirror::db::requests::RequestOutcome;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 
 use super::raw::assert_hardened;
 use crate::auth::rig::{Asked, Rig, state_of};
@@ -58,11 +60,18 @@ async fn an_altered_state_is_no_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_at_once_one_is_taken() {
     let rig = Rig::new().await;
-    rig.fake.be_slow(std::time::Duration::from_millis(200));
+    rig.fake.hold();
     let asked = rig.ask("acme").await;
     let url = asked.authorize_url();
-    let shown = futures_util::future::join_all((0..12).map(|_| rig.come_back(&url, "code=C"))).await;
-    let mut statuses: Vec<u16> = shown.iter().map(|shown| shown.status).collect();
+    // The one that was taken is answered once the others have been sent away.
+    let mut crowd: FuturesUnordered<_> = (0..12).map(|_| rig.come_back(&url, "code=C")).collect();
+    let mut statuses = Vec::new();
+    while let Some(shown) = crowd.next().await {
+        statuses.push(shown.status);
+        if statuses.len() == 11 {
+            rig.fake.let_go();
+        }
+    }
     statuses.sort_unstable();
     assert_eq!(statuses, [[200].as_slice(), &[400; 11]].concat());
     assert_eq!(rig.fake.asked().len(), 1);
