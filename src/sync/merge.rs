@@ -53,7 +53,9 @@ pub fn decide(held: Option<&Held>, version: &Version) -> Decision {
         // It went, and came back since: a feed may repeat that, too.
         (Some(deletion), _) if is_newer(held.updated_at, as_of(version, deletion)) => Decision::Keep,
         // What has no time of its own, or did not move it, may have changed all the same.
-        (Some(_), _) if sent_later && version.hash != held.hash && version.updated_at == held.updated_at => {
+        (Some(_), _)
+            if sent_later && version.hash != held.hash && !is_newer(held.updated_at, version.updated_at) =>
+        {
             Decision::Write
         }
         (Some(deletion), known) => {
@@ -263,6 +265,34 @@ mod tests {
         }
         let merged = Held { merged: true, ..gone };
         assert_eq!(decide(Some(&merged), &version(99, 999, 9, false)), Keep);
+    }
+
+    /// A page may leave the time of a record's last change out.
+    #[test]
+    fn a_version_without_a_time_and_what_comes_after_it() {
+        use Decision::{Bury, Keep, Write};
+        for is_gone in [false, true] {
+            let timed = held(10, 100, 1, is_gone);
+            let bare = Held { updated_at: None, ..timed.clone() };
+            for deletes in [false, true] {
+                let version = |sent, hash| version(12, sent, hash, deletes);
+                let untimed = |sent, hash| Version { updated_at: None, ..version(sent, hash) };
+                for (held, version) in
+                    [(&timed, untimed(101, 2)), (&bare, version(101, 2)), (&bare, untimed(101, 2))]
+                {
+                    assert_eq!(decide(Some(held), &version), Write, "{held:?} {version:?}");
+                }
+                let older = decide(Some(&bare), &version(99, 2));
+                assert_eq!(older, Keep, "{bare:?}");
+                let same = decide(Some(&bare), &untimed(101, 1));
+                let expected = match (is_gone, deletes) {
+                    (false, true) => Bury,
+                    (true, false) => Write,
+                    _ => Keep,
+                };
+                assert_eq!(same, expected, "{bare:?}");
+            }
+        }
     }
 
     #[test]
