@@ -71,6 +71,16 @@ pub struct StepContext<'a> {
     pub options: &'a Options,
 }
 
+#[cfg(test)]
+impl<'a> StepContext<'a> {
+    /// Nothing is known, given or set.
+    pub fn bare(stream: &'static StreamSpec, walk: &'a Walk) -> Self {
+        static NOTHING: (Facts, Params, Options) = (Facts::new(), Params::new(), Options::new());
+        let (facts, params, options) = &NOTHING;
+        Self { stream, walk, api_version: "", page_size: 100, facts, params, options }
+    }
+}
+
 /// What has been learned about an account: names to JSON. It outlives walks, and is written with the page that brings
 /// it. The fact [`NOTICES`] is for people.
 pub type Facts = BTreeMap<String, Value>;

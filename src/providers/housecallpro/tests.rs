@@ -203,19 +203,11 @@ fn a_location_that_was_never_read_has_everything_read_again() {
         // Of an older program, which did not note what it read.
         (known(&["a"], &[]), &[], &[]),
     ] {
-        let (params, options) = (Params::new(), only(setting));
+        let options = only(setting);
         let started_at = DateTime::UNIX_EPOCH;
         let walk = Walk { mode: Mode::Snapshot, started_at, from: None, facts_as_of: None };
         let stream = SPEC.stream(streams::LOCATIONS_NAME).unwrap();
-        let cx = StepContext {
-            stream,
-            walk: &walk,
-            api_version: "",
-            page_size: 1,
-            facts: &facts,
-            params: &params,
-            options: &options,
-        };
+        let cx = StepContext { facts: &facts, options: &options, ..StepContext::bare(stream, &walk) };
         let company = json!({"id": "o", "locations": [{"id": "a"}, {"id": "b"}]});
         let replies = vec![reply(200, Body::Json(company))];
         let Step::Emit { page, .. } = locations::step(&cx, &Position::start(), replies).unwrap() else {
@@ -227,18 +219,11 @@ fn a_location_that_was_never_read_has_everything_read_again() {
 
 #[test]
 fn what_a_read_by_id_proves() {
-    let (params, options, facts) = (Params::new(), Options::new(), known(&["north"], &["o", "north"]));
+    let facts = known(&["north"], &["o", "north"]);
     let started_at = DateTime::from_timestamp(1_777_881_600, 0).unwrap();
     let walk = Walk { mode: Mode::Sweep, started_at, from: None, facts_as_of: None };
-    let context = |stream| StepContext {
-        stream: SPEC.stream(stream).unwrap(),
-        walk: &walk,
-        api_version: "",
-        page_size: 200,
-        facts: &facts,
-        params: &params,
-        options: &options,
-    };
+    let context =
+        |stream| StepContext { facts: &facts, ..StepContext::bare(SPEC.stream(stream).unwrap(), &walk) };
     let ids = ["job_1".to_owned(), "job_2".to_owned()];
     let cx = context("jobs");
     let (request, taken) = HousecallPro.probe_at(&cx, Some("o"), &ids).unwrap();

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::spec::{BodyStyle, BucketSpec, StreamSpec};
-use crate::domain::step::{Facts, Options, Params, Walk};
+use crate::domain::step::{Facts, Params, Walk};
 
 static SPEC: ProviderSpec = ProviderSpec {
     name: "acme",
@@ -93,15 +93,7 @@ fn go(stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
 
 fn go_from(start: Position, stream: &'static StreamSpec, walk: &Walk, answers: Vec<Value>) -> Went {
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
-    let cx = StepContext {
-        stream,
-        walk,
-        api_version: "",
-        page_size: 2,
-        facts: &Facts::new(),
-        params: &params,
-        options: &Options::new(),
-    };
+    let cx = StepContext { page_size: 2, params: &params, ..StepContext::bare(stream, walk) };
     let mut answers = answers.into_iter();
     let mut went = Went { lines: Vec::new(), ids: Vec::new(), end: Ok(()) };
     let (mut here, mut replies) = (start, Vec::new());
@@ -138,16 +130,9 @@ fn go_from(start: Position, stream: &'static StreamSpec, walk: &Walk, answers: V
 #[test]
 fn pages_that_take_too_long_are_halved_and_grow_again() {
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
-    let (walk, options) = (walk(Mode::Backfill, None), Options::new());
-    let context = |facts| StepContext {
-        stream: &PAGES,
-        walk: &walk,
-        api_version: "",
-        page_size: 200,
-        facts,
-        params: &params,
-        options: &options,
-    };
+    let walk = walk(Mode::Backfill, None);
+    let context =
+        |facts| StepContext { page_size: 200, facts, params: &params, ..StepContext::bare(&PAGES, &walk) };
     let nothing = Facts::new();
     let cx = context(&nothing);
     let mut kept = Vec::new();
@@ -483,15 +468,7 @@ fn parameters_cannot_change_the_path() {
     for value in ["", "a/b", "..", "a?b", "a b", "é"] {
         let params = Params::from([("firm".to_owned(), value.to_owned())]);
         let walk = walk(Mode::Backfill, None);
-        let cx = StepContext {
-            stream: &SINGLE,
-            walk: &walk,
-            api_version: "",
-            page_size: 2,
-            facts: &Facts::new(),
-            params: &params,
-            options: &Options::new(),
-        };
+        let cx = StepContext { params: &params, ..StepContext::bare(&SINGLE, &walk) };
         assert!(step(&SPEC, &cx, &Position::start(), Vec::new()).is_err(), "{value:?}");
     }
 }

@@ -151,17 +151,8 @@ fn requests_name_the_version_and_what_they_cost() {
 /// Does something in a sweep of jobs.
 fn in_sweep<T>(facts: &Facts, then: impl FnOnce(&StepContext<'_>) -> T) -> T {
     let walk = Walk { mode: Mode::Sweep, started_at: DateTime::UNIX_EPOCH, from: None, facts_as_of: None };
-    let (params, options) = (Params::new(), Options::new());
     let stream = SPEC.stream("jobs").unwrap();
-    then(&StepContext {
-        stream,
-        walk: &walk,
-        api_version: "",
-        page_size: 50,
-        facts,
-        params: &params,
-        options: &options,
-    })
+    then(&StepContext { page_size: 50, facts, ..StepContext::bare(stream, &walk) })
 }
 
 /// Otherwise what it did not meet would count as gone.

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use serde_json::json;
 
 use super::*;
-use crate::domain::step::{Body, Facts, Options, Params, Walk};
+use crate::domain::step::{Body, Options, Params, Walk};
 
 fn reply(status: u16, body: Value) -> Reply {
     let sent_at = DateTime::from_timestamp(1_000, 0).unwrap();
@@ -83,15 +83,7 @@ fn probes() {
         from: None,
         facts_as_of: None,
     };
-    let cx = StepContext {
-        stream: &BOOKINGS,
-        walk: &walk,
-        api_version: "",
-        page_size: 100,
-        facts: &Facts::new(),
-        params: &Params::new(),
-        options: &Options::new(),
-    };
+    let cx = StepContext::bare(&BOOKINGS, &walk);
     let ids = ["BKNG/1".to_owned(), "BKNG-2".to_owned()];
     let (request, taken) = OnceHub.probe(&cx, &ids).expect("bookings can be asked for");
     assert_eq!((request.path.as_str(), taken), ("/bookings/BKNG%2F1", 1));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::spec::Mode;
-use crate::domain::step::{Facts, Walk};
+use crate::domain::step::Walk;
 
 fn reply(status: u16, body: Value) -> Reply {
     let body = match body {
@@ -251,22 +251,15 @@ fn a_page_that_takes_too_long_is_asked_for_with_less_in_it() {
 
 #[test]
 fn pages_are_no_larger_than_the_lists_let_them_be() {
-    let (params, facts) = (params("41"), Facts::new());
+    let params = params("41");
     let walk =
         Walk { mode: Mode::Snapshot, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None, facts_as_of: None };
     let bound = options(&[("booking_provider_ids", json!([71]))]);
     for (stream, set, asked) in
         [("technicians", 500, "500"), ("technicians", 9_000, "5000"), ("bookings", 9_000, "5000")]
     {
-        let cx = StepContext {
-            stream: SPEC.stream(stream).unwrap(),
-            walk: &walk,
-            api_version: "",
-            page_size: set,
-            facts: &facts,
-            params: &params,
-            options: &bound,
-        };
+        let cx = StepContext::bare(SPEC.stream(stream).unwrap(), &walk);
+        let cx = StepContext { page_size: set, params: &params, options: &bound, ..cx };
         let step = ServiceTitan.step(&cx, &Position::start(), Vec::new());
         let Ok(Step::Send { requests, .. }) = step else { panic!("{step:?}") };
         assert!(requests[0].query.contains(&("pageSize", asked.to_owned())), "{stream} {set}: {requests:?}");
@@ -275,19 +268,12 @@ fn pages_are_no_larger_than_the_lists_let_them_be() {
 
 #[test]
 fn a_list_of_ids_proves_who_is_there() {
-    let (params, facts) = (params("41"), Facts::new());
+    let params = params("41");
     let walk =
         Walk { mode: Mode::Sweep, started_at: DateTime::<Utc>::UNIX_EPOCH, from: None, facts_as_of: None };
     let check = |stream: &str, options: &Options, place: Option<&str>, line: Option<&str>| {
-        let cx = StepContext {
-            stream: SPEC.stream(stream).unwrap(),
-            walk: &walk,
-            api_version: "",
-            page_size: 500,
-            facts: &facts,
-            params: &params,
-            options,
-        };
+        let cx = StepContext::bare(SPEC.stream(stream).unwrap(), &walk);
+        let cx = StepContext { params: &params, options, ..cx };
         let ids = ["1", "9007199254740993", "3"].map(str::to_owned);
         let asked = ServiceTitan.probe_at(&cx, place, &ids);
         assert_eq!(asked.as_ref().map(|(request, _)| request.path.as_str()), line, "{stream} {place:?}");

@@ -4,21 +4,13 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::spec::Mode;
-use crate::domain::step::{Options, Params, Walk};
+use crate::domain::step::Walk;
 
 /// Which streams the list of these properties renews, where `subject` was known before, as of noon.
 fn renewed(facts: &Facts, listed: &Value) -> Vec<&'static str> {
     let noon = "2026-11-26T12:00:00Z".parse().unwrap();
     let walk = Walk { mode: Mode::Snapshot, started_at: noon, from: None, facts_as_of: Some(noon) };
-    let cx = StepContext {
-        stream: &properties::STREAM,
-        walk: &walk,
-        api_version: "2026-03",
-        page_size: 100,
-        facts,
-        params: &Params::new(),
-        options: &Options::new(),
-    };
+    let cx = StepContext { facts, ..StepContext::bare(&properties::STREAM, &walk) };
     let replies = vec![reply(200, json(json!({"results": listed})))];
     match properties::step(&cx, &Position::start(), replies).unwrap() {
         Step::Emit { page, .. } => {

@@ -59,17 +59,7 @@ impl Server {
 /// The ids that a walk shows, and why it is a partial one.
 fn read(stream: &'static StreamSpec, walk: &Walk, server: &mut Server) -> (BTreeSet<u64>, Option<String>) {
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
-    let (facts, options) = (Facts::new(), Options::new());
-    let (api_version, page_size) = ("", 100);
-    let cx = StepContext {
-        stream,
-        walk,
-        api_version,
-        page_size,
-        facts: &facts,
-        params: &params,
-        options: &options,
-    };
+    let cx = StepContext { params: &params, ..StepContext::bare(stream, walk) };
     let (mut here, mut replies, mut met) = (Position::start(), Vec::new(), BTreeSet::new());
     loop {
         match step(&SPEC, &cx, &here, std::mem::take(&mut replies)).unwrap() {
@@ -175,15 +165,7 @@ fn a_few_that_are_counted_and_not_shown_are_told() {
     };
     let params = Params::from([("firm".to_owned(), "f7".to_owned())]);
     let walk = walk(Mode::Backfill, None);
-    let cx = StepContext {
-        stream: &BORN,
-        walk: &walk,
-        api_version: "",
-        page_size: 2,
-        facts: &Facts::new(),
-        params: &params,
-        options: &Options::new(),
-    };
+    let cx = StepContext { page_size: 2, params: &params, ..StepContext::bare(&BORN, &walk) };
     let mut answers = short().into_iter().cycle();
     let (mut here, mut replies, mut asked) = (Position::start(), Vec::new(), 0);
     let why = loop {
