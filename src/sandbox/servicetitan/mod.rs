@@ -17,7 +17,7 @@ mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -63,6 +63,8 @@ const SECONDLY: usize = 60;
 const TOKENS_MINUTELY: usize = 30;
 /// How long a storm asks to wait.
 const STORM_WAIT_MS: i64 = 700;
+/// More pauses than these are not noted.
+const PAUSES_MAX: usize = 1_000;
 /// No body that a reader sends is longer.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const SEGMENTS_MAX: usize = 8;
@@ -83,6 +85,17 @@ struct Door {
     epoch: u32,
 }
 
+/// A pause that a 429 asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause {
+    purpose: &'static str,
+    since_ms: i64,
+    /// How long it was to be.
+    pub asked_ms: i64,
+    /// How long it was until the next request of its kind.
+    pub kept_ms: Option<i64>,
+}
+
 /// A tenant, whose records are made when somebody first asks for them.
 #[derive(Default)]
 struct Held {
@@ -100,6 +113,7 @@ pub struct ServiceTitan {
     secondly: RollingWindow,
     token_calls: RollingWindow,
     refusals: AtomicUsize,
+    pauses: Mutex<Vec<Pause>>,
 }
 
 /// What is asked for.
@@ -178,6 +192,7 @@ impl ServiceTitan {
             secondly: RollingWindow::new(SECONDLY, 1_000),
             token_calls: RollingWindow::new(TOKENS_MINUTELY, 60_000),
             refusals: AtomicUsize::new(0),
+            pauses: Mutex::default(),
             shared: shared.clone(),
         })
     }
@@ -308,30 +323,49 @@ impl ServiceTitan {
     }
 
     fn admit(&self, pass: &Pass, spot: Spot, now_ms: i64) -> Result<(), Refusal> {
+        self.end_pauses(spot, now_ms);
         if self.shared.faults.strikes(FaultName::ThrottleStorm, spot) {
-            return Err(self.throttled(STORM_WAIT_MS, now_ms));
+            return Err(self.throttled(spot, STORM_WAIT_MS, now_ms));
         }
         if !self.shared.options.throttled {
             return Ok(());
         }
         let taken = self.secondly.take(&format!("{}/{}", pass.client_id, pass.tenant), now_ms);
-        taken.map(drop).map_err(|wait_ms| self.throttled(wait_ms, now_ms))
+        taken.map(drop).map_err(|wait_ms| self.throttled(spot, wait_ms, now_ms))
     }
 
     /// The forms of `Retry-After` that clients report, in turn: seconds, a fraction, a date, none.
-    fn throttled(&self, wait_ms: i64, now_ms: i64) -> Refusal {
+    fn throttled(&self, spot: Spot, wait_ms: i64, now_ms: i64) -> Refusal {
         let seconds = (wait_ms + 999) / 1000;
-        let retry_after = match self.refusals.fetch_add(1, Ordering::Relaxed) % 4 {
-            0 => Some(seconds.to_string()),
-            1 => Some(format!("{}.{:03}", wait_ms / 1000, wait_ms % 1000)),
+        let (retry_after, asked_ms) = match self.refusals.fetch_add(1, Ordering::Relaxed) % 4 {
+            0 => (Some(seconds.to_string()), seconds * 1000),
+            1 => (Some(format!("{}.{:03}", wait_ms / 1000, wait_ms % 1000)), wait_ms),
             2 => {
                 let until = chrono::DateTime::from_timestamp_millis(now_ms).unwrap_or_default();
                 let until = until + TimeDelta::seconds(seconds);
-                Some(until.format("%a, %d %b %Y %H:%M:%S GMT").to_string())
+                let text = until.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+                (Some(text), until.timestamp() * 1000 - now_ms)
             }
-            _ => None,
+            // The sentence tells.
+            _ => (None, seconds * 1000),
         };
+        let mut pauses = self.pauses();
+        if pauses.len() < PAUSES_MAX {
+            pauses.push(Pause { purpose: spot.purpose, since_ms: now_ms, asked_ms, kept_ms: None });
+        }
         Refusal::throttled(wait_ms, retry_after)
+    }
+
+    /// The pauses that were asked for, in their order.
+    pub fn pauses(&self) -> MutexGuard<'_, Vec<Pause>> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_pauses(&self, spot: Spot, now_ms: i64) {
+        let mut pauses = self.pauses();
+        for pause in pauses.iter_mut().filter(|pause| pause.purpose == spot.purpose) {
+            pause.kept_ms = pause.kept_ms.or(Some(now_ms - pause.since_ms));
+        }
     }
 
     fn read(

@@ -382,6 +382,10 @@ async fn refusals_for_haste_say_how_long_in_turn() {
     }
     assert_eq!((ways[0].as_deref(), ways[1].as_deref(), &ways[3]), (Some("1"), Some("0.700"), &None));
     assert!(ways[2].as_ref().unwrap().ends_with(" GMT"));
+    let pauses = world.sandbox.servicetitan().pauses().clone();
+    assert_eq!([0, 1, 3].map(|place: usize| pauses[place].asked_ms), [1_000, 700, 1_000]);
+    assert!((0..=1_000).contains(&pauses[2].asked_ms), "{pauses:?}");
+    assert!(pauses[..3].iter().all(|pause| pause.kept_ms.is_some()) && pauses[3].kept_ms.is_none());
     let world = World::new(5, &[]).await;
     world.clock.stop();
     let mut statuses = Vec::new();

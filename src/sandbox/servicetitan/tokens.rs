@@ -169,13 +169,13 @@ impl ServiceTitan {
 
     fn admit_token_call(&self, client_id: &str, spot: Spot, now_ms: i64) -> Result<(), Refusal> {
         if self.shared.faults.strikes(FaultName::ThrottleStorm, spot) {
-            return Err(self.throttled(1_000, now_ms));
+            return Err(self.throttled(spot, 1_000, now_ms));
         }
         if !self.shared.options.throttled {
             return Ok(());
         }
         let taken = self.token_calls.take(client_id, now_ms);
-        taken.map(drop).map_err(|wait_ms| self.throttled(wait_ms, now_ms))
+        taken.map(drop).map_err(|wait_ms| self.throttled(spot, wait_ms, now_ms))
     }
 
     fn client_credentials(&self, form: &Form, now_ms: i64) -> Result<Grant, Refusal> {
