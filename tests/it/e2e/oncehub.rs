@@ -252,6 +252,16 @@ async fn a_private_consent_is_kept_fresh() {
     resync(&app).await;
     hold_against_truth(&app).await;
     app.none_refused(401);
+
+    // The grant is taken back, at the token endpoint as well.
+    app.sandbox.control().oncehub().revoke(&account(&app));
+    app.wait_until("it is noticed", "SELECT state = 'needs_reauth' FROM mirror.connections").await;
+    let ran = app.run("status --check --json").await;
+    let connection = ran.last()["connections"][0].clone();
+    let text = |name: &str| connection[name].as_str().unwrap_or_default();
+    assert!(ran.code == 1 && text("next_action").contains("--reconnect acme"), "{connection}");
+    assert!(text("reason").contains("OnceHub") && text("reason").contains("invalid_grant"), "{connection}");
+    assert_eq!(app.number("SELECT count(*) FROM mirror.bookings WHERE deleted_at IS NULL").await, 20);
     daemon.stop().await;
 }
 
