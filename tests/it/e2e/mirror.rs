@@ -8,7 +8,7 @@ use fieldmirror::sandbox::{HubspotLimits, SandboxOptions};
 use serde_json::{Value, json};
 
 use crate::support::app::{HUB, PATIENCE, TestApp, small};
-use crate::support::truth::hold_against_mirror;
+use crate::support::truth::{MIRRORED, hold_against_mirror, says_what_it_said};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_mirrored_after_a_consent() {
@@ -83,6 +83,7 @@ async fn changes_arrive_without_reading_everything_again() {
         with.map(|ticket| ticket["record"]["id"].as_str().unwrap().parse().unwrap()).collect()
     };
     let (live, archived) = (of_state("live"), of_state("archived"));
+    let held = app.rows(MIRRORED).await;
     app.sandbox.control().ledger().reset();
     app.execute("CREATE TABLE public.mark AS SELECT clock_timestamp() - interval '1 s' AS moment").await;
 
@@ -161,6 +162,15 @@ async fn changes_arrive_without_reading_everything_again() {
     assert_eq!(allowed.done().last()["requests"][0]["outcome"], "done");
     assert_eq!(app.number(gone).await, before + 40);
     hold_against_mirror(&app).await;
+    // What was merged or deleted for good; what is archived is shown as such, and held against that.
+    let truth = app.truth().await;
+    let shown = |row: &Value| {
+        let is_shown = |ticket: &Value| ticket["state"] == "live" || ticket["state"] == "archived";
+        truth.iter().any(|ticket| ticket["record"]["id"] == row["id"] && is_shown(ticket))
+    };
+    let told: Vec<Value> = app.rows(MIRRORED).await.into_iter().filter(|row| !shown(row)).collect();
+    let gone = says_what_it_said(&held, &told, &["deleted", "merged_into", "t_merged_into"]);
+    assert_eq!(gone.len(), 3 + 1 + 40, "{gone:?}");
     daemon.stop().await;
 }
 
@@ -269,23 +279,24 @@ async fn searches_are_as_many_as_may_be() {
     app.none_refused(429);
 }
 
-/// The same of the limit of ten seconds while everything is read for the first time: few enough that a slow machine sends
-/// as many.
+/// The same of the limit of ten seconds while everything of two accounts is read for the first time: few enough that a slow
+/// machine sends as many.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limit_of_ten_seconds_is_kept_and_used() {
     const LIMIT: usize = 20;
     // They leave as soon as they may: what comes with a span is sent at its beginning.
     const SPAN: Duration = Duration::from_millis(10_500);
     let limits = HubspotLimits { ten_secondly: LIMIT, ..HubspotLimits::default() };
-    let options = SandboxOptions { hubspot_limits: limits, ..small(800) };
+    let options = SandboxOptions { hubspot_limits: limits, accounts: 2, ..small(800) };
     let app = TestApp::new(options, &[("providers.hubspot.page_size", "5")]).await;
     let daemon = app.daemon().await;
     app.connect("acme").await;
-    let left = f64::from(less_reserve(u32::try_from(LIMIT).unwrap(), 0.1)) / 10.0;
+    app.consent_for("enqueue --connect hubspot --name beta", HUB + 1).await;
+    let left = 2.0 * f64::from(less_reserve(u32::try_from(LIMIT).unwrap(), 0.1)) / 10.0;
     let asked = || ["list", "batch_read"].map(|of| app.asked(of)).iter().sum::<u64>();
     all_used(SPAN, left, asked).await;
     let pending = "SELECT count(*) FROM mirror.freshness WHERE stream = 'tickets' AND NOT backfill_done";
-    assert_eq!(app.number(pending).await, 1, "there was more to read all the time");
+    assert_eq!(app.number(pending).await, 2, "there was more to read all the time");
     daemon.stop().await;
     app.none_refused(429);
 }

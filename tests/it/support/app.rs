@@ -194,6 +194,18 @@ impl TestApp {
     /// Runs a command that asks for a consent, and gives it.
     pub async fn consent(&self, line: &str) -> Value {
         let asked = self.run(&format!("{line} --no-wait --json")).await.done().last();
+        self.agree(asked).await
+    }
+
+    /// The same, where the owner has several accounts.
+    pub async fn consent_for(&self, line: &str, account: u64) -> Value {
+        let mut asked = self.run(&format!("{line} --no-wait --json")).await.done().last();
+        let page = asked["authorize_url"].as_str().expect("a link was made");
+        asked["authorize_url"] = format!("{page}&account={account}").into();
+        self.agree(asked).await
+    }
+
+    async fn agree(&self, asked: Value) -> Value {
         let back = self.approve(&asked).await;
         let (status, _, page) = get(&back).await;
         assert_eq!(status, 200, "the endpoint's page: {page}");

@@ -40,7 +40,7 @@ const OWNERS: [&str; 13] = [
 ];
 const OWNER_FIRST: u64 = 5_100_200;
 
-const MIRRORED: &str = "SELECT h.id, h.subject, h.content, h.pipeline_id, h.stage_id, h.priority, h.category, h.owner_id,
+pub const MIRRORED: &str = "SELECT h.id, h.subject, h.content, h.pipeline_id, h.stage_id, h.priority, h.category, h.owner_id,
         h.merged_into, h.company_ids, h.contact_ids, h.raw->'properties' AS properties,
         t.subject AS t_subject, t.description, t.status, t.provider_status, t.pipeline, t.owner_name, t.customer_id,
         t.priority AS t_priority, t.category AS t_category,
@@ -77,6 +77,25 @@ pub async fn no_column_is_left_out(app: &TestApp, view: &'static str, query: &st
 pub fn not_compared(row: &Value, expected: &Value) -> Vec<String> {
     let known = |name: &String| name == "id" || expected.get(name).is_some();
     row.as_object().into_iter().flat_map(|row| row.keys()).filter(|name| !known(name)).cloned().collect()
+}
+
+/// Rows that are newly gone say what they said before, in every column but those that `tell` it. Returns their ids.
+#[track_caller]
+pub fn says_what_it_said(before: &[Value], after: &[Value], tell: &[&str]) -> Vec<String> {
+    let [was_gone, mut is_gone] = [before, after].map(|rows| {
+        let gone = rows.iter().filter(|row| !row["deleted"].is_null());
+        gone.map(|row| text(&row["id"])).collect::<Vec<_>>()
+    });
+    is_gone.retain(|id| !was_gone.contains(id));
+    let of = |rows: &[Value], id: &String| {
+        let mut row = rows.iter().find(|row| text(&row["id"]) == *id).cloned().unwrap_or_default();
+        row.as_object_mut().into_iter().for_each(|row| row.retain(|name, _| !tell.contains(&name.as_str())));
+        row
+    };
+    for id in &is_gone {
+        assert_eq!(of(after, id), of(before, id), "{id} is gone");
+    }
+    is_gone
 }
 
 /// Holds all tickets against all rows, and the counts of `mirror.freshness` against what can be counted.
