@@ -9,6 +9,9 @@ use crate::domain::token::TokenVerdict;
 /// The most of a provider's own words that goes into one of our sentences.
 const WORDS_MAX: usize = 200;
 
+/// OnceHub's header, and Housecall Pro's.
+const REQUEST_ID: [&str; 2] = ["request-id", "x-request-id"];
+
 /// Reads an API reply by its status alone.
 pub fn by_status(spec: &ProviderSpec, request: &Request, reply: &Reply) -> Verdict {
     let title = spec.title;
@@ -25,7 +28,7 @@ pub fn by_status(spec: &ProviderSpec, request: &Request, reply: &Reply) -> Verdi
             format!("{title} does not allow `{}`: {}", request.purpose, words(reply)),
         )),
         408 | 423 | 425 | 500..=599 => {
-            Verdict::Retry { wait_ms: None, why: format!("{title} answered {}", reply.status) }
+            Verdict::Retry { wait_ms: None, why: traced(format!("{title} answered {}", reply.status), reply) }
         }
         429 => Verdict::Throttled {
             bucket: request.buckets.first().copied().unwrap_or(spec.buckets[0].name),
@@ -70,7 +73,16 @@ pub fn token_by_rfc(status: u16, body: &Body) -> TokenVerdict {
 
 /// The provider's own message, cut short; customer data does not stand in messages about whole requests.
 pub fn words(reply: &Reply) -> String {
-    clip(reply.text_at("/message").or_else(|| reply.text_at("/error")).unwrap_or("no reason given"))
+    let said = reply.text_at("/message").or_else(|| reply.text_at("/error")).unwrap_or("no reason given");
+    traced(clip(said), reply)
+}
+
+/// What is said of an answer, with the id by which the provider's support finds the request, where a header tells one.
+pub fn traced(said: String, reply: &Reply) -> String {
+    match REQUEST_ID.iter().find_map(|name| reply.header(name)) {
+        Some(id) => format!("{said} (request {})", clip(id)),
+        None => said,
+    }
 }
 
 /// One line of it, without what would do something to a terminal.

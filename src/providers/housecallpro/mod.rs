@@ -97,9 +97,8 @@ impl Provider for HousecallPro {
         match reply.status {
             // A location that is closed to us is no matter of the others.
             403 if asked_location => Verdict::Accept,
-            400 | 403 | 404 | 410 if presence::is_probe(request.purpose) && presence::is_answer(reply) => {
-                Verdict::Accept
-            }
+            // What they prove of the one record is for who reads them; the other records are asked for all the same.
+            400 | 403 | 404 | 410 if presence::is_probe(request.purpose) => Verdict::Accept,
             400 | 404 | 405..=407 | 410 | 422 => Verdict::Fail(Failure::bug(format!(
                 "Housecall Pro refused `{}` with {}: {}",
                 request.purpose,
@@ -184,7 +183,9 @@ impl Provider for HousecallPro {
 /// `{"message": …}`, `{"error": …}`, `{"error": {"message": …}}`, `{"errors": {field: […]}}` and
 /// `{"message": …, field: […]}`. Of fields the names are told, since values may be a customer's.
 fn words(reply: &Reply) -> String {
-    let Some(Value::Object(body)) = reply.json() else { return "no reason given".to_owned() };
+    let Some(Value::Object(body)) = reply.json() else {
+        return judge::traced("no reason given".to_owned(), reply);
+    };
     let texts = ["/message", "/error/message", "/error"];
     let said = texts.iter().find_map(|pointer| reply.text_at(pointer));
     let named = body.get("errors").and_then(Value::as_object).unwrap_or(body);
@@ -192,5 +193,6 @@ fn words(reply: &Reply) -> String {
         named.iter().filter(|(_, value)| value.is_array()).map(|(name, _)| name.as_str()).collect();
     let parts = [said.unwrap_or_default(), &fields.join(", ")].map(judge::clip);
     let told: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    if told.is_empty() { "no reason given".to_owned() } else { told.join(": ") }
+    let said = if told.is_empty() { "no reason given".to_owned() } else { told.join(": ") };
+    judge::traced(said, reply)
 }

@@ -60,11 +60,6 @@ pub(super) fn elsewhere(cx: &StepContext<'_>, place: Option<&str>) -> Vec<String
     read.into_iter().collect()
 }
 
-/// Whether a refusal of a read by id is an answer: of a 400 only that the job is archived.
-pub(super) fn is_answer(reply: &Reply) -> bool {
-    reply.status != 400 || is_archived(reply)
-}
-
 /// Whether a refusal has a shape that the API gives to them: JSON of one of its five shapes or an empty object, XML, or
 /// nothing with the time that it took. A page of HTML, and nothing at all, may come from somewhere before it, which knows
 /// nothing of records.
@@ -82,8 +77,18 @@ fn is_of_api(reply: &Reply) -> bool {
     }
 }
 
+/// Whether a refusal says so, in whichever of its shapes. Seen in one of them, and on writes.
 fn is_archived(reply: &Reply) -> bool {
-    reply.text_at("/error/message").is_some_and(|text| text.eq_ignore_ascii_case("archived job"))
+    reply.json().is_some_and(says_archived)
+}
+
+fn says_archived(body: &Value) -> bool {
+    match body {
+        Value::String(text) => text.to_ascii_lowercase().contains("archived job"),
+        Value::Array(items) => items.iter().any(says_archived),
+        Value::Object(fields) => fields.values().any(says_archived),
+        _ => false,
+    }
 }
 
 pub(super) fn probed(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Vec<Presence> {

@@ -78,7 +78,8 @@ fn every_status_of_the_documents() {
         (list(None), 502, html(), "retry".to_owned()),
         (by_id(), 200, json(json!({"id": "job_1"})), "accept".to_owned()),
         (by_id(), 400, archived(), "accept".to_owned()),
-        (by_id(), 400, json(json!({"message": "Bad request"})), refused("`job` with 400: Bad request")),
+        (by_id(), 400, json(json!({"message": "Bad request"})), "accept".to_owned()),
+        (by_id(), 422, json(json!({"message": "Bad request"})), refused("`job` with 422: Bad request")),
         (by_id(), 403, html(), "accept".to_owned()),
         (by_id(), 404, html(), "accept".to_owned()),
         (by_id(), 410, json(json!({})), "accept".to_owned()),
@@ -130,6 +131,7 @@ fn the_account_is_the_company() {
             claims: None,
             params: &params,
             options: &options,
+            known: None,
             replies: &[reply(200, Body::Json(body))],
         })
     };
@@ -263,6 +265,12 @@ fn what_a_read_by_id_proves() {
         (410, json!({}), "gone 410"),
         (410, json!("gone"), "unknown"),
         (400, json!({"error": {"message": "Archived job"}}), "gone 400 `Archived job`"),
+        (400, json!({"error": "Archived job."}), "gone 400 `Archived job`"),
+        (400, json!({"message": "archived job"}), "gone 400 `Archived job`"),
+        (400, json!({"errors": {"job": ["Archived job"]}}), "gone 400 `Archived job`"),
+        (400, json!({"message": "Bad request", "id": ["is an Archived Job"]}), "gone 400 `Archived job`"),
+        (400, json!({"message": "Bad request", "id": ["is invalid"]}), "unknown"),
+        (400, json!("<html>Bad Request</html>"), "unknown"),
         (403, json!({}), "unknown"),
     ] {
         let body = match body {
