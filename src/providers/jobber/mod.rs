@@ -30,7 +30,7 @@ use crate::domain::step::{
     Body, Facts, Options, Position, Presence, Reply, Request, Step, StepContext, Verdict,
 };
 use crate::domain::token::TokenVerdict;
-use trouble::Trouble;
+use trouble::{Flaw, Trouble};
 
 pub struct Jobber;
 
@@ -211,7 +211,7 @@ impl Provider for Jobber {
             // A walk can ask for less.
             // A walk can do without.
             Some(Trouble::Refused(_)) if is_of_walk(request) => Verdict::Accept,
-            Some(Trouble::Refused(refused)) if refused.hidden => {
+            Some(Trouble::Refused(refused)) if refused.flaw == Flaw::Hidden => {
                 fails(FailureKind::Forbidden { scope: None }, format!("{TITLE}: {}", refused.said))
             }
             Some(Trouble::Refused(refused)) => fails(

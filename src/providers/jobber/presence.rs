@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::document::Records;
 use super::learned::{self, Learned};
-use super::trouble::{self, Trouble};
+use super::trouble::{self, Flaw, Trouble};
 use super::{TITLE, ask, people, walk};
 use crate::domain::failure::Failure;
 use crate::domain::step::{Facts, Presence, Reply, Request, StepContext};
@@ -34,7 +34,8 @@ fn most(cx: &StepContext<'_>, learned: &Learned) -> usize {
 }
 
 /// A request that is too dear is made for half as many, and what is refused is left out of the next one, if it is a part
-/// that a query can do without: an answer about one id is no reason to do without all of them.
+/// that a query can do without. Where one id is not taken the others are asked for one by one: an answer about it is no
+/// reason to do without all of them.
 pub(super) fn taught(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Option<Facts> {
     let records = walk::records_of(cx.stream.name).ok()?;
     let mut learned = learned::of(cx);
@@ -43,10 +44,11 @@ pub(super) fn taught(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Opt
             learned.probed = u32::try_from(ids.len() / 2).ok();
             learned.points_max = u32::try_from(max).unwrap_or(learned.points_max);
         }
-        Trouble::Refused(refused) => {
-            let part = records.part_of(&refused.names, &learned.without)?;
-            learned.leave_out(vec![part.to_owned()], &refused.said);
-        }
+        Trouble::Refused(refused) => match records.part_of(&refused.names, &learned.without) {
+            Some(part) => learned.leave_out(vec![part.to_owned()], &refused.said),
+            None if refused.flaw == Flaw::Argument && ids.len() > 1 => learned.probed = Some(1),
+            None => return None,
+        },
         _ => return None,
     }
     Some(learned::facts(cx, reply, None, Some(&learned)))
@@ -57,10 +59,14 @@ pub(super) fn probed(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Res
     match trouble::of(reply) {
         // A version without that field leaves the complete list as the proof.
         Some(Trouble::Refused(refused))
-            if refused.names.iter().any(|name| name == records.one) && !refused.hidden =>
+            if refused.flaw == Flaw::Lacking && refused.names.first().is_some_and(|of| of == records.one) =>
         {
             let evidence = format!("not among all {} that {TITLE} lists", records.list);
             return Ok(vec![Presence::Gone { evidence }; ids.len()]);
+        }
+        // Nor is an id gone that is not taken.
+        Some(Trouble::Refused(refused)) if refused.flaw == Flaw::Argument => {
+            return Ok(vec![Presence::Unknown; ids.len()]);
         }
         Some(Trouble::Refused(refused)) => return Err(walk::refusal(records, &refused)),
         Some(Trouble::TooDear { requested, max }) => return Err(walk::too_dear(cx, requested, max)),

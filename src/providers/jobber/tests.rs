@@ -200,16 +200,24 @@ fn a_probe_learns_what_it_may_cost_and_ask_for() {
     teach(&mut facts, 2, unknown);
     assert_eq!(asked(&facts), (2 + 2 * 25, 2));
 
-    // What is no lesson: one record that is too dear, a part that is left out already, what no query can do without, an id
-    // that is not taken, and an answer.
+    // Where an id is not taken each is asked for by itself.
+    let invalid = error(
+        "Argument 'id' on Field 'job' has an invalid value ('x'). Expected type 'EncodedId!'.",
+        json!({"code": "argumentLiteralsIncompatible", "typeName": "Field", "argumentName": "id"}),
+    );
+    let mut alone = facts.clone();
+    teach(&mut alone, 2, invalid.clone());
+    assert_eq!(asked(&alone).1, 1);
+
+    // What is no lesson: one record that is too dear or whose id is not taken, a part that is left out already, what no
+    // query can do without, and an answer.
     let needed =
         error("The field jobNumber on an object of type Job was hidden due to permissions", Value::Null);
-    let invalid = error("Variable $id was provided invalid value", json!({"problems": []}));
     for (of, body) in [
         (1, throttled(500, 400, 400)),
+        (1, invalid),
         (2, hidden),
         (2, needed),
-        (2, invalid),
         (2, throttled(100, 50, 400)),
         (2, json!({"data": {"account": {"id": "A"}}})),
     ] {
@@ -248,6 +256,15 @@ fn what_is_gone_is_proven() {
         json!({"code": "undefinedField", "fieldName": "job"}),
     );
     assert_eq!(probed(&ours, lacks).unwrap(), ["not among all jobs that Jobber lists"; 2]);
+    for not_taken in [
+        error("Argument 'id' on Field 'job' has an invalid value (x).", Value::Null),
+        error("Field 'job' doesn't accept argument 'id'", json!({"code": "argumentNotAccepted"})),
+        error("Variable $id was provided invalid value", json!({"problems": []})),
+    ] {
+        assert_eq!(probed(&ours, not_taken.clone()).unwrap(), nothing, "{not_taken}");
+    }
+    let wrong = error("Field must have selections (job)", json!({"code": "selectionMismatch"}));
+    assert!(probed(&ours, wrong).is_err(), "nor is anything gone where the query is wrong");
     let hidden = error("The field job on an object of type Query was hidden due to permissions", Value::Null);
     assert_eq!(probed(&ours, hidden).unwrap_err().kind.label(), "forbidden");
 }
@@ -262,6 +279,7 @@ fn whose_account_it_is() {
             claims: None,
             params: &Params::new(),
             options: &Options::new(),
+            known: None,
             replies: &[reply(200, body)],
         };
         Jobber.identity(&clues)

@@ -32,9 +32,20 @@ pub(super) enum Trouble {
 pub(super) struct Refused {
     /// What the error names: the field first, then the steps of its path.
     pub(super) names: Vec<String>,
-    /// Whether it is a matter of permissions.
-    pub(super) hidden: bool,
+    pub(super) flaw: Flaw,
     pub(super) said: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// Not to be seen by this app, or this user.
+    Hidden,
+    /// The schema has no such field.
+    Lacking,
+    /// What it is asked with is not taken.
+    Argument,
+    /// Anything else that is wrong with the query.
+    Shape,
 }
 
 /// What is wrong with an answer, whatever its status.
@@ -110,19 +121,25 @@ fn refused(error: &Value) -> Option<Trouble> {
     };
     let code = error.pointer("/extensions/code").and_then(Value::as_str).unwrap_or_default();
     if text.contains("hidden due to permissions") {
-        return Some(Trouble::Refused(Refused { names: named(), hidden: true, said }));
+        return Some(Trouble::Refused(Refused { names: named(), flaw: Flaw::Hidden, said }));
     }
     if text.to_lowercase().contains("cursor") {
         return Some(Trouble::Cursor(said));
     }
-    let problems = error.pointer("/extensions/problems").is_some();
-    let invalid =
-        ["doesn't exist on", "was provided invalid value", "doesn't accept argument", "has an invalid value"];
-    let is_schema = problems
-        || ["undefinedField", "argumentNotAccepted", "selectionMismatch"].contains(&code)
-        || code.starts_with("missingRequired")
-        || invalid.iter().any(|words| text.contains(words));
-    is_schema.then(|| Trouble::Refused(Refused { names: named(), hidden: false, said }))
+    let not_taken = ["was provided invalid value", "doesn't accept argument", "has an invalid value"];
+    let flaw = if code == "undefinedField" || text.contains("doesn't exist on") {
+        Flaw::Lacking
+    } else if error.pointer("/extensions/problems").is_some()
+        || code == "argumentNotAccepted"
+        || not_taken.iter().any(|words| text.contains(words))
+    {
+        Flaw::Argument
+    } else if code == "selectionMismatch" || code.starts_with("missingRequired") {
+        Flaw::Shape
+    } else {
+        return None;
+    };
+    Some(Trouble::Refused(Refused { names: named(), flaw, said }))
 }
 
 /// The field of "The field X on an object of type Y …" and "Field 'x' doesn't exist on type 'Y'".

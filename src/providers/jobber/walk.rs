@@ -12,7 +12,7 @@ use super::document::{CHANGED_JOBS, CLIENTS, CREATED, JOBS, Records, VISITS, quo
 use super::learned::{self, Learned};
 use super::list::{Listed, Place, Taken, id_of};
 use super::people;
-use super::trouble::{self, Refused, Trouble};
+use super::trouble::{self, Flaw, Refused, Trouble};
 use super::{TITLE, ask};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::spec::Mode;
@@ -369,7 +369,7 @@ pub(super) fn too_dear(cx: &StepContext<'_>, requested: u64, max: u64) -> Failur
 /// A refusal that no leaving out helps against.
 pub(super) fn refusal(records: &Records, refused: &Refused) -> Failure {
     let said = &refused.said;
-    if refused.hidden {
+    if refused.flaw == Flaw::Hidden {
         let kind = FailureKind::Forbidden { scope: records.scope.map(str::to_owned) };
         let hint = records.scope.map_or_else(String::new, |scope| format!(" (scope `{scope}`)"));
         return Failure::new(kind, format!("{TITLE} does not show `{}`{hint}: {said}", records.list));
