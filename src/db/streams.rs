@@ -84,6 +84,9 @@ pub struct WalkRow {
     pub mass_delete_allowed: bool,
     #[diesel(sql_type = Integer)]
     pub restarts: i32,
+    /// Why the open walk began again the last time.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub restart_reason: Option<String>,
     /// By how much our clock ran ahead of the provider's, at the most that the open walk has seen.
     #[diesel(sql_type = BigInt)]
     pub ahead_ms: i64,
@@ -184,7 +187,8 @@ pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<St
 pub fn walks(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<WalkRow>, DbError> {
     Ok(diesel::sql_query(
         "SELECT stream, mode, started_at, from_time, position, covered_to, closed_started_at, due_at, sweeping,
-                mass_delete_allowed, restarts, ahead_ms, closed_ahead_ms, failures, refusals, unread, facts_as_of
+                mass_delete_allowed, restarts, restart_reason, ahead_ms, closed_ahead_ms, failures, refusals, unread,
+                facts_as_of
          FROM walks WHERE connection_id = $1 ORDER BY stream, mode",
     )
     .bind::<BigInt, _>(of.0)
@@ -214,7 +218,10 @@ pub fn open_walk(
     facts_as_of: Option<DateTime<Utc>>,
 ) -> Result<(), DbError> {
     diesel::sql_query(
+        // A snapshot that is broken off is opened anew: its restarts count on until it closes.
         "UPDATE walks SET started_at = $4, from_time = $5, position = NULL, ahead_ms = 0,
+             restarts = CASE WHEN mode = 'snapshot' THEN restarts ELSE 0 END,
+             restart_reason = CASE WHEN mode = 'snapshot' THEN restart_reason END,
              facts_as_of = coalesce($6, facts_as_of)
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = $3",
     )

@@ -1,9 +1,9 @@
 //! What becomes of rows that a walk over everything has not met. A list that moves while it is read may have hidden them,
 //! and one that is short may have been empty by mistake, so each is asked for by its id where that can be done.
 //!
-//! A row counts as gone when the provider says so. Where nobody can be asked, or the answer proves nothing, it stays, does
-//! not count for the brake, and the walk ends as a partial one. What the settings leave out of the walk stays as well, and
-//! the walk closes.
+//! A row counts as gone when the provider says so; in a stream that has no way to ask, when a second reading lacks it as
+//! well. Where a row cannot be asked for, or the answer proves nothing, it stays, does not count for the brake, and the
+//! walk ends as a partial one. What the settings leave out of the walk stays as well, and the walk closes.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,9 @@ use crate::domain::step::{Page, Position, Presence, StepContext};
 
 /// Places that one reason names.
 const PLACES_NAMED_MAX: usize = 5;
+
+/// Why a walk begins again whose unmet rows nobody can be asked about. What it has met stays met.
+pub(super) const LOOKS_AGAIN: &str = "rows that it has not met are looked for once more";
 
 /// What is known of the rows that a walk has not met.
 #[derive(Default)]
@@ -71,7 +74,7 @@ impl Drive<'_> {
     ) -> Result<Confirmed, Halt> {
         let source = open.source;
         let asks = asks_by_id(self.sender.provider, &self.context(open));
-        if !(source.mode == Mode::Snapshot || source.sweeping && asks) {
+        if !(source.mode == Mode::Snapshot || source.sweeping) {
             return Ok(Confirmed { met, unproven: None });
         }
         let (started_at, known) = (open.walk.started_at, met.clone());
@@ -84,6 +87,12 @@ impl Drive<'_> {
             return Ok(Confirmed { met, unproven: None });
         }
         self.brake(open, unmet.len()).await?;
+        if source.sweeping {
+            if !open.looks_again {
+                return Err(Halt::Restart(LOOKS_AGAIN.to_owned()));
+            }
+            return Ok(Confirmed { met, unproven: None });
+        }
         let found = self.read_again(open, tally, counts).await?;
         Ok(Confirmed { met: met.into_iter().chain(found).collect(), unproven: None })
     }

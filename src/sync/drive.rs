@@ -81,6 +81,8 @@ pub(super) struct Open {
     pub(super) mass_delete_allowed: bool,
     /// How often the walk has started again.
     restarts: i32,
+    /// Whether it looks once more for what it has not met.
+    pub(super) looks_again: bool,
     /// By how much our clock ran ahead of the provider's in earlier runs of the walk.
     ahead_ms: i64,
     /// The same in the walk of its kind that closed last, if one has.
@@ -190,6 +192,7 @@ impl Drive<'_> {
             start,
             mass_delete_allowed: row.mass_delete_allowed,
             restarts: row.restarts,
+            looks_again: resumed.is_some() && row.restart_reason.as_deref() == Some(confirm::LOOKS_AGAIN),
             ahead_ms: resumed.map_or(0, |_| row.ahead_ms),
             before_ahead: row.closed_ahead_ms.map(TimeDelta::milliseconds),
             deadline: self.began + limit,

@@ -225,6 +225,7 @@ mod tests {
             sweeping: false,
             mass_delete_allowed: false,
             restarts: 0,
+            restart_reason: None,
             ahead_ms: 0,
             failures: 0,
             refusals: 0,

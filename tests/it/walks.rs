@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection as _;
+use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::{rows, streams};
 use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
@@ -324,6 +325,54 @@ async fn a_place_that_is_refused_at_the_end_is_counted() {
     )
     .await;
     assert_eq!(held(&rig, "oncehub_users").await, before);
+}
+
+/// Whose account it is may take an API as long to say as anything else.
+#[tokio::test(start_paused = true)]
+async fn a_slow_answer_about_the_account_is_waited_for() {
+    let ground = Ground::new();
+    let rig = rig(&ground, "oncehub").await;
+    faults(&rig, &["slow=90000,on:test"]);
+    let began = tokio::time::Instant::now();
+    let looked_at = rig.engine.auth.refresh(rig.connection, Why::Asked).await;
+    assert_eq!(looked_at, Ok(Refreshed::Renewed));
+    assert!(began.elapsed() >= Duration::from_secs(90), "{:?}", began.elapsed());
+}
+
+/// A log of a cancellation is in no list that could be asked for it: what a feed leaves out once is not gone.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_asked_for_is_gone_when_it_is_absent_twice() {
+    const TABLE: &str = "servicetitan_job_canceled_logs";
+    const ALLOW: &str = "UPDATE fieldmirror.walks SET mass_delete_allowed = true
+        WHERE connection_id = {} AND (stream, mode) = ('job_canceled_logs', 'sweep')";
+    const CLOSED: &str = "SELECT started_at IS NULL AND restarts = 0 FROM fieldmirror.walks
+        WHERE connection_id = {} AND (stream, mode) = ('job_canceled_logs', 'sweep')";
+    const STRAY: &str = "INSERT INTO mirror.servicetitan_job_canceled_logs
+        SELECT (jsonb_populate_record(log, '{\"id\": \"stray\"}')).* FROM mirror.servicetitan_job_canceled_logs log
+        WHERE connection_id = {} LIMIT 1";
+    let ground = Ground::new();
+    let rig = rig(&ground, "servicetitan").await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let before = held(&rig, TABLE).await;
+    assert!(before["rows"].as_i64().is_some_and(|rows| rows > 0), "{before}");
+    let looks_again = async || {
+        let run = run_of(&rig, "job_canceled_logs", "sweep").await;
+        assert!(run["error"].as_str().is_some_and(|said| said.contains("looked for once more")), "{run}");
+    };
+    only(&rig, "job_canceled_logs", "sweep").await;
+    execute(&rig, ALLOW).await;
+    rig.road.forge(Some(("/data", json!([]))));
+    looks_again().await;
+    rig.road.forge(None);
+    until(&rig, "it closes", CLOSED).await;
+    assert_eq!(held(&rig, TABLE).await, before);
+
+    execute(&rig, STRAY).await;
+    only(&rig, "job_canceled_logs", "sweep").await;
+    looks_again().await;
+    assert_eq!(living(&rig, TABLE, "id = 'stray'").await, 1);
+    until(&rig, "it closes", CLOSED).await;
+    assert_eq!(living(&rig, TABLE, "id = 'stray'").await, 0);
 }
 
 /// What a turn must not touch once another has begun.
