@@ -48,7 +48,7 @@ struct At {
     provider: usize,
     /// Where this provider's list stands.
     list: Value,
-    /// Providers whose bookings were refused, with the reason.
+    /// Why not all bookings of some providers were shown.
     lost: Vec<String>,
 }
 
@@ -95,7 +95,11 @@ pub fn step(cx: &StepContext<'_>, at: &Position, mut replies: Vec<Reply>) -> Res
                 return Ok(Step::Emit { page, at: Position::of(&here) });
             }
             Step::Done => here.next_provider(),
-            partial @ Step::Partial { .. } => return Ok(partial),
+            // The lists after it are none the worse for it.
+            Step::Partial { why } => {
+                here.lost.push(format!("booking provider {provider}: {why}"));
+                here.next_provider();
+            }
         }
     }
     if here.lost.is_empty() { Ok(Step::Done) } else { Ok(Step::Partial { why: here.lost.join("; ") }) }
