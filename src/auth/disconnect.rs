@@ -126,15 +126,16 @@ impl Auth {
     /// Whether the provider's way to end a grant is a request of its API.
     fn ends_by_request(&self, connection: &Connection) -> bool {
         let provider = self.provider(&connection.provider);
-        provider
-            .is_ok_and(|(of, settings)| of.revoke_request(&account_context(settings, connection)).is_some())
+        provider.is_ok_and(|(of, settings)| {
+            of.revoke_request(&account_context(settings, connection, self.clock.now())).is_some()
+        })
     }
 
     /// Ends the grant by a request of the API, where that is the provider's way.
     async fn revoke_by_request(&self, id: ConnectionId) -> Result<Option<Revoked>, Failure> {
         let Standing { connection, token } = self.standing(id).await?;
         let Ok((provider, settings)) = self.provider(&connection.provider) else { return Ok(None) };
-        let request = provider.revoke_request(&account_context(settings, &connection));
+        let request = provider.revoke_request(&account_context(settings, &connection, self.clock.now()));
         let (Some(request), Some(_)) = (request, token) else { return Ok(None) };
         let asked = async {
             let access = self.access_token(id).await?;

@@ -348,7 +348,7 @@ impl Auth {
             let (proven, as_what) = (proven.clone(), as_what.clone());
             let written = self.db.transaction(move |conn| {
                 let connection = connections::lock(conn, id)?;
-                write_down(conn, &connection, proven, as_what)
+                write_down(conn, &connection, provider, proven, as_what)
             });
             tries += 1;
             match written.await {
@@ -485,6 +485,7 @@ fn hinted(provider: &dyn Provider, text: String) -> String {
 fn write_down(
     conn: &mut PgConnection,
     connection: &Connection,
+    provider: &'static dyn Provider,
     proven: Proven,
     AsWhat { name, title, grant, by, daemon }: AsWhat,
 ) -> Result<Ending, DbError> {
@@ -495,8 +496,17 @@ fn write_down(
     if in_force == Some(proven.grant_id) {
         return Ok(Ending::Connected { name, title, account });
     }
-    if connection.account_id.as_ref().is_some_and(|known| known != account_id) {
-        return Ok(Ending::WrongAccount { name, title });
+    let same = connection.account_id.as_deref().map(|known| (known, provider.is_account(known, account_id)));
+    match same {
+        None | Some((_, Some(true))) => {}
+        Some((_, Some(false))) => return Ok(Ending::WrongAccount { name, title }),
+        // Rows of two accounts could never be told apart again.
+        Some((known, None)) => {
+            return Ok(Ending::Failed(Failure::changed(format!(
+                "{title} names the account `{account_id}`, and `{name}` is of `{known}`: whether that is the same one cannot \
+                 be told. If it is, connect it under a new name after `fieldmirror enqueue --disconnect {name}`"
+            ))));
+        }
     }
     // Disconnected, or asked for anew, while the code was exchanged. What is connected keeps the newest grant instead.
     let is_late = match (by, in_force) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tracing::debug;
@@ -11,9 +12,10 @@ use tracing::debug;
 use super::Auth;
 use crate::config::ProviderSettings;
 use crate::db::connections::Connection;
+use crate::db::rate_budget;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::secret::Secret;
-use crate::domain::spec::{GrantKind, Placement};
+use crate::domain::spec::{GrantKind, Placement, Scope};
 use crate::domain::step::{Reply, Request, Verdict};
 use crate::domain::time::{Clock, delta};
 use crate::http::deadline::Deadline;
@@ -41,12 +43,15 @@ pub(super) struct Shown {
 pub(super) fn account_context<'a>(
     settings: &'a ProviderSettings,
     connection: &'a Connection,
+    now: DateTime<Utc>,
 ) -> AccountContext<'a> {
     AccountContext {
         grant: connection.grant,
         api_version: &settings.api_version,
         params: &connection.params,
         options: &settings.extra,
+        known: connection.account_id.as_deref(),
+        now,
     }
 }
 
@@ -56,8 +61,9 @@ pub trait Turnstile: Sync {
     fn pass<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Failure>>;
     /// What came back for it.
     fn answered(&self, request: &Request, reply: &Reply);
-    /// What came back says that it was one too many for `bucket`, and how long to wait, where it says that.
-    fn refused(&self, bucket: &'static str, wait: Option<Duration>);
+    /// What came back says that it was one too many for `bucket`, and how long to wait, where it says that. Returns how
+    /// long that is at least.
+    fn refused(&self, bucket: &'static str, wait: Option<Duration>) -> Duration;
 }
 
 /// The limits that questions keep outside of turns.
@@ -92,7 +98,9 @@ impl Turnstile for Unused<'_> {
 
     fn answered(&self, _: &Request, _: &Reply) {}
 
-    fn refused(&self, _: &'static str, _: Option<Duration>) {}
+    fn refused(&self, _: &'static str, wait: Option<Duration>) -> Duration {
+        wait.unwrap_or_default().max(UNTOLD_PAUSE)
+    }
 }
 
 /// How often one question is asked.
@@ -100,8 +108,16 @@ const TRIES: u32 = 3;
 /// The longest pause between two tries: a person is waiting.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
-/// How long one question may take.
-const QUESTION_MAX: Duration = Duration::from_secs(20);
+/// After a refusal that names none.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(1);
+/// How long introspection may take: a label is no more worth.
+const LABEL_MAX: Duration = Duration::from_secs(20);
+/// How long one question may take: ServiceTitan thinks for up to 100 s, Housecall Pro's pages take seconds.
+const QUESTION_MAX: Duration = Duration::from_secs(110);
+/// How long it may take in all to find out whose account it is: two such questions, within what a job may take.
+const PROOF_MAX: Duration = Duration::from_secs(210);
+/// Answers that this is found out by.
+const ANSWERS_MAX: usize = 40;
 
 impl Auth {
     /// The account that `credential` opens. `granted` is what the token endpoint said; `None` for keys.
@@ -131,7 +147,7 @@ impl Auth {
         let unused = self.unused(provider, settings);
         let gate = &unused;
         let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, granted, gate));
-        Ok(Shown { account: asked.await?, pacing: unused.pacing() })
+        Ok(Shown { account: in_time(provider, asked).await?, pacing: unused.pacing() })
     }
 
     /// As [`Auth::prove`], within the limits that `gate` keeps.
@@ -144,7 +160,7 @@ impl Auth {
         gate: &dyn Turnstile,
     ) -> Result<Account, Failure> {
         let asked = Box::pin(self.ask_whose(provider, settings, connection, credential, None, gate));
-        self.answered(asked).await?
+        self.answered(in_time(provider, asked)).await?
     }
 
     /// Whose account it is, and whether a turn is asking for it meanwhile, is not known yet: questions keep to the share of
@@ -175,9 +191,14 @@ impl Auth {
             Failure::bug(format!("{} does not know this kind of grant", provider.spec().name))
         })?;
         let credentials = super::credentials(spec, credential.token.clone(), credential.secrets)?;
-        let of = account_context(settings, connection);
+        let of = account_context(settings, connection, self.clock.now());
         let mut replies = Vec::new();
         for request in provider.identity_requests(&of) {
+            replies.push(self.question(provider, settings, &credentials, &request, gate).await?);
+        }
+        while replies.len() < ANSWERS_MAX
+            && let Some(request) = provider.identity_next(&of, &replies)
+        {
             replies.push(self.question(provider, settings, &credentials, &request, gate).await?);
         }
         provider.identity(&Clues {
@@ -187,6 +208,7 @@ impl Auth {
             claims: granted.and_then(|granted| granted.claims.as_ref()),
             params: of.params,
             options: of.options,
+            known: of.known,
             replies: &replies,
         })
     }
@@ -205,7 +227,7 @@ impl Auth {
         let mut url = settings.token_url.clone();
         url.set_path(&format!("{}{path}", url.path().trim_end_matches('/')));
         let client = TokenClient::ours(provider, settings).ok()?;
-        let deadline = Deadline::after(QUESTION_MAX);
+        let deadline = Deadline::after(LABEL_MAX);
         let asked =
             oauth::introspect(&self.http, &client.endpoint(&url), token, deadline, self.clock.as_ref()).await;
         asked
@@ -238,11 +260,14 @@ impl Auth {
                     let asked = asked.map(|asked| asked.min(provider.wait_max(&reply)));
                     match provider.judge(request, &reply) {
                         Verdict::Accept => return Ok(reply),
+                        Verdict::Throttled { bucket, wait_ms } => {
+                            let asked = asked.or(wait_ms.map(Duration::from_millis));
+                            let wait =
+                                self.hears_no(provider, settings, (bucket, asked), tries, gate).await?;
+                            (self.in_haste(provider, wait), wait)
+                        }
                         verdict => {
-                            if let Verdict::Throttled { bucket, wait_ms } = verdict {
-                                gate.refused(bucket, asked.or(wait_ms.map(Duration::from_millis)));
-                            }
-                            let (failure, wait) = self.judged(provider, verdict)?;
+                            let (failure, wait) = judged(provider, verdict)?;
                             (failure, asked.or(wait))
                         }
                     }
@@ -259,32 +284,55 @@ impl Auth {
         }
     }
 
-    /// What a verdict means here: a failure that may pass and the pause asked for, or one that does not pass.
-    fn judged(
+    /// Notes a refusal where all look that count together, as those do who send for a walk: what is refused again after a
+    /// short pause has hit the limit of the address. Returns how long to wait, where that is told.
+    async fn hears_no(
         &self,
         provider: &'static dyn Provider,
-        verdict: Verdict,
-    ) -> Result<(Failure, Option<Duration>), Failure> {
-        match verdict {
-            Verdict::Throttled { wait_ms, .. } => {
-                let wait = wait_ms.map(Duration::from_millis);
-                let until = wait.map(|wait| self.clock.now() + delta(wait));
-                let text = in_words(provider, "too many requests for now");
-                Ok((Failure::new(FailureKind::Throttled { until }, text), wait))
-            }
-            Verdict::Retry { wait_ms, why } => {
-                Ok((Failure::transient(why), wait_ms.map(Duration::from_millis)))
-            }
-            Verdict::RefreshToken => Err(Failure::new(
-                FailureKind::NeedsReauth,
-                in_words(provider, "the credential is not accepted"),
-            )),
-            Verdict::Fail(failure) => Err(failure),
-            Verdict::Accept | Verdict::RestartPaging { .. } => {
-                Err(Failure::changed(in_words(provider, "an answer about the account that makes no sense")))
-            }
+        settings: &ProviderSettings,
+        (bucket, asked): (&'static str, Option<Duration>),
+        tries: u32,
+        gate: &dyn Turnstile,
+    ) -> Result<Option<Duration>, Failure> {
+        let shared = provider.buckets(&settings.extra).into_iter().find(|of| of.name == bucket);
+        let Some(shared) = shared.filter(|of| of.scope == Scope::Egress) else {
+            gate.refused(bucket, asked);
+            return Ok(asked);
+        };
+        let wait = gate.refused(bucket, asked.or((tries > 1).then_some(shared.per)));
+        let scope = rate_budget::egress_scope(provider.spec().name, &self.settings.daemon.egress_group);
+        self.db(move |conn| rate_budget::refused(conn, &scope, &shared, wait)).await?;
+        Ok(Some(wait))
+    }
+
+    fn in_haste(&self, provider: &'static dyn Provider, wait: Option<Duration>) -> Failure {
+        let until = wait.map(|wait| self.clock.now() + delta(wait));
+        Failure::new(FailureKind::Throttled { until }, in_words(provider, "too many requests for now"))
+    }
+}
+
+/// What a verdict means here that is neither an answer nor a limit: a failure that may pass and the pause asked for, or one
+/// that does not pass.
+fn judged(provider: &'static dyn Provider, verdict: Verdict) -> Result<(Failure, Option<Duration>), Failure> {
+    match verdict {
+        Verdict::Retry { wait_ms, why } => Ok((Failure::transient(why), wait_ms.map(Duration::from_millis))),
+        Verdict::RefreshToken => {
+            Err(Failure::new(FailureKind::NeedsReauth, in_words(provider, "the credential is not accepted")))
+        }
+        Verdict::Fail(failure) => Err(failure),
+        Verdict::Accept | Verdict::Throttled { .. } | Verdict::RestartPaging { .. } => {
+            Err(Failure::changed(in_words(provider, "an answer about the account that makes no sense")))
         }
     }
+}
+
+/// Who the account is, unless finding out takes too long.
+async fn in_time(
+    provider: &'static dyn Provider,
+    asked: impl Future<Output = Result<Account, Failure>>,
+) -> Result<Account, Failure> {
+    let late = || Failure::transient(in_words(provider, "it takes too long to find out whose account it is"));
+    tokio::time::timeout(PROOF_MAX, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn in_words(provider: &'static dyn Provider, what: &str) -> String {

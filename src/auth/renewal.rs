@@ -131,10 +131,14 @@ impl Work<'_> {
             claims: granted.claims.as_ref(),
             params: &self.connection.params,
             options: &self.settings.extra,
+            known: Some(ours),
             replies: &[],
         });
         match named {
-            Ok(account) => (account.id != ours).then(|| format!("account {}", account.id)),
+            Ok(account) => {
+                let is_other = self.provider.is_account(ours, &account.id) == Some(false);
+                is_other.then(|| format!("account {}", account.id))
+            }
             // What names none is no proof, but one that contradicts what the connection was made with is.
             Err(failure) if failure.kind == FailureKind::Misconfigured => {
                 Some(format!("another account ({failure})"))
@@ -497,7 +501,8 @@ impl Work<'_> {
             }
             Err(failure) => return self.set_back(passing(failure), "probe").await,
         };
-        if self.connection.account_id.as_deref().is_some_and(|known| known != account.id) {
+        let known = self.connection.account_id.as_deref();
+        if known.is_some_and(|known| self.provider.is_account(known, &account.id) == Some(false)) {
             let text = "the key now belongs to another account";
             return self.set_back(dead(text.to_owned(), Witness::TokenEndpoint), "probe").await;
         }

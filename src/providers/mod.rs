@@ -11,6 +11,7 @@ pub mod servicetitan;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::domain::failure::Failure;
@@ -198,8 +199,20 @@ pub trait Provider: Send + Sync + 'static {
     /// Requests whose replies tell which account a fresh credential belongs to. They also prove that it works.
     fn identity_requests(&self, of: &AccountContext<'_>) -> Vec<Request>;
 
+    /// One more of them, where the replies so far do not tell, such as the next page of a list.
+    fn identity_next(&self, of: &AccountContext<'_>, replies: &[Reply]) -> Option<Request> {
+        let _ = (of, replies);
+        None
+    }
+
     /// Which account a credential belongs to.
     fn identity(&self, clues: &Clues<'_>) -> Result<Account, Failure>;
+
+    /// Whether the account that was `found` is the one that is `known`. `None`: an account may go by marks of several
+    /// kinds, these are of two, and so nothing is proven.
+    fn is_account(&self, known: &str, found: &str) -> Option<bool> {
+        Some(known == found)
+    }
 }
 
 /// What is known about a fresh credential.
@@ -214,7 +227,9 @@ pub struct Clues<'a> {
     pub claims: Option<&'a Value>,
     pub params: &'a Params,
     pub options: &'a Options,
-    /// Replies to [`Provider::identity_requests`], accepted ones.
+    /// The id of the account that the connection is of so far.
+    pub known: Option<&'a str>,
+    /// Replies to [`Provider::identity_requests`] and [`Provider::identity_next`], accepted ones.
     pub replies: &'a [Reply],
 }
 
@@ -225,6 +240,9 @@ pub struct AccountContext<'a> {
     pub api_version: &'a str,
     pub params: &'a Params,
     pub options: &'a Options,
+    /// The id of the account that the connection is of so far.
+    pub known: Option<&'a str>,
+    pub now: DateTime<Utc>,
 }
 
 /// What a request to the token endpoint is for.

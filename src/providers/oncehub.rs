@@ -260,6 +260,9 @@ impl Provider for OnceHub {
     fn step(&self, cx: &StepContext<'_>, at: &Position, replies: Vec<Reply>) -> Result<Step, Failure> {
         let cx = StepContext { page_size: cx.page_size.min(PAGE_SIZE_MAX), ..*cx };
         Ok(match interpret::step(&SPEC, &cx, at, replies)? {
+            Step::Send { requests, at } => {
+                Step::Send { requests: requests.into_iter().map(typed).collect(), at }
+            }
             Step::Emit { page, at } => Step::Emit { page: bury_redacted(page), at },
             other => other,
         })
@@ -268,6 +271,15 @@ impl Provider for OnceHub {
     fn judge(&self, request: &Request, reply: &Reply) -> Verdict {
         let continues = request.query.iter().any(|(name, _)| *name == "after");
         match reply.status {
+            // A fault on the way, or whoever stands there: every account has users.
+            200..=299 if request.purpose == OWNER && reply.json().is_some() && users_on(reply).is_none() => {
+                let why = "OnceHub's answer about the account's users has no list `data`".to_owned();
+                Verdict::Retry { wait_ms: None, why }
+            }
+            400 | 404 if request.purpose == OWNER && continues => Verdict::Retry {
+                wait_ms: None,
+                why: format!("OnceHub refused the cursor of the account's users: {}", words(reply)),
+            },
             // What becomes of a cursor whose record is deleted meanwhile is not documented.
             400 | 404 if continues => {
                 Verdict::RestartPaging { why: format!("OnceHub refused the cursor: {}", words(reply)) }
@@ -291,7 +303,7 @@ impl Provider for OnceHub {
     fn probe(&self, cx: &StepContext<'_>, ids: &[String]) -> Option<(Request, usize)> {
         let id: String = url::form_urlencoded::byte_serialize(ids.first()?.as_bytes()).collect();
         (cx.stream.name == BOOKINGS.name)
-            .then(|| (Request::get(format!("/bookings/{id}"), PROBE, BUCKETS), 1))
+            .then(|| (typed(Request::get(format!("/bookings/{id}"), PROBE, BUCKETS)), 1))
     }
 
     /// Whether a booking that is deleted for good answers 404 or redacted is not documented: both prove it. A 404 of anything
@@ -320,29 +332,90 @@ impl Provider for OnceHub {
     }
 
     fn identity_requests(&self, _of: &AccountContext<'_>) -> Vec<Request> {
-        let users = Request::get("/users".to_owned(), "users", BUCKETS);
-        let users = Request { query: vec![("limit", PAGE_SIZE_MAX.to_string())], ..users };
-        vec![Request::get("/test".to_owned(), "test", BUCKETS), users]
+        vec![typed(Request::get("/test".to_owned(), "test", BUCKETS)), users_after(None)]
+    }
+
+    /// Users come newest first, and the owner of an account is its first.
+    fn identity_next(&self, of: &AccountContext<'_>, replies: &[Reply]) -> Option<Request> {
+        let marks = Marks::of(replies);
+        let is_found = of.known.map_or(marks.owner.is_some(), |known| marks.has(known));
+        if is_found || marks.pages.len() >= OWNER_PAGES_MAX {
+            return None;
+        }
+        let last = *marks.pages.last()?;
+        let more = last.json()?.get("has_more").and_then(Value::as_bool).unwrap_or(false)
+            || last.header("link").is_some_and(|link| link.contains("rel=\"next\""));
+        let end = |page: &Reply| users_on(page)?.last().and_then(|user| text(user, "/id")).map(str::to_owned);
+        let before = marks.pages.iter().rev().nth(1).and_then(|page| end(page));
+        end(last).filter(|end| more && before.as_ref() != Some(end)).map(|end| users_after(Some(end)))
     }
 
     /// No endpoint tells the account, and no object carries its id. The user who owns it is the best mark there is; the
-    /// e-mail address in the probe's sentence is the next best.
+    /// e-mail address in the probe's sentence is the next best. A mark that it is known by is good for as long as it is
+    /// found: accounts change hands.
     fn identity(&self, clues: &Clues<'_>) -> Result<Account, Failure> {
-        let said = clues.replies.first().and_then(|reply| reply.text_at("/message"));
-        let address = said.and_then(|said| said.split_whitespace().find(|word| word.contains('@')));
-        let address = address.map(|word| word.trim_matches(['.', ',', '<', '>', '"', '\'']).to_owned());
-        let users = clues.replies.get(1).and_then(|reply| reply.json()?.get("data")?.as_array());
-        let owner =
-            users.into_iter().flatten().find(|user| text(user, "/role_name") == Some("Account Owner"));
-        let id = owner.and_then(|owner| text(owner, "/id")).map(str::to_owned);
-        let name =
-            owner.and_then(|owner| text(owner, "/email")).map(str::to_owned).or_else(|| address.clone());
-        let id = id.or(address).ok_or_else(|| {
+        let marks = Marks::of(clues.replies);
+        let email = marks.owner.and_then(|owner| text(owner, "/email")).or(marks.address);
+        let owner = marks.owner.and_then(|owner| text(owner, "/id"));
+        let known = clues.known.filter(|known| marks.has(known));
+        let id = known.or(owner).or(marks.address).ok_or_else(|| {
             Failure::changed(
                 "OnceHub names neither an account owner nor the e-mail address of the key's account",
             )
         })?;
-        Ok(Account { id, name })
+        Ok(Account { id: id.to_owned(), name: email.map(str::to_owned) })
+    }
+
+    /// An address and the id of a user may be of the same account.
+    fn is_account(&self, known: &str, found: &str) -> Option<bool> {
+        (known.contains('@') == found.contains('@')).then_some(known == found)
+    }
+}
+
+/// Purpose of the requests for the users among whom the account's owner is.
+const OWNER: &str = "owner";
+/// Pages of users that the owner is looked for on.
+const OWNER_PAGES_MAX: usize = 20;
+
+/// OnceHub asks for the header on every request, also where there is no body that it could be about.
+fn typed(mut request: Request) -> Request {
+    request.headers.push(("content-type", "application/json".to_owned()));
+    request
+}
+
+fn users_after(id: Option<String>) -> Request {
+    let mut request = typed(Request::get("/users".to_owned(), OWNER, BUCKETS));
+    request.query.push(("limit", PAGE_SIZE_MAX.to_string()));
+    request.query.extend(id.map(|id| ("after", id)));
+    request
+}
+
+fn users_on(page: &Reply) -> Option<&Vec<Value>> {
+    page.json()?.get("data")?.as_array()
+}
+
+/// What an account may be known by.
+struct Marks<'a> {
+    address: Option<&'a str>,
+    owner: Option<&'a Value>,
+    pages: Vec<&'a Reply>,
+}
+
+impl<'a> Marks<'a> {
+    fn of(replies: &'a [Reply]) -> Self {
+        let said = replies.first().and_then(|reply| reply.text_at("/message"));
+        let address = said.and_then(|said| said.split_whitespace().find(|word| word.contains('@')));
+        let address = address.map(|word| word.trim_matches(['.', ',', '<', '>', '"', '\'']));
+        let pages: Vec<&Reply> = replies.iter().skip(1).collect();
+        let mut users = pages.iter().filter_map(|page| users_on(page)).flatten();
+        let owner = users.find(|user| text(user, "/role_name") == Some("Account Owner"));
+        Self { address, owner, pages }
+    }
+
+    /// Whether one of them is `mark`.
+    fn has(&self, mark: &str) -> bool {
+        let mut users = self.pages.iter().filter_map(|page| users_on(page)).flatten();
+        self.address == Some(mark) || users.any(|user| text(user, "/id") == Some(mark))
     }
 }
 

@@ -134,10 +134,10 @@ impl Turnstile for Gate<'_> {
         self.sender.observe(request, reply, self.tally);
     }
 
-    fn refused(&self, bucket: &'static str, wait: Option<Duration>) {
+    fn refused(&self, bucket: &'static str, wait: Option<Duration>) -> Duration {
         self.tally.throttled.fetch_add(1, Ordering::Relaxed);
         measure::refusal(self.sender.provider.spec().name, bucket);
-        self.sender.lock_pacer().refused(self.sender.pacing_now(), bucket, wait);
+        self.sender.lock_pacer().refused(self.sender.pacing_now(), bucket, wait)
     }
 }
 

@@ -97,7 +97,7 @@ fn send(cx: &StepContext<'_>, here: &At) -> Result<Step, Failure> {
         .ok_or_else(|| Failure::bug(format!("servicetitan has no feed `{}`", cx.stream.name)))?;
     let path = format!("/{}/v2/tenant/{}/export/{}", feed.module, tenant(cx.params)?, feed.path);
     let mut request = Request::get(path, cx.stream.name, BUCKETS);
-    let since = here.since.map(|since| since.to_rfc3339_opts(SecondsFormat::Secs, true));
+    let since = here.since.map(date);
     request.query.extend(here.token.clone().or(since).map(|from| ("from", from)));
     let recent = here.recent == Some(true);
     request.query.push(("includeRecentChanges", recent.to_string()));
@@ -194,8 +194,12 @@ fn take(cx: &StepContext<'_>, here: &At, mut reply: Reply) -> Result<(Page, At),
 }
 
 fn is_date(here: &At, token: &str) -> bool {
-    here.token.is_none()
-        && here.since.is_some_and(|since| since.to_rfc3339_opts(SecondsFormat::Secs, true) == *token)
+    here.token.is_none() && here.since.is_some_and(|since| date(since) == *token)
+}
+
+/// A moment as feeds are asked to begin at it.
+pub fn date(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// What the unified view of bookings shows and only the settings know.

@@ -129,6 +129,7 @@ fn identity(claims: Option<Value>, replies: &[Reply]) -> Result<Account, Failure
         claims: claims.as_ref(),
         params: &params,
         options: &options,
+        known: None,
         replies,
     })
 }
@@ -174,6 +175,8 @@ fn what_is_no_number_is_no_tenant() {
         api_version: "",
         params: &params,
         options: &options,
+        known: None,
+        now: DateTime::<Utc>::UNIX_EPOCH,
     };
     assert!(ServiceTitan.identity_requests(&of).iter().all(|request| request.path.contains("/tenant/0/")));
 }
@@ -214,6 +217,8 @@ fn settings_change_what_is_asked() {
         api_version: "",
         params: &params,
         options: &options,
+        known: None,
+        now: DateTime::<Utc>::UNIX_EPOCH,
     };
     assert_eq!(ServiceTitan.identity_requests(&of).len(), 1, "the tenant's bookings are not asked for");
 }

@@ -173,8 +173,9 @@ impl Turnstile for Gate {
 
     fn answered(&self, _: &Request, _: &Reply) {}
 
-    fn refused(&self, _: &'static str, _: Option<Duration>) {
+    fn refused(&self, _: &'static str, wait: Option<Duration>) -> Duration {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        wait.unwrap_or_default()
     }
 }
 

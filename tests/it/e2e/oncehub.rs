@@ -200,11 +200,30 @@ async fn keys_are_verified_and_one_that_is_deleted_is_noticed() {
     daemon.stop().await;
 }
 
-/// Everything is due, and nothing is known of what was spent. A turn under way would save what it knows afterwards.
-async fn the_span_is_over(app: &TestApp) {
+/// No turn is under way, which would save what it knows of pauses.
+async fn nothing_runs(app: &TestApp) {
     let nothing_runs =
         "SELECT NOT EXISTS (SELECT FROM fieldmirror.jobs WHERE kind = 'sync' AND state = 'running')";
     app.wait_until("no turn is under way", nothing_runs).await;
+}
+
+/// A little more than five minutes pass for all that is written down of pauses, and nothing of it is forgotten.
+async fn five_minutes_pass(app: &TestApp) {
+    nothing_runs(app).await;
+    app.execute(
+        "UPDATE fieldmirror.stream_state SET not_before = not_before - interval '330 s';
+         UPDATE fieldmirror.rate_budget SET taken_until = taken_until - interval '330 s',
+             touched_at = touched_at - interval '330 s';
+         UPDATE fieldmirror.walks SET due_at = due_at - interval '330 s';
+         UPDATE fieldmirror.connections SET pacing = jsonb_set(pacing, '{at}', to_jsonb((pacing ->> 'at')::bigint - 330000))
+         WHERE pacing ? 'at'",
+    )
+    .await;
+}
+
+/// Everything is due, and nothing is known of what was spent.
+async fn the_span_is_over(app: &TestApp) {
+    nothing_runs(app).await;
     app.execute(
         "UPDATE fieldmirror.stream_state SET not_before = NULL; DELETE FROM fieldmirror.rate_budget;
          UPDATE fieldmirror.connections SET pacing = '{}'; UPDATE fieldmirror.walks SET due_at = now() WHERE mode <> 'sweep'",
@@ -216,14 +235,37 @@ async fn the_span_is_over(app: &TestApp) {
 async fn a_storm_is_waited_out_and_a_broken_list_stands_alone() {
     let app = TestApp::new(small(230), SETTINGS).await;
     let daemon = app.daemon().await;
-    app.faults(&["throttle_storm=1,on:bookings"]);
+    // Who meets the limit at connect tells all that leave from the address.
+    app.faults(&["throttle_storm=1,on:test"]);
+    let refused = connect(&app, "acme", &OnceHub::api_key(&account(&app))).await;
+    assert!(refused.code == 2 && refused.stdout.contains("too many requests"), "{}", refused.stdout);
+    assert_eq!(app.sandbox.control().ledger().of_status(429), 2);
+    let paused = "SELECT count(*) FROM fieldmirror.rate_budget WHERE bucket = 'address' AND taken_until > now() + interval '4 minutes'";
+    assert_eq!(app.number(paused).await, 1);
+    the_span_is_over(&app).await;
+
+    // An answer without users names no owner, and is not taken for one that has none.
+    app.faults(&["throttle_storm=1,on:bookings", "malformed=/data,1x,on:users"]);
     let object = connect(&app, "acme", &OnceHub::api_key(&account(&app))).await.done().last();
-    assert_eq!(object["state"], "connected");
+    assert_eq!((&object["state"], &object["account_id"]), (&json!("connected"), &json!(account(&app))));
     // What is refused again after a short pause waits for the whole span of the address.
     app.wait_until("the limit is waited for", "SELECT coalesce(bool_or(state = 'backing_off'
         AND not_before > now() + interval '4 minutes'), false) FROM fieldmirror.stream_state WHERE stream = 'bookings'").await;
+    app.wait_until(
+        "and so it is by all that were not read before",
+        "SELECT bool_and(backfill_done
+        OR not_before > now()) FROM fieldmirror.stream_state",
+    )
+    .await;
     let refused = app.sandbox.control().ledger().of_status(429);
-    assert!(refused <= 3, "{refused} refusals");
+    assert!(refused <= 2 + 3, "{refused} refusals");
+
+    // The pause ends by itself, and what it has held up is read.
+    app.faults(&[]);
+    five_minutes_pass(&app).await;
+    app.wait_until("everything has been read once", ALL_READ).await;
+    hold_against_truth(&app).await;
+    assert_eq!(app.sandbox.control().ledger().of_status(429), refused);
 
     app.faults(&["malformed=/data,on:event_types"]);
     the_span_is_over(&app).await;

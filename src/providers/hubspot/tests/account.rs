@@ -15,6 +15,7 @@ fn identity(granted: &Value, introspected: Option<&Value>, details: Value) -> Re
         claims: None,
         params: &params,
         options: &options,
+        known: None,
         replies: &replies,
     };
     HubSpot.identity(&of)
@@ -36,6 +37,8 @@ fn the_details_are_asked_for_in_both_schemes() {
             api_version: version,
             params: &Params::new(),
             options: &Options::new(),
+            known: None,
+            now: DateTime::UNIX_EPOCH,
         };
         let requests = HubSpot.identity_requests(&of);
         assert_eq!(requests.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), [path]);
