@@ -148,7 +148,7 @@ impl Auth {
                 found @ (Fate::OtherGrant | Fate::Ended) => match self.interrupted(name).await? {
                     Some(Interrupted::Waits(_)) if name.generation < newest => Some(TRADED),
                     Some(Interrupted::Waits(redeemed)) => {
-                        if put_off.get(&name.grant).filter(waits).is_none() {
+                        if put_off.get(&name.grant).is_none_or(|off| !waits(&off)) {
                             left.conclude(name, granted, Consent::Interrupted(redeemed));
                         }
                         None
