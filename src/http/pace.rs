@@ -87,15 +87,7 @@ impl Pacer {
         points: u32,
     ) -> Option<String> {
         let now = self.settle(now);
-        let line = std::mem::take(&mut self.line);
-        let waits = self.chosen(buckets).map(|bucket| {
-            let name = bucket.name();
-            let saved_at = bucket.saves().then_some(now);
-            (bucket.ready_in(now, points, line.ahead(of, name, saved_at)), bucket)
-        });
-        let slowest = waits.max_by_key(|(wait, _)| *wait).map(|(_, bucket)| bucket.in_words(now));
-        self.line = line;
-        slowest
+        self.longest(now, of, buckets, points).map(|(_, bucket)| bucket.in_words(now))
     }
 
     /// Takes a permit from each of `buckets`, for one request that leaves now, or `points` where a bucket counts those.
@@ -121,14 +113,7 @@ impl Pacer {
         points: u32,
     ) -> Result<(), Duration> {
         let now = self.settle(now);
-        let line = std::mem::take(&mut self.line);
-        let ready_in = |bucket: &mut Bucket| {
-            let name = bucket.name();
-            let saved_at = bucket.saves().then_some(now);
-            bucket.ready_in(now, points, line.ahead(of, name, saved_at))
-        };
-        let wait = self.chosen(buckets).map(ready_in).max().unwrap_or_default();
-        self.line = line;
+        let wait = self.longest(now, of, buckets, points).map(|(wait, _)| wait).unwrap_or_default();
         if !wait.is_zero() {
             self.wait(now, of, buckets, points, wait);
             return Err(wait);
@@ -256,18 +241,40 @@ impl Pacer {
         self.line.places.iter().map(|place| place.of.as_str())
     }
 
-    fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
-        let all = names.contains(&EVERY_BUCKET);
-        let known = |name: &str| self.buckets.iter().any(|bucket| bucket.name() == name);
-        let with_first = names.iter().any(|name| !known(name));
-        self.buckets
-            .iter_mut()
-            .enumerate()
-            .filter(move |(index, bucket)| {
-                all || (with_first && *index == 0) || names.contains(&bucket.name())
-            })
-            .map(|(_, bucket)| bucket)
+    /// Which of `buckets` lets `of` go last, behind those who came before, and after how long.
+    fn longest<'a>(
+        &'a mut self,
+        now: DateTime<Utc>,
+        of: Option<&'a str>,
+        buckets: &'a [&'a str],
+        points: u32,
+    ) -> Option<(Duration, &'a mut Bucket)> {
+        let line = &self.line;
+        let waits = chosen(&mut self.buckets, buckets).map(|bucket| {
+            let ahead = line.ahead(of, bucket.name(), bucket.saves().then_some(now));
+            (bucket.ready_in(now, points, ahead), bucket)
+        });
+        waits.max_by_key(|(wait, _)| *wait)
     }
+
+    fn chosen<'a>(&'a mut self, names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
+        chosen(&mut self.buckets, names)
+    }
+}
+
+/// Those of `buckets` that a request takes from which names these.
+fn chosen<'a>(buckets: &'a mut [Bucket], names: &'a [&'a str]) -> impl Iterator<Item = &'a mut Bucket> {
+    let all = names.contains(&EVERY_BUCKET);
+    let known = |name: &str| buckets.iter().any(|bucket| bucket.name() == name);
+    let with_first = names.iter().any(|name| !known(name));
+    let takes = move |index: usize, bucket: &Bucket| {
+        all || (with_first && index == 0) || names.contains(&bucket.name())
+    };
+    buckets
+        .iter_mut()
+        .enumerate()
+        .filter(move |(index, bucket)| takes(*index, bucket))
+        .map(|(_, bucket)| bucket)
 }
 
 /// A limit without the share that is left to others; one at the least.

@@ -1,9 +1,10 @@
 //! A day in virtual time: the product's own rate limiting against a model of each provider's limiter.
 //!
-//! What is real: each provider's description, what it reads about limits out of answers, the pacer with what it saves
-//! between turns, and the decision about permits that all daemons behind an address share. What is played here: the
+//! What is real: each provider's description, what it reads about limits out of answers, the pacer with the line of those who
+//! wait and what it saves between turns, and the decision about permits that all daemons behind an address share. What is played here: the
 //! provider, which counts by its documents and refuses what is too much; the way there and back; a daemon that is killed;
-//! and turns, of which each takes over what the last one left. What must hold: nothing is ever refused, and while a first
+//! and turns, of which each takes over what the last one left, and in which streams share the slots for requests under way,
+//! those first from which others learn what to ask for. What must hold: nothing is ever refused, and while a first
 //! read is pending, nearly all of what the reserve leaves is used.
 
 mod limiter;

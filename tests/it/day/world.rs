@@ -1,7 +1,7 @@
 //! What happens in a day, event by event: turns, requests on their way, answers.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -67,7 +67,12 @@ pub struct Account {
     saved: Option<Value>,
     turn: u32,
     deadline: i64,
+    /// One for each stream.
     workers: Vec<Worker>,
+    /// Requests that may be under way at once, those that are, and who waits for one of them to come back.
+    slots: usize,
+    under_way: usize,
+    queue: VecDeque<usize>,
     asked: usize,
     polls_left: u32,
     next_poll: i64,
@@ -75,10 +80,14 @@ pub struct Account {
     reply: Reply,
 }
 
-/// One of the requests that may be under way at once.
+/// A stream: it has one request at a time.
 #[derive(Clone, Default)]
 struct Worker {
+    name: &'static str,
+    /// It comes before those that learn from it what to ask for, and asks once.
+    first: bool,
     request: Option<usize>,
+    slot: bool,
     admitted: bool,
     charged: u32,
     /// It has nothing to do before this time, in this turn no more.
@@ -102,6 +111,10 @@ impl Account {
                 request.buckets
             );
         }
+        let streams = provider.spec().streams;
+        let taught = streams.iter().flat_map(|stream| stream.needs_facts).map(|fact| fact.taught_by);
+        let teachers: BTreeSet<&str> = taught.collect();
+        let worker = |name| Worker { name, first: teachers.contains(name), ..Worker::default() };
         Self {
             provider,
             demand,
@@ -113,7 +126,10 @@ impl Account {
             saved: Some(json!(null)),
             turn: 0,
             deadline: 0,
-            workers: vec![Worker::default(); provider.in_flight_max(&options)],
+            workers: streams.iter().map(|stream| worker(stream.name)).collect(),
+            slots: provider.in_flight_max(&options),
+            under_way: 0,
+            queue: VecDeque::new(),
             asked: 0,
             polls_left: 0,
             next_poll: 0,
@@ -278,20 +294,50 @@ impl World {
             }
         });
         of.deadline = now + TURN;
-        for worker in 0..of.workers.len() {
-            let ready = self.accounts[account].workers[worker].until.is_none_or(|until| until <= now);
-            if ready {
-                self.accounts[account].workers[worker] = Worker::default();
-                self.at(now, What::Try, account, worker);
+        of.under_way = 0;
+        of.queue.clear();
+        for worker in &mut of.workers {
+            if worker.until.is_none_or(|until| until <= now) {
+                *worker = worker.idle(None);
             }
+        }
+        self.wave(now, account, true);
+    }
+
+    /// Those who come first are alone, then come the others: who has a place in the line before who has none.
+    fn wave(&mut self, now: i64, account: usize, first: bool) {
+        let of = &mut self.accounts[account];
+        let here = |worker: &&Worker| worker.first == first && worker.until.is_none();
+        let names: Vec<&str> = of.workers.iter().filter(here).map(|worker| worker.name).collect();
+        if names.is_empty() && first {
+            return self.wave(now, account, false);
+        }
+        let pacer = of.pacer.as_mut().expect("a turn is under way");
+        pacer.come(names.iter().copied());
+        let line: Vec<String> = pacer.line().map(str::to_owned).collect();
+        let place = |name: &&str| line.iter().position(|known| known == name).unwrap_or(line.len());
+        let mut in_order = names;
+        in_order.sort_by_key(place);
+        let number = |name: &str| of.workers.iter().position(|worker| worker.name == name);
+        let workers: Vec<usize> = in_order.into_iter().filter_map(number).collect();
+        for worker in workers {
+            self.at(now, What::Try, account, worker);
         }
     }
 
-    /// A worker has nothing to do in this turn any more; the turn ends with the last of them.
-    fn halt(&mut self, now: i64, account: usize, worker: usize, until: i64) {
+    /// A stream has nothing to do in this turn any more, or `waits` for more than is left of it; the turn ends with the last
+    /// of them.
+    fn halt(&mut self, now: i64, account: usize, worker: usize, until: i64, waits: bool) {
+        self.release(now, account, worker);
         let of = &mut self.accounts[account];
-        of.workers[worker] = Worker { until: Some(until), ..Worker::default() };
+        let halted = of.workers[worker].idle(Some(until));
+        of.pacer.as_mut().expect("a turn is under way").go(halted.name, waits);
+        let was_first = halted.first;
+        of.workers[worker] = halted;
         let Some(next) = of.workers.iter().map(|worker| worker.until).collect::<Option<Vec<_>>>() else {
+            if was_first && of.workers.iter().all(|worker| !worker.first || worker.until.is_some()) {
+                self.wave(now, account, false);
+            }
             return;
         };
         let mut pacer = of.pacer.take().expect("a turn is under way");
@@ -314,21 +360,31 @@ impl World {
 
     fn attempt(&mut self, now: i64, account: usize, worker: usize) {
         let of = &mut self.accounts[account];
-        if now >= of.deadline {
-            return self.halt(now, account, worker, now);
-        }
         if of.workers[worker].request.is_none() {
             if let Err(until) = of.wants(now) {
-                return self.halt(now, account, worker, until);
+                return self.halt(now, account, worker, until, false);
             }
             of.workers[worker].request = Some(of.asked % of.demand.len());
             of.asked += 1;
         }
+        if of.under_way == of.slots {
+            return of.queue.push_back(worker);
+        }
+        let name = Some(of.workers[worker].name);
         let request = of.workers[worker].of(&of.demand);
         let pacer = of.pacer.as_mut().expect("a turn is under way");
-        if let Err(wait) = pacer.take(date(now), request.buckets, request.points) {
+        if now >= of.deadline {
+            pacer.wait(date(now), name, request.buckets, request.points, Duration::ZERO);
+            return self.halt(now, account, worker, now, true);
+        }
+        if let Err(wait) = pacer.take_in_line(date(now), name, request.buckets, request.points) {
+            // It holds no slot while it waits.
+            self.wake(now, account);
             return self.sleep(now, wait, What::Try, account, worker);
         }
+        of.under_way += 1;
+        of.workers[worker].slot = true;
+        let request = of.workers[worker].of(&of.demand);
         let mut egress = of.specs.iter().filter(|spec| spec.scope == Scope::Egress);
         let Some(egress) = egress.find(|spec| request.buckets.contains(&spec.name)) else {
             return self.leave(now, account, worker);
@@ -339,15 +395,30 @@ impl World {
         self.taken_until += further;
         match lease {
             Lease::Granted { wait } => self.sleep(now, wait, What::Leave, account, worker),
-            Lease::Full { wait } => self.halt(now, account, worker, now + whole_ms(wait)),
+            Lease::Full { wait } => self.halt(now, account, worker, now + whole_ms(wait), true),
         }
+    }
+
+    /// Whoever has waited the longest for a slot tries again.
+    fn wake(&mut self, now: i64, account: usize) {
+        if let Some(next) = self.accounts[account].queue.pop_front() {
+            self.at(now, What::Try, account, next);
+        }
+    }
+
+    fn release(&mut self, now: i64, account: usize, worker: usize) {
+        let of = &mut self.accounts[account];
+        if std::mem::take(&mut of.workers[worker].slot) {
+            of.under_way -= 1;
+        }
+        self.wake(now, account);
     }
 
     /// Waits, unless that would outlast the turn.
     fn sleep(&mut self, now: i64, wait: Duration, then: What, account: usize, worker: usize) {
         let until = now + whole_ms(wait);
         if until > self.accounts[account].deadline {
-            return self.halt(now, account, worker, until);
+            return self.halt(now, account, worker, until, true);
         }
         self.at(until, then, account, worker);
     }
@@ -399,12 +470,23 @@ impl World {
             of.reply.sent_at = date(now);
             learn(pacer, of.provider, request, &of.reply);
         }
-        of.workers[worker] = Worker::default();
+        let asks_once = of.workers[worker].first;
+        self.release(now, account, worker);
+        if asks_once {
+            return self.halt(now, account, worker, now + POLL, false);
+        }
+        let of = &mut self.accounts[account];
+        of.workers[worker] = of.workers[worker].idle(None);
         self.attempt(now, account, worker);
     }
 }
 
 impl Worker {
+    /// The stream without a request.
+    fn idle(&self, until: Option<i64>) -> Self {
+        Self { name: self.name, first: self.first, until, ..Self::default() }
+    }
+
     fn of<'a>(&self, demand: &'a [Request]) -> &'a Request {
         &demand[self.request.expect("a request is under way")]
     }
