@@ -1,24 +1,32 @@
 //! Real daemons that are killed in every kind of walk: what is held is told in [`kills`](crate::kills).
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use super::kills::{self, KINDS, Plan, Tally};
+use super::kills::{self, Floors, KINDS, Plan, Tally, met};
 use super::simulation::worlds::PROVIDERS;
 use super::{Args, say};
 
 const SAY_EVERY: u64 = 10;
-/// Kills that each kind of walk is to see, as a share of all; those that find one which has saved its place; and kills that
-/// find a walk of each provider.
+/// The floors, as shares of the kills that were asked for.
 const LEAST_PERCENT: u64 = 10;
 const MIDWAY_PERCENT: u64 = 3;
 const PROVIDER_PERCENT: u64 = 10;
+/// How many kills there may be until the floors are reached, as a share of those asked for.
+const MOST_PERCENT: u64 = 200;
 
-/// Kills as often as was asked for. `false`: something was wrong.
+/// Kills as often as was asked for, and on until each kind of walk and each provider has seen enough. `false`: something was
+/// wrong.
 pub fn run(args: &Args) -> Result<bool, String> {
     let (kills, seed) = (args.number("moments", 200)?, args.number("seed", 1)?);
-    let plan = Plan { kills, kinds: 0, seed, records: 60 };
+    let share = |percent: u64| (kills * percent).div_ceil(100);
+    let floors = Floors {
+        kinds: KINDS.len(),
+        within: share(LEAST_PERCENT),
+        midway: share(MIDWAY_PERCENT),
+        of_provider: share(PROVIDER_PERCENT),
+    };
+    let plan = Plan { kills, kills_max: share(MOST_PERCENT), floors, seed, records: 60 };
     say(&format!("Seed {seed}: {kills} kills"));
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -38,9 +46,10 @@ pub fn run(args: &Args) -> Result<bool, String> {
         }
     };
     say(&format!("{} in {took:.0} s; {} walks closed", tell(&tally), tally.walks_closed));
-    let missed = missed(&tally);
+    let missed = floors.missed(&tally);
     if !missed.is_empty() {
-        say(&format!("FAILED: too few kills in {}", missed.join(", ")));
+        let kills = tally.kills;
+        say(&format!("FAILED: too few of {kills} kills in {} ({floors:?})", missed.join(", ")));
         return Ok(false);
     }
     say(
@@ -52,24 +61,12 @@ pub fn run(args: &Args) -> Result<bool, String> {
 fn tell(tally: &Tally) -> String {
     let mut text = format!("{} kills", tally.kills);
     for kind in KINDS {
-        let met = |of: &BTreeMap<String, u64>| of.get(kind).copied().unwrap_or(0);
-        let _ = write!(text, ", {} in `{kind}` ({} midway)", met(&tally.within), met(&tally.midway));
+        let (within, midway) = (met(&tally.within, kind), met(&tally.midway, kind));
+        let _ = write!(text, ", {within} in `{kind}` ({midway} midway)");
     }
     for provider in PROVIDERS {
-        let _ = write!(text, ", {} at {provider}", tally.of_provider.get(provider).copied().unwrap_or(0));
+        let _ = write!(text, ", {} at {provider}", met(&tally.of_provider, provider));
     }
     let _ = write!(text, "; {} changes, {} rows looked at", tally.changes, tally.rows_seen);
     text
-}
-
-/// The kinds and providers that too few kills have met.
-fn missed(tally: &Tally) -> Vec<String> {
-    let rare = |of: &BTreeMap<String, u64>, word: &str, percent: u64| {
-        of.get(word).copied().unwrap_or(0) * 100 < tally.kills * percent
-    };
-    let kinds = KINDS.into_iter().filter(|kind| rare(&tally.within, kind, LEAST_PERCENT)).map(str::to_owned);
-    let midway = KINDS.into_iter().filter(|kind| rare(&tally.midway, kind, MIDWAY_PERCENT));
-    let midway = midway.map(|kind| format!("{kind} midway"));
-    let providers = PROVIDERS.into_iter().filter(|name| rare(&tally.of_provider, name, PROVIDER_PERCENT));
-    kinds.chain(midway).chain(providers.map(str::to_owned)).collect()
 }
