@@ -148,8 +148,9 @@ const COLUMNS: &str = "a.id, a.kind, a.subject, a.connection_id, a.connection_na
      a.opened_at, a.resolved_at, a.fired_at, a.failures, a.last_error, a.failed_at";
 
 // What is said of a stream that stands still says more than that it lags; and one whose connection needs a person lags for
-// a reason that is told already. After a time without daemons everything lags, and comes back by itself. A first read that goes on is late by nature: it is stale when it brings nothing. A panic's
-// text may hold anything, so the last error of a job is not quoted.
+// a reason that is told already. One that waits for another stream is told of once it lags: the other one may be told of
+// before. After a time without daemons everything lags, and comes back by itself. A first read that goes on is late by nature:
+// it is stale when it brings nothing. A panic's text may hold anything, so the last error of a job is not quoted.
 const CONDITIONS: &str = "
     WITH served AS (
         SELECT c.*, make_interval(secs => l.limit_s) AS stale_after, make_interval(secs => l.catch_up_s) AS catch_up
@@ -165,14 +166,16 @@ const CONDITIONS: &str = "
                  WHEN coalesce(s.failure_kind, s.state) = 'forbidden' THEN 'stream_forbidden'
                  ELSE 'stream_stalled' END AS kind
         FROM fieldmirror.stream_state s JOIN served c ON c.id = s.connection_id
-        WHERE s.stalled_reason IS NOT NULL
+        WHERE s.stalled_reason IS NOT NULL AND s.failure_kind IS DISTINCT FROM 'behind'
         ORDER BY s.connection_id, s.stream, (s.failure_kind = 'held') DESC NULLS LAST, s.partition
     ), stale AS (
-        SELECT s.connection_id, s.stream, CASE WHEN bool_and(s.complete_to IS NOT NULL) THEN min(s.complete_to) END AS complete_to
+        SELECT s.connection_id, s.stream, max(s.stalled_reason) AS said,
+            CASE WHEN bool_and(s.complete_to IS NOT NULL) THEN min(s.complete_to) END AS complete_to
         FROM fieldmirror.stream_state s JOIN served c ON c.id = s.connection_id CROSS JOIN steady
         LEFT JOIN fieldmirror.alerts o ON o.kind = 'stream_stale' AND o.resolved_at IS NULL
             AND (o.connection_id, o.stream) = (s.connection_id, s.stream)
-        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after AND s.stalled_reason IS NULL
+        WHERE c.state = 'connected' AND c.connected_at < now() - c.stale_after
+          AND (s.stalled_reason IS NULL OR s.failure_kind = 'behind')
           AND (o.id IS NOT NULL OR steady.since < now() - c.catch_up) AND CASE
             WHEN s.backfill_done THEN
                 coalesce(s.complete_to, '-infinity') < now() - c.stale_after * CASE WHEN o.id IS NULL THEN 1 ELSE $5 END
@@ -207,7 +210,7 @@ const CONDITIONS: &str = "
     UNION ALL
     SELECT 'stream_stale', 'connection ' || c.id || ' stream ' || f.stream, c.id, c.name, c.provider, f.stream, NULL,
         coalesce('complete up to ' || to_char(f.complete_to AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || ' only',
-            'its first read brings nothing')
+            'its first read brings nothing') || coalesce(': ' || f.said, '')
     FROM stale f JOIN served c ON c.id = f.connection_id
     WHERE NOT EXISTS (SELECT FROM still WHERE (still.connection_id, still.stream) = (f.connection_id, f.stream))
     UNION ALL

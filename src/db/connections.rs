@@ -344,5 +344,12 @@ pub fn purge(conn: &mut PgConnection, id: ConnectionId, tables: &[&'static str])
             .bind::<BigInt, _>(id.0)
             .execute(conn)?;
     }
+    // What the mirror still had to read again is gone.
+    sql_query(
+        "UPDATE fieldmirror.requests SET done_at = now(), outcome = 'superseded', message = 'the connection was purged' \
+         WHERE connection_id = $1 AND kind = 'sync' AND done_at IS NULL",
+    )
+    .bind::<BigInt, _>(id.0)
+    .execute(conn)?;
     Ok(gone)
 }

@@ -243,7 +243,8 @@ struct Work {
 const APPLIED_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where open requests wait for a job: each connection and kind once. A consent that only waits for a person is not
-/// among them, nor a sync whose walks have been made due and looked at a moment ago.
+/// among them, nor a sync whose walks have been made due and looked at a moment ago. What the mirror asks of itself has a turn
+/// soon; if none could be had, it is for the next that comes about anyway.
 pub fn waiting(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
@@ -253,6 +254,7 @@ pub fn waiting(
          JOIN fieldmirror.connections c ON c.id = r.connection_id \
          WHERE r.done_at IS NULL AND NOT (r.kind = 'connect' AND r.reply_sealed IS NOT NULL) \
          AND NOT (r.kind IN ('sync', 'verify') AND r.applied_at IS NOT NULL AND coalesce(c.pacing_at, '-infinity') > $1 AND c.pacing_at <= $1 + interval '1 minute') \
+         AND NOT (r.args @> '{\"own\": true}' AND (r.applied_at IS NOT NULL OR r.requested_at < now() - interval '10 minutes')) \
          ORDER BY r.connection_id",
     )
     .bind::<Timestamptz, _>(now - delta(APPLIED_LOOK_EVERY))
@@ -303,7 +305,8 @@ fn end(
     may_be_concluded: bool,
 ) -> Result<bool, DbError> {
     let ended = sql_query(
-        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, sealed = CASE WHEN $4 AND kind = 'connect' THEN sealed END \
+        "UPDATE fieldmirror.requests SET done_at = now(), outcome = $2, message = $3, \
+             sealed = CASE WHEN $4 AND kind = 'connect' THEN sealed END \
          WHERE id = $1 AND done_at IS NULL",
     )
     .bind::<SqlUuid, _>(id)
@@ -346,7 +349,8 @@ pub fn supersede_connects(
     Ok(())
 }
 
-/// Ends every open request of one kind for one connection. Returns how many.
+/// Ends every open request of one kind for one connection, but those that the mirror makes of itself: they stay until they are
+/// done. Returns how many.
 pub fn finish_open(
     conn: &mut PgConnection,
     connection: ConnectionId,
@@ -355,7 +359,7 @@ pub fn finish_open(
     message: Option<&str>,
 ) -> Result<usize, DbError> {
     let mut ended = 0;
-    for request in open(conn, connection, kind)? {
+    for request in open(conn, connection, kind)?.into_iter().filter(|request| request.args["own"] != true) {
         ended += usize::from(finish(conn, request.id, outcome, message)?);
     }
     Ok(ended)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Float, Integer, Jsonb, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Float, Integer, Jsonb, Nullable, Text, Timestamptz};
 use serde_json::Value;
 
 use super::error::DbError;
@@ -447,6 +447,7 @@ pub struct Closing {
 
 /// Closes a walk and moves the watermarks, never backwards. The first lower bound of changes is no watermark: it gives way
 /// to what the first walk over them has covered. A walk that began before an admin asked for news is due again at once.
+/// While the mirror asks itself for everything again, since there is more to read than there was, nothing is claimed.
 pub fn close_walk(
     connection: &mut PgConnection,
     key: StreamKey,
@@ -492,13 +493,19 @@ pub fn close_walk(
     }
     let owned = diesel::sql_query(
         "UPDATE stream_state state
-         SET backfill_done = state.backfill_done OR $5,
+         SET backfill_done = state.backfill_done OR $5 AND NOT more.waits,
              backfill_progress = CASE WHEN state.backfill_done OR $5 THEN 1 ELSE backfill_progress END,
-             complete_to = CASE WHEN state.backfill_done OR $5 THEN greatest(complete_to,
+             complete_to = CASE WHEN (state.backfill_done OR $5) AND NOT more.waits THEN greatest(complete_to,
                  (SELECT max(covered_to) FROM walks w
                   WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode IN ('incremental', 'snapshot')))
                  ELSE complete_to END,
-             swept_to = greatest(swept_to, $4), last_success_at = $6
+             swept_to = CASE WHEN more.waits THEN swept_to ELSE greatest(swept_to, $4) END, last_success_at = $6
+         FROM (SELECT EXISTS (
+             SELECT FROM requests r
+             JOIN walks w ON (w.connection_id, w.stream, w.partition, w.mode) = (r.connection_id, $2, '', 'backfill')
+             WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
+               AND r.args @> jsonb_build_object('own', true, 'full', true, 'streams', jsonb_build_array($2::text))
+               AND coalesce(w.closed_started_at < r.applied_at, true)) AS waits) more
          WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
     )
     .bind::<BigInt, _>(key.connection.0)
@@ -652,24 +659,50 @@ pub fn postpone(
     Ok(StreamWrite::of(owned))
 }
 
+/// The kind under which it is kept that a stream waits for another to be read.
+pub const BEHIND: &str = "behind";
+
+/// Of a stream that needs to know of the account what another learns: how old that may be, and what is said when it is
+/// older, in front of the time since when it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Needs {
+    pub age_max: Duration,
+    pub said: String,
+}
+
 /// Says that all walks of a turn over this stream have closed. What is said of a walk that failed earlier, and was not due
-/// now, stays.
-pub fn settle(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
+/// now, stays. Walks that cover no more than what is known of the account, which is older than it may be, have moved
+/// nothing: that is said in place of nothing.
+pub fn settle(
+    connection: &mut PgConnection,
+    key: StreamKey,
+    needs: Option<&Needs>,
+) -> Result<StreamWrite, DbError> {
     let owned = diesel::sql_query(format!(
         "UPDATE stream_state s
-         SET state = CASE WHEN bad.walks THEN CASE WHEN stalled_reason IS NULL THEN 'backing_off' ELSE {HELD_STATE} END
-                          WHEN backfill_done THEN 'idle' ELSE 'backfilling' END,
-             stalled_reason = CASE WHEN bad.walks THEN stalled_reason END,
-             last_error = CASE WHEN bad.walks THEN last_error END,
-             failure_kind = CASE WHEN bad.walks THEN failure_kind END,
-             failures = CASE WHEN bad.walks THEN failures ELSE 0 END, not_before = NULL, waits_for = NULL
-         FROM (SELECT coalesce(bool_or(w.failures > 0), false) AS walks FROM walks w
-               WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '') bad
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
+         SET state = CASE WHEN found.stays THEN {HELD_STATE} WHEN found.behind IS NOT NULL THEN 'stalled'
+                          WHEN found.bad THEN 'backing_off' WHEN s.backfill_done THEN 'idle' ELSE 'backfilling' END,
+             stalled_reason = CASE WHEN found.stays THEN stalled_reason ELSE found.behind END,
+             failure_kind = CASE WHEN found.stays THEN failure_kind WHEN found.behind IS NOT NULL THEN '{BEHIND}'
+                                 WHEN found.bad THEN nullif(failure_kind, '{BEHIND}') END,
+             last_error = CASE WHEN found.bad THEN last_error END,
+             failures = CASE WHEN found.bad THEN failures ELSE 0 END, not_before = NULL, waits_for = NULL
+         FROM (SELECT w.bad, w.bad AND o.stalled_reason IS NOT NULL AND o.failure_kind IS DISTINCT FROM '{BEHIND}' AS stays,
+                   CASE WHEN o.backfill_done
+                       THEN $4 || to_char(w.known_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS \"UTC\"') END AS behind
+               FROM stream_state o
+               CROSS JOIN (SELECT coalesce(bool_or(failures > 0), false) AS bad,
+                       max(facts_as_of) FILTER (WHERE mode IN ('incremental', 'snapshot') AND started_at IS NULL
+                           AND facts_as_of < closed_started_at - make_interval(secs => $5)) AS known_to
+                   FROM walks WHERE connection_id = $1 AND stream = $2 AND partition = '') w
+               WHERE o.connection_id = $1 AND o.stream = $2 AND o.partition = '') found
+         WHERE s.connection_id = $1 AND s.stream = $2 AND s.partition = '' AND s.turn_epoch = $3"
     ))
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<BigInt, _>(key.epoch)
+    .bind::<Nullable<Text>, _>(needs.map(|needs| needs.said.as_str()))
+    .bind::<Double, _>(needs.map_or(0.0, |needs| needs.age_max.as_secs_f64()))
     .execute(connection)?;
     Ok(StreamWrite::of(owned))
 }

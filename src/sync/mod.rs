@@ -285,15 +285,18 @@ impl Engine {
 
     async fn record(&self, turn: &Turn, key: StreamKey, mode: Option<Mode>, result: Result<(), Halt>) {
         let stream = key.stream;
+        let spec = turn.provider.spec().stream(stream);
+        let needs =
+            spec.and_then(|spec| setback::needs(spec, self.settings.rhythm(&turn.provider_settings).poll));
         let before = if let Some(walk) = mode.and_then(|mode| turn.walk(stream, mode)) {
-            Before { failures: walk.failures, refusals: walk.refusals, unread: walk.unread }
+            Before { failures: walk.failures, refusals: walk.refusals, unread: walk.unread, needs }
         } else {
             let row = turn.streams.iter().find(|row| row.stream == stream);
-            Before { failures: row.map_or(0, |row| row.failures), ..Before::default() }
+            Before { failures: row.map_or(0, |row| row.failures), needs, ..Before::default() }
         };
         let (now, chance) = (self.clock.now(), chance::share());
         let record = move |connection: &mut PgConnection| {
-            setback::record(connection, key, mode, &result, before, now, chance)
+            setback::record(connection, key, mode, &result, &before, now, chance)
         };
         let recorded = self.db.transaction(record).await;
         if let Err(error) = recorded {

@@ -111,6 +111,10 @@ pub fn settle(
                 _ => None,
             })
             .collect();
+        if args.own && !failed.is_empty() {
+            // Its walks stay due, and what is claimed waits for them: nobody else would ask again.
+            continue;
+        }
         ended = true;
         if failed.is_empty() {
             requests::finish(connection, request.id, RequestOutcome::Done, None)?;

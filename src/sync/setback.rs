@@ -5,10 +5,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::send::Halt;
-use crate::db::streams::{Setback, Strange, StreamKey};
+use crate::db::streams::{Needs, Setback, Strange, StreamKey};
 use crate::db::{DbError, PgConnection, streams};
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::spec::{Mode, PAUSE_MAX};
+use crate::domain::spec::{Mode, PAUSE_MAX, StreamSpec};
 use crate::domain::time::delta;
 use crate::http::retry;
 
@@ -28,11 +28,13 @@ const REFUSALS_MAX: u32 = 3;
 const UNREAD_MAX: u32 = 8;
 /// A wait for permits that is longer than this shows as `backing_off`; shorter ones are the usual pace.
 const THROTTLED_SHOWS: Duration = Duration::from_secs(30);
+/// How old what a stream needs to know may be in any case, however often it is read: turns take their time.
+const BEHIND_LEAST: Duration = Duration::from_mins(5);
 /// The pause after a 429 that names no end.
 const THROTTLED: Duration = Duration::from_secs(10);
 
-/// How the turns before have ended for a walk.
-#[derive(Debug, Clone, Copy, Default)]
+/// How the turns before have ended for a walk, and what its stream needs of another.
+#[derive(Debug, Clone, Default)]
 pub struct Before {
     /// How many in a row have failed.
     pub failures: i32,
@@ -40,6 +42,20 @@ pub struct Before {
     pub refusals: i32,
     /// How many in a row were answered without JSON.
     pub unread: i32,
+    pub needs: Option<Needs>,
+}
+
+/// What is to be said of a stream when what it needs to know of the account is older than two times as long as it takes
+/// to be read again, and than passing trouble lasts.
+pub fn needs(spec: &StreamSpec, poll_interval: Duration) -> Option<Needs> {
+    let mut teachers: Vec<String> =
+        spec.needs_facts.iter().map(|fact| format!("`{}`", fact.taught_by)).collect();
+    teachers.dedup();
+    let teachers = Some(teachers.join(", ")).filter(|teachers| !teachers.is_empty())?;
+    let said = format!(
+        "changes are read, and no later ones are relied upon: {teachers}, which tells what to ask for, was last read at "
+    );
+    Some(Needs { age_max: poll_interval.saturating_mul(2).max(BEHIND_LEAST), said })
 }
 
 /// Records how a stream stands after the walks of a turn. `mode` is the walk that came last, if one was begun; `chance`,
@@ -49,14 +65,14 @@ pub fn record(
     key: StreamKey,
     mode: Option<Mode>,
     result: &Result<(), Halt>,
-    before: Before,
+    before: &Before,
     now: DateTime<Utc>,
     chance: f64,
 ) -> Result<(), DbError> {
     let count = |number: i32| u32::try_from(number).unwrap_or(0);
     let failures = count(before.failures);
     let _owned = match result {
-        Ok(()) => streams::settle(connection, key)?,
+        Ok(()) => streams::settle(connection, key, before.needs.as_ref())?,
         Err(Halt::Waits { until, what }) => {
             let throttled = *until - now > delta(THROTTLED_SHOWS);
             streams::postpone(connection, key, *until, what, throttled)?
@@ -149,6 +165,19 @@ mod tests {
         let kind = |counted, turns| strange(counted, turns).label();
         assert_eq!((kind(Strange::Refused, 2), kind(Strange::Refused, 3)), ("transient", "forbidden"));
         assert_eq!((kind(Strange::Unread, 7), kind(Strange::Unread, 8)), ("transient", "provider_changed"));
+    }
+
+    #[test]
+    fn what_a_stream_needs_may_be_two_intervals_old() {
+        let of = |provider: &str, stream: &str, minutes| {
+            let spec = crate::providers::provider(provider).unwrap().spec().stream(stream).unwrap();
+            needs(spec, Duration::from_mins(minutes))
+        };
+        let tickets = of("hubspot", "tickets", 10).unwrap();
+        assert_eq!(tickets.age_max, Duration::from_mins(20));
+        assert!(tickets.said.contains("`properties`"), "{}", tickets.said);
+        assert_eq!(of("housecallpro", "employees", 1).unwrap().age_max, BEHIND_LEAST);
+        assert_eq!(of("hubspot", "properties", 10), None);
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Drop for Site {
 async fn each_condition_is_found_in_the_tables() {
     let site = Site::new().await;
     assert_eq!(site.holding().await, []);
-    let steps: [(&str, &str, &str, &str); 12] = [
+    let steps: [(&str, &str, &str, &str); 13] = [
         (
             "UPDATE fieldmirror.connections SET state = 'needs_reauth', reason = 'revoked'",
             "needs_reauth",
@@ -216,8 +216,17 @@ async fn each_condition_is_found_in_the_tables() {
             "connection 1 stream owners",
             "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '59 min'",
         ),
+        // One that waits for another stream is told when it lags.
         (
-            "UPDATE fieldmirror.stream_state SET backfill_done = false, complete_to = NULL WHERE stream = 'owners'",
+            "UPDATE fieldmirror.stream_state SET state = 'stalled', stalled_reason = 'waits', failure_kind = 'behind',
+                 complete_to = now() - interval '61 min' WHERE stream = 'owners'",
+            "stream_stale",
+            "connection 1 stream owners",
+            "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '5 min'",
+        ),
+        (
+            "UPDATE fieldmirror.stream_state SET state = 'idle', stalled_reason = NULL, failure_kind = NULL;
+             UPDATE fieldmirror.stream_state SET backfill_done = false, complete_to = NULL WHERE stream = 'owners'",
             "stream_stale",
             "connection 1 stream owners",
             "INSERT INTO fieldmirror.sync_runs (connection_id, stream, mode, started_at, ended_at, pages)

@@ -1,16 +1,21 @@
 //! Streams, their walks and their owners, against a real server.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::{BigInt, Nullable, Text};
+use fieldmirror::db::rate_budget::{self, Lease};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
-use fieldmirror::db::streams::{self, Closing, Demand, Setback, Strange, StreamKey, StreamWrite, WalkRow};
+use fieldmirror::db::streams::{
+    self, Closing, Demand, Needs, Setback, Strange, StreamKey, StreamWrite, WalkRow,
+};
 use fieldmirror::db::sync_runs::{self, Counts};
 use fieldmirror::db::{DbError, PgConnection, queue, rows, turns};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::record::Record;
-use fieldmirror::domain::spec::Mode;
+use fieldmirror::domain::spec::{BucketSpec, Mode};
 use fieldmirror::domain::step::{Facts, Page, Position};
 use fieldmirror::domain::time::{Clock as _, SystemClock};
 use fieldmirror::providers;
@@ -89,6 +94,8 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
             let owned = commit::pages(connection, &source, page, &mut Counts::default())?;
             assert_eq!(owned, StreamWrite::Done);
         }
+        let aside = Ready::of(spec, Page { renews: vec!["tickets"], ..Page::default() });
+        assert_eq!(commit::aside(connection, &source, aside, &mut Counts::default())?, StreamWrite::Done);
         assert_eq!(walk(connection, "properties", mode)?.facts_as_of, Some(at(100)));
         streams::open_walk(connection, properties, mode, at(200), None, None)?;
         assert_eq!(walk(connection, "properties", mode)?.facts_as_of, Some(at(100)), "it has taught nothing");
@@ -99,9 +106,11 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
 
         let asked = requests::open(connection, id, RequestKind::Sync)?;
         let asked: Vec<_> = asked.into_iter().map(|request| request.args).collect();
-        assert_eq!(asked, [json!({"streams": ["tickets"], "full": true, "own": true})]);
+        let everything = json!({"streams": ["tickets"], "full": true, "own": true});
+        assert_eq!(asked, [everything.clone(), everything], "what is read aside may ask for it as well");
         diesel::sql_query("UPDATE walks SET due_at = now() + interval '1 day'").execute(connection)?;
-        sync::requests::apply(connection, id, provider, at(400))?;
+        let asked = sync::requests::apply(connection, id, provider, at(400))?;
+        assert!(!asked, "no person did: the provider's pauses are left alone");
         assert_eq!(walk(connection, "tickets", Mode::Incremental)?.due_at, Some(at(400)));
         assert_eq!(
             walk(connection, "properties", mode)?.due_at,
@@ -109,6 +118,9 @@ async fn what_is_learned_bears_its_moment_and_may_ask_for_everything_again() {
             "tickets need what it learns"
         );
         assert_ne!(walk(connection, "owners", mode)?.due_at, Some(at(400)));
+        let new = NewRequest { connection: id, kind: RequestKind::Sync, args: json!({}), sealed: None };
+        requests::create(connection, &new)?;
+        assert!(sync::requests::apply(connection, id, provider, at(500))?, "a person did");
         Ok(())
     });
     done.await.unwrap();
@@ -145,6 +157,151 @@ async fn what_a_request_allows_is_over_with_it() {
         Ok(())
     });
     done.await.unwrap();
+}
+
+/// Where there is more to read than there was, nothing is claimed before everything has been read again, whatever becomes of
+/// the connection meanwhile.
+#[tokio::test]
+async fn what_the_mirror_asks_of_itself_holds_back_what_is_claimed() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let provider = providers::provider("hubspot").expect("it is registered").spec();
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let close = |connection: &mut PgConnection, mode, began| {
+            streams::open_walk(connection, key, mode, at(began), None, None)?;
+            streams::close_walk(connection, key, &closing(mode, began))
+        };
+        let known = |connection: &mut PgConnection| {
+            let row = "SELECT concat_ws(' ', backfill_done, extract(epoch FROM complete_to)::int,
+                extract(epoch FROM swept_to)::int) AS value FROM stream_state WHERE stream = 'tickets'";
+            rows::value::<Text, String, _>(connection, diesel::sql_query(row))
+        };
+        let ask = |connection: &mut PgConnection, args: Value| {
+            let new = NewRequest { connection: id, kind: RequestKind::Sync, args, sealed: None };
+            requests::create(connection, &new)
+        };
+        let again = || json!({"streams": ["tickets"], "full": true, "own": true});
+        let owned = StreamWrite::Done;
+        streams::begin_watermark(connection, key, at(100))?;
+
+        // It came about while everything was read for the first time.
+        ask(connection, again())?;
+        assert_eq!(close(connection, Mode::Backfill, 100)?, owned);
+        assert_eq!(known(connection)?, "f");
+        sync::requests::apply(connection, id, provider, at(200))?;
+        assert_eq!(close(connection, Mode::Incremental, 210)?, owned);
+        assert_eq!(known(connection)?, "f");
+        assert_eq!(close(connection, Mode::Backfill, 220)?, owned);
+        assert_eq!(known(connection)?, "t 210 220");
+        assert_eq!(close(connection, Mode::Archived, 230)?, owned);
+        sync::requests::settle(connection, id, provider)?;
+        assert_eq!(requests::open(connection, id, RequestKind::Sync)?, []);
+
+        // What others ask for, and what is asked of others, holds nothing back.
+        for args in [json!({"full": true}), json!({"streams": ["owners"], "full": true, "own": true})] {
+            ask(connection, args)?;
+        }
+        assert_eq!(close(connection, Mode::Incremental, 300)?, owned);
+        assert_eq!(known(connection)?, "t 300 220");
+
+        let request = ask(connection, again())?;
+        assert_eq!(close(connection, Mode::Incremental, 400)?, owned);
+        assert_eq!(close(connection, Mode::Sweep, 410)?, owned);
+        assert_eq!(known(connection)?, "t 300 220");
+        sync::requests::apply(connection, id, provider, at(420))?;
+        assert_eq!(close(connection, Mode::Incremental, 430)?, owned);
+        assert_eq!(known(connection)?, "t 300 220");
+        // Neither a connection that cannot be read nor a stream that stands still makes an end of it.
+        sync::requests::give_up(connection, id, "the connection is failed")?;
+        let held = "UPDATE stream_state SET state = 'stalled', stalled_reason = 'x' WHERE stream = 'tickets'";
+        diesel::sql_query(held).execute(connection)?;
+        let later = "UPDATE walks SET due_at = now() WHERE stream = 'tickets' AND mode = 'backfill'";
+        diesel::sql_query(later).execute(connection)?;
+        sync::requests::settle(connection, id, provider)?;
+        let open: Vec<_> =
+            requests::open(connection, id, RequestKind::Sync)?.into_iter().map(|one| one.id).collect();
+        assert!(open.contains(&request) && open.len() == 2, "{open:?}");
+        // It makes no turns of its own.
+        assert_eq!(requests::waiting(connection, SystemClock.now())?, []);
+        assert_eq!(close(connection, Mode::Backfill, 440)?, owned);
+        assert_eq!(known(connection)?, "t 430 440");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// A stream that is read, and covers no more than what is known of the account, says so until that is read again.
+#[tokio::test]
+async fn a_stream_that_waits_for_what_another_learns_says_so() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        let needs = Needs { age_max: Duration::from_mins(2), said: "last read at ".to_owned() };
+        let read = |connection: &mut PgConnection, mode, began, known| {
+            streams::open_walk(connection, key, mode, at(began), None, Some(at(known)))?;
+            let _owned = streams::close_walk(connection, key, &closing(mode, known))?;
+            streams::settle(connection, key, Some(&needs))
+        };
+        let stands = |connection: &mut PgConnection| {
+            let row = "SELECT concat_ws(', ', state, failure_kind, stalled_reason, last_error) AS value
+                       FROM stream_state WHERE stream = 'tickets'";
+            rows::value::<Text, String, _>(connection, diesel::sql_query(row))
+        };
+        let owned = StreamWrite::Done;
+        streams::begin_watermark(connection, key, at(100))?;
+        assert_eq!(read(connection, Mode::Incremental, 900, 100)?, owned);
+        assert_eq!(stands(connection)?, "backfilling", "nothing is claimed anyway");
+        assert_eq!(read(connection, Mode::Backfill, 1_000, 900)?, owned);
+        let behind = "stalled, behind, last read at 1970-01-01 00:01:40 UTC";
+        assert_eq!(stands(connection)?, behind);
+        assert_eq!(read(connection, Mode::Incremental, 1_120, 1_000)?, owned);
+        assert_eq!(stands(connection)?, "idle");
+        assert_eq!(read(connection, Mode::Incremental, 1_121, 1_000)?, owned);
+        assert_eq!(stands(connection)?, "stalled, behind, last read at 1970-01-01 00:16:40 UTC");
+        // What is worse is told in its place, and what is over is not told on.
+        let setback = |kind, stalled_reason: Option<&str>| Setback {
+            state: "stalled",
+            kind,
+            stalled_reason: stalled_reason.map(str::to_owned),
+            last_error: Some("an error".to_owned()),
+            not_before: None,
+            whole_stream: false,
+            strange: None,
+        };
+        let held = setback("held", Some("too many"));
+        assert_eq!(streams::set_back(connection, key, Some(Mode::Sweep), &held)?, owned);
+        assert_eq!(read(connection, Mode::Incremental, 1_200, 1_000)?, owned);
+        assert_eq!(stands(connection)?, "stalled, held, too many, an error");
+        assert_eq!(close_sweep(connection, key)?, owned);
+        assert_eq!(read(connection, Mode::Incremental, 1_300, 1_000)?, owned);
+        let passing = setback("transient", None);
+        assert_eq!(streams::set_back(connection, key, Some(Mode::Sweep), &passing)?, owned);
+        assert_eq!(stands(connection)?, "stalled, behind, last read at 1970-01-01 00:16:40 UTC, an error");
+        assert_eq!(read(connection, Mode::Incremental, 1_400, 1_390)?, owned);
+        assert_eq!(stands(connection)?, "backing_off, an error");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// What a walk of tickets establishes that covers so much.
+fn closing(mode: Mode, covered_to: i64) -> Closing {
+    Closing {
+        mode,
+        covered_to: at(covered_to),
+        swept_to: matches!(mode, Mode::Backfill | Mode::Sweep).then(|| at(covered_to)),
+        reads_all: mode == Mode::Backfill,
+        sweeps: false,
+        due_at: None,
+        sweep_due_at: at(9_000),
+        closed_at: at(covered_to),
+    }
+}
+
+fn close_sweep(connection: &mut PgConnection, key: StreamKey) -> Result<StreamWrite, DbError> {
+    streams::close_walk(connection, key, &closing(Mode::Sweep, 1_000))
 }
 
 /// Who has a doubt about what was read so far wants all of it to be read after that.
@@ -253,6 +410,30 @@ async fn limits_that_a_cut_off_turn_has_used_are_not_left_to_the_next() {
         turns::save_pacing(connection, id, epoch, &json!({"turn": 1}), at(100))?;
         turns::leave_pacing(connection, id, &json!({"connect": 2}))?;
         assert_eq!(turns::take_pacing(connection, id)?, Some(json!({"connect": 2})));
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// Who asks may know that a long pause of an address has lost its reason; a short one may be right.
+#[tokio::test]
+async fn a_long_pause_of_an_address_is_doubted() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let bucket = BucketSpec::requests("address", 200, Duration::from_mins(5));
+        for (scope, minutes, left) in [("short", 30, 25..=31), ("long", 120, 3..=6)] {
+            for of in [scope, "another"] {
+                rate_budget::refused(connection, of, &bucket, Duration::from_mins(minutes))?;
+            }
+            rate_budget::question_pause(connection, scope, &bucket)?;
+            let lease = |connection: &mut PgConnection, scope| {
+                rate_budget::lease(connection, scope, &bucket, 1, Duration::ZERO)
+            };
+            let Lease::Full { wait } = lease(connection, scope)? else { panic!("{scope} is paused") };
+            assert!(left.contains(&(wait.as_secs() / 60)), "{scope}: {wait:?}");
+            let Lease::Full { wait } = lease(connection, "another")? else { panic!("it is paused") };
+            assert!(wait > Duration::from_mins(minutes - 10), "nobody doubts the others': {wait:?}");
+        }
         Ok(())
     });
     done.await.unwrap();
@@ -377,7 +558,7 @@ async fn a_turn_that_another_has_overtaken_writes_nothing() {
         };
         assert_eq!(streams::set_back(connection, key, Some(Mode::Backfill), &setback)?, lost);
         assert_eq!(streams::postpone(connection, key, at(900), "a limit", true)?, lost);
-        assert_eq!(streams::settle(connection, key)?, lost);
+        assert_eq!(streams::settle(connection, key, None)?, lost);
         assert_eq!(streams::set_state(connection, key, "syncing")?, lost);
         turns::save_pacing(connection, id, epoch, &json!({"late": true}), at(900))?;
         assert_eq!(stands(connection)?, before);
@@ -440,11 +621,16 @@ async fn a_clock_that_ran_ahead_counts_until_the_walk_is_over() {
     let done = database.db.transaction(|connection| {
         let (id, epoch) = begun(connection)?;
         let key = StreamKey { connection: id, stream: "tickets", epoch };
-        let ahead = |connection: &mut PgConnection| {
+        let of = |connection: &mut PgConnection, mode: &str| {
             let walks = streams::walks(connection, id)?;
-            let of = |mode| walks.iter().find(|walk| walk.stream == "tickets" && walk.mode == mode).unwrap();
-            Ok::<_, DbError>((of("incremental").ahead_ms, of("backfill").ahead_ms))
+            let of = walks.into_iter().find(|walk| walk.stream == "tickets" && walk.mode == mode);
+            Ok::<_, DbError>(of.expect("it is there"))
         };
+        let ahead = |connection: &mut PgConnection| {
+            Ok::<_, DbError>((of(connection, "incremental")?.ahead_ms, of(connection, "backfill")?.ahead_ms))
+        };
+        let closed =
+            |connection: &mut PgConnection| Ok::<_, DbError>(of(connection, "incremental")?.closed_ahead_ms);
         streams::open_walk(connection, key, Mode::Incremental, at(100), None, None)?;
         for (seen, kept) in [(600_000, 600_000), (40_000, 600_000), (700_000, 700_000)] {
             streams::note_ahead(connection, key, Mode::Incremental, seen)?;
@@ -454,6 +640,21 @@ async fn a_clock_that_ran_ahead_counts_until_the_walk_is_over() {
         assert_eq!(ahead(connection)?, (700_000, 0), "it began when it began");
         streams::open_walk(connection, key, Mode::Incremental, at(200), None, None)?;
         assert_eq!(ahead(connection)?, (0, 0));
+        // What a walk has seen is what the next one compares with only once it has closed: one that could not read
+        // everything moves nothing, and what it has seen is news to the next.
+        assert_eq!(closed(connection)?, None);
+        streams::note_ahead(connection, key, Mode::Incremental, 50_000)?;
+        assert_eq!(
+            streams::close_walk(connection, key, &closing(Mode::Incremental, 200))?,
+            StreamWrite::Done
+        );
+        assert_eq!(closed(connection)?, Some(50_000));
+        streams::open_walk(connection, key, Mode::Incremental, at(300), None, None)?;
+        streams::note_ahead(connection, key, Mode::Incremental, 900_000)?;
+        streams::end_walk(connection, key, Mode::Incremental)?;
+        assert_eq!(closed(connection)?, Some(50_000));
+        streams::open_walk(connection, key, Mode::Incremental, at(400), None, None)?;
+        assert_eq!((ahead(connection)?, closed(connection)?), ((0, 0), Some(50_000)));
         Ok(())
     });
     done.await.unwrap();
@@ -549,7 +750,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
             assert_eq!(stands(connection)?, format!("{state} {kind} why transient"));
             assert_eq!(streams::postpone(connection, key, at(900), "a limit", true)?, owned);
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
-            assert_eq!(streams::settle(connection, key)?, owned);
+            assert_eq!(streams::settle(connection, key, None)?, owned);
             assert!(stands(connection)?.starts_with(&format!("{state} {kind} why ")), "{kind}");
         }
         // What may pass by itself is counted by its kind.
@@ -571,7 +772,7 @@ async fn passing_trouble_does_not_lift_what_holds_a_stream() {
         }
         // A walk that closes is proof.
         diesel::sql_query("UPDATE walks SET failures = 0").execute(connection)?;
-        assert_eq!(streams::settle(connection, key)?, owned);
+        assert_eq!(streams::settle(connection, key, None)?, owned);
         assert_eq!(stands(connection)?, "backfilling");
         assert_eq!(
             streams::set_back(connection, key, None, &setback("transient", busy, None))?,

@@ -1,6 +1,7 @@
 //! Walks of every kind at providers that refuse where they stand, or show what cannot be: they begin again and say why, or
 //! stand still and say so, and no row is touched. In the simulation's own time.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -8,9 +9,16 @@ use diesel::connection::SimpleConnection as _;
 use fieldmirror::auth::refresh::{Refreshed, Why};
 use fieldmirror::db::requests::{self, NewRequest, RequestKind, RequestOutcome};
 use fieldmirror::db::{rows, streams};
+use fieldmirror::domain::spec::BucketSpec;
+use fieldmirror::domain::step::Request;
+use fieldmirror::http::pace::Pacer;
+use fieldmirror::providers;
 use fieldmirror::sandbox::hubspot::HUB_ID_FIRST;
 use fieldmirror::sandbox::servicetitan::TENANT_FIRST;
+use fieldmirror::sync::send::{Egress, Sender, Tally};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -65,7 +73,7 @@ async fn execute(rig: &Rig, sql: &str) {
 
 /// Takes turns until the query's only value is true.
 async fn until(rig: &Rig, what: &str, sql: &str) {
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     while row(rig, &format!("SELECT ({sql}) AS value")).await["value"] != true {
         let stands =
             "SELECT jsonb_agg(s) AS streams FROM fieldmirror.stream_state s WHERE connection_id = {}";
@@ -103,7 +111,7 @@ async fn run_of(rig: &Rig, stream: &str, mode: &str) -> Value {
              AND (stream, mode) = ('{stream}', '{mode}') ORDER BY id DESC LIMIT 1"
     );
     let before = row(rig, &last).await["id"].clone();
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     loop {
         rig.next(Duration::from_mins(1)).await;
         let run = row(rig, &last).await;
@@ -493,14 +501,25 @@ async fn rows_that_cannot_be_asked_for_hold_nothing_but_the_sweep() {
     let allowed = "SELECT mass_delete_allowed FROM fieldmirror.walks WHERE connection_id = {} AND (stream, mode) = ('bookings', 'sweep')";
     assert_eq!(row(&rig, allowed).await["mass_delete_allowed"], false);
 
+    // What comes back is read again, all of it, before anything more is claimed.
+    let complete = "SELECT complete_to AS at FROM fieldmirror.stream_state WHERE connection_id = {} AND stream = 'bookings'";
+    only(&rig, "bookings", "incremental").await;
+    assert_eq!(run_of(&rig, "bookings", "incremental").await["outcome"], "closed");
+    let claimed = row(&rig, complete).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
     name_providers(&mut rig, &["71", "72"]);
+    only(&rig, "bookings", "incremental").await;
+    assert_eq!(run_of(&rig, "bookings", "incremental").await["outcome"], "closed");
+    assert_eq!(row(&rig, complete).await, claimed, "there is more to be read");
+    let read = "SELECT bool_and(outcome = 'done') FROM fieldmirror.requests WHERE connection_id = {} AND args @> '{\"own\": true}'";
     only(&rig, "bookings", "sweep").await;
-    assert_eq!(run_of(&rig, "bookings", "sweep").await["outcome"], "closed");
+    until(&rig, "what the mirror asked of itself is done", read).await;
     let after = swept(&rig, "bookings").await;
     assert!(
         after["stalled_reason"].is_null() && after["swept_to"].as_str() > before["swept_to"].as_str(),
         "{after}"
     );
+    assert!(row(&rig, complete).await["at"].as_str() > claimed["at"].as_str());
 }
 
 #[tokio::test(start_paused = true)]
@@ -605,7 +624,7 @@ async fn a_401_that_passes_turns_no_stream_off() {
             (&json!("failed"), &json!("backing_off")),
             "{provider}: {run}"
         );
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         until(&rig, "it has passed", ALL_READ).await;
         assert!(began.elapsed() < Duration::from_mins(5), "{provider}: {:?}", began.elapsed());
 
@@ -752,9 +771,74 @@ async fn a_first_read_that_begins_again_finds_what_is_gone_since() {
     assert!(swept(&rig, "bookings").await["swept_to"].is_string());
 }
 
+/// While the list of properties is not read, tickets are, and cover no more than what was known: they say so until it is.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_another_learns_says_so() {
+    let ground = Ground::new();
+    let rig = rig(&ground, "hubspot").await;
+    until(&rig, "everything has been read once", ALL_READ).await;
+    let complete = "SELECT complete_to AS at FROM fieldmirror.stream_state WHERE connection_id = {} AND stream = 'tickets'";
+    let due = |when: &str| {
+        format!(
+            "UPDATE fieldmirror.walks SET due_at = {when} WHERE connection_id = {{}} AND stream = 'properties'"
+        )
+    };
+    execute(&rig, &due("NULL")).await;
+    until(&rig, "it is said", &says("tickets", "`properties`")).await;
+    let stands = row(&rig, complete).await;
+    tokio::time::sleep(Duration::from_mins(30)).await;
+    assert_eq!(run_of(&rig, "tickets", "incremental").await["outcome"], "closed");
+    assert_eq!(row(&rig, complete).await, stands, "it covers no more");
+    execute(&rig, &due("now()")).await;
+    until(&rig, "all is well", ALL_READ).await;
+    until(
+        &rig,
+        "nothing is said any more",
+        "SELECT bool_and(stalled_reason IS NULL) FROM fieldmirror.stream_state WHERE connection_id = {}",
+    )
+    .await;
+    assert!(row(&rig, complete).await["at"].as_str() > stands["at"].as_str());
+}
+
+/// Who has to wait for a permit holds no slot meanwhile: whoever is ahead of it needs one to go.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_slot_that_one_holds_who_waits() {
+    let ground = Ground::new();
+    let rig = rig_of(&ground, "housecallpro", 5, &[]).await;
+    let (engine, now) = (&rig.engine, rig.engine.clock.now());
+    let mut pacer = Pacer::new(&[BucketSpec::own_pace("requests", 1, Duration::from_secs(1))], 0.0);
+    pacer.take(now, &["requests"], 1).expect("nothing was taken before");
+    pacer.come(["first", "second"].into_iter());
+    pacer.wait(now, Some("first"), &["requests"], 1, Duration::from_secs(1));
+    let sender = Sender {
+        client: &engine.client,
+        auth: &engine.auth,
+        access: Mutex::default(),
+        doubts: tokio::sync::Mutex::default(),
+        skew: Mutex::default(),
+        clock: &*engine.clock,
+        provider: providers::provider("housecallpro").expect("it is registered"),
+        connection: rig.connection,
+        api_base: &engine.settings.providers["housecallpro"].api_base,
+        pacer: Mutex::new(pacer),
+        egress: Egress { db: &engine.db, scope: String::new(), buckets: Vec::new() },
+        in_flight: Semaphore::new(1),
+        stop: CancellationToken::new(),
+        began: (now, Instant::now()),
+    };
+    let request = Request::get("/company".to_owned(), "company", &["requests"]);
+    let deadline = Instant::now() + Duration::from_mins(5);
+    let tallies = ["second", "first"].map(|of| Tally::of(of, 0));
+    // The slot goes to who asks first.
+    let [second, first] = tallies.each_ref().map(|tally| sender.send(&request, deadline, tally));
+    let (second, first) = tokio::join!(second, first);
+    let (second, first) = (second.expect("it has left"), first.expect("it has left"));
+    assert!(first.sent_at < second.sent_at, "in their order: {} {}", first.sent_at, second.sent_at);
+}
+
 /// What is asked for is done, whatever else is due, within so long.
 async fn ends(rig: &Rig, asked: Uuid, within: Duration) {
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     let ended = format!("SELECT done_at IS NOT NULL FROM fieldmirror.requests WHERE id = '{asked}'");
     until(rig, "what was asked for has ended", &ended).await;
     let outcome = rig.outcome(asked).await;

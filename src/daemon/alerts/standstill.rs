@@ -2,6 +2,7 @@
 
 use super::remedy;
 use crate::db::alerts::AlertKind;
+use crate::db::streams::BEHIND;
 use crate::domain::spec::GrantKind;
 
 /// What it is that a stream waits for.
@@ -13,6 +14,8 @@ pub enum Standstill {
     Forbidden,
     /// A better answer.
     Stalled,
+    /// Another stream, from which it learns what to ask for.
+    Behind,
 }
 
 /// Whose stream it is.
@@ -29,6 +32,7 @@ impl Standstill {
         match recorded {
             "held" => Self::Held,
             "forbidden" => Self::Forbidden,
+            BEHIND => Self::Behind,
             _ => Self::Stalled,
         }
     }
@@ -47,6 +51,7 @@ impl Standstill {
             Self::Held => AlertKind::MassDeleteHeld,
             Self::Forbidden => AlertKind::StreamForbidden,
             Self::Stalled => AlertKind::StreamStalled,
+            Self::Behind => AlertKind::StreamStale,
         }
     }
 
@@ -56,6 +61,7 @@ impl Standstill {
             Self::Held => "waits for a person to agree to deletions",
             Self::Forbidden => "is not allowed with this grant",
             Self::Stalled => "is stalled",
+            Self::Behind => "waits for another stream",
         };
         format!("{what}: {reason}")
     }
@@ -67,7 +73,7 @@ impl Standstill {
             // The missing right can only come from a new consent.
             Self::Forbidden if grant.needs_consent() => remedy::reconnect(provider, connection, grant),
             // A key stays good: it is the account's plan or the app's rights that are to be changed before the next try.
-            Self::Forbidden | Self::Stalled => remedy::try_again(connection, stream),
+            Self::Forbidden | Self::Stalled | Self::Behind => remedy::try_again(connection, stream),
         }
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Known {
     below: BTreeSet<String>,
     /// The ids of what was ever read.
     read: BTreeSet<String>,
+    /// The ids of what was to be read when this was last learned.
+    last: BTreeSet<String>,
 }
 
 impl Known {
@@ -41,6 +43,13 @@ impl Known {
         }
         let own: BTreeSet<String> = all.intersection(&only).cloned().collect();
         if own.is_empty() { only } else { own }
+    }
+
+    /// Whether it has to read what it did not before: it may have changed long ago, and no walk over changes brings that.
+    pub(super) fn is_more(&self, to_read: &BTreeSet<String>) -> bool {
+        // An older program noted only what was ever read, and one before it nothing.
+        let before = if self.last.is_empty() { &self.read } else { &self.last };
+        !before.is_empty() && !to_read.is_subset(before)
     }
 
     /// What was read once and is not any more: its rows are in the mirror, and no list shows them.
@@ -95,10 +104,9 @@ fn page(cx: &StepContext<'_>, reply: Reply) -> Result<Page, Failure> {
     known.own = ids.next().unwrap_or_default();
     known.below.extend(ids.filter(|id| *id != known.own));
     let to_read = known.to_read(cx.options);
-    // What is at a location that was never read may have changed long before it was shown.
-    let is_new = !known.read.is_empty() && !to_read.is_subset(&known.read);
-    let renews = if is_new { streams::LOCATED.to_vec() } else { Vec::new() };
-    known.read.extend(to_read);
+    let renews = if known.is_more(&to_read) { streams::LOCATED.to_vec() } else { Vec::new() };
+    known.read.extend(to_read.iter().cloned());
+    known.last = to_read;
     let fact = serde_json::to_value(known).expect("plain data with text keys");
     let facts = Facts::from([(streams::LOCATIONS_FACT.to_owned(), fact)]);
     Ok(Page { records, facts, renews, ..Page::default() })

@@ -195,7 +195,11 @@ fn which_locations_are_read() {
 }
 
 #[test]
-fn a_location_that_was_never_read_has_everything_read_again() {
+fn a_location_that_was_not_read_before_has_everything_read_again() {
+    let last = |below: &[&str], read: &[&str], last: &[&str]| {
+        let fact = json!({"own": "o", "below": below, "read": read, "last": last});
+        Facts::from([(streams::LOCATIONS_FACT.to_owned(), fact)])
+    };
     for (facts, setting, expected) in [
         (Facts::new(), &[][..], &[][..]),
         (known(&["a"], &["a", "b", "o"]), &[], &[]),
@@ -204,6 +208,11 @@ fn a_location_that_was_never_read_has_everything_read_again() {
         (known(&["a", "b"], &["a"]), &["a", "b"], streams::LOCATED),
         // Of an older program, which did not note what it read.
         (known(&["a"], &[]), &[], &[]),
+        // Left out by the settings, and back in them.
+        (last(&["a"], &["a", "b", "o"], &["a", "b", "o"]), &["o"], &[]),
+        (last(&["a"], &["a", "b", "o"], &["o"]), &["o"], &[]),
+        (last(&["a"], &["a", "b", "o"], &["o"]), &["a", "o"], streams::LOCATED),
+        (last(&["a"], &["a", "b", "o"], &["o"]), &[], streams::LOCATED),
     ] {
         let options = only(setting);
         let started_at = DateTime::UNIX_EPOCH;
@@ -216,6 +225,8 @@ fn a_location_that_was_never_read_has_everything_read_again() {
             panic!("one answer has them all")
         };
         assert_eq!(page.renews, expected, "{setting:?} {facts:?}");
+        let of_page = Known::of(&page.facts);
+        assert!(!of_page.is_more(&of_page.to_read(&options)), "what is read now is noted");
     }
 }
 

@@ -4,10 +4,12 @@
 //!
 //! These lists do not tell whether a booking is active; what has left them is found by a sweep, and asked for by its id.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use std::collections::BTreeSet;
 
-use super::feed::{ask_list, learn_settings};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::feed::{ask_list, learn_zone};
 use super::{BUCKETS, SPEC, said, streams, tenant};
 use crate::domain::failure::Failure;
 use crate::domain::spec::{Changes, ListSpec, Paging, Read, StreamSpec};
@@ -17,6 +19,8 @@ use crate::providers::interpret;
 pub const PURPOSE: &str = "provider_bookings";
 /// The column that tells which provider a row is of.
 pub const PLACE: &str = "booking_provider_id";
+/// The fact that keeps which providers' bookings were last read.
+const OF: &str = "booking_providers";
 /// Booking providers in the settings.
 const PROVIDERS_MAX: usize = 50;
 /// The parameter that stands for one of them in the path.
@@ -50,6 +54,8 @@ struct At {
     list: Value,
     /// Why not all bookings of some providers were shown.
     lost: Vec<String>,
+    /// Whether the walk has noted which providers it is about.
+    noted: bool,
 }
 
 /// The booking providers that the settings name.
@@ -77,7 +83,9 @@ pub fn step(cx: &StepContext<'_>, at: &Position, mut replies: Vec<Reply>) -> Res
                 format!("ServiceTitan does not show the bookings of booking provider {provider} ({why})");
             here.lost.push(why);
             here.next_provider();
-            return Ok(Step::Emit { page: Page::default(), at: Position::of(&here) });
+            let mut page = Page::default();
+            here.note(cx, &mut page);
+            return Ok(Step::Emit { page, at: Position::of(&here) });
         }
         replies.first().map_or(Ok(()), check)?;
         let mut params = cx.params.clone();
@@ -91,7 +99,8 @@ pub fn step(cx: &StepContext<'_>, at: &Position, mut replies: Vec<Reply>) -> Res
             }
             Step::Emit { mut page, at } => {
                 here.list = at.at;
-                learn_settings(cx, &mut page);
+                learn_zone(cx, &mut page);
+                here.note(cx, &mut page);
                 return Ok(Step::Emit { page, at: Position::of(&here) });
             }
             Step::Done => here.next_provider(),
@@ -129,7 +138,30 @@ pub fn probe(cx: &StepContext<'_>, place: Option<&str>, ids: &[String]) -> Optio
     Some(ask_list(format!("/crm/v2/tenant/{tenant}/booking-provider/{provider}/bookings"), false, ids))
 }
 
+/// Learns whose bookings are read, those of all providers where none is named, and has everything read again where some
+/// were not before: no walk over changes brings what changed earlier.
+pub fn learn(cx: &StepContext<'_>, page: &mut Page) {
+    let of: BTreeSet<String> = ids(cx.options).into_iter().collect();
+    let before =
+        cx.facts.get(OF).and_then(|fact| BTreeSet::<String>::deserialize(fact).ok()).unwrap_or_default();
+    if of == before {
+        return;
+    }
+    if !before.is_empty() && (of.is_empty() || !of.is_subset(&before)) {
+        page.renews.push(cx.stream.name);
+    }
+    page.facts.insert(OF.to_owned(), json!(of));
+}
+
 impl At {
+    /// Once a walk: a page that learns anew what is known already would ask for everything once more.
+    fn note(&mut self, cx: &StepContext<'_>, page: &mut Page) {
+        if !self.noted {
+            learn(cx, page);
+            self.noted = true;
+        }
+    }
+
     fn next_provider(&mut self) {
         self.provider += 1;
         self.list = Value::Null;

@@ -9,7 +9,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{BUCKETS, flag, said, streams, tenant};
+use super::{BUCKETS, booking_provider, flag, said, streams, tenant};
 use crate::domain::failure::Failure;
 use crate::domain::record::{Deletion, Record};
 use crate::domain::spec::{Mode, Read};
@@ -188,7 +188,10 @@ fn take(cx: &StepContext<'_>, here: &At, mut reply: Reply) -> Result<(Page, At),
     if next.ended {
         let kept = Kept { token: next.token.clone(), recent: next.recent == Some(true), newest: next.newest };
         learn(cx, &mut page, fact(cx), json!(kept));
-        learn_settings(cx, &mut page);
+        learn_zone(cx, &mut page);
+        if name == "bookings" {
+            booking_provider::learn(cx, &mut page);
+        }
     }
     Ok((page, next))
 }
@@ -203,7 +206,7 @@ pub fn date(at: DateTime<Utc>) -> String {
 }
 
 /// What the unified view of bookings shows and only the settings know.
-pub fn learn_settings(cx: &StepContext<'_>, page: &mut Page) {
+pub fn learn_zone(cx: &StepContext<'_>, page: &mut Page) {
     if cx.stream.name == "bookings" {
         let zone = cx.options.get("timezone").and_then(Value::as_str).filter(|zone| !zone.is_empty());
         learn(cx, page, "timezone".to_owned(), json!(zone));

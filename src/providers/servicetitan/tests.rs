@@ -271,6 +271,63 @@ fn pages_are_no_larger_than_the_lists_let_them_be() {
     }
 }
 
+/// No walk over changes brings what changed before its provider was named.
+#[test]
+fn bookings_of_more_providers_than_before_have_everything_read_again() {
+    let (params, stream) = (params("41"), SPEC.stream("bookings").unwrap());
+    let walk = Walk {
+        mode: Mode::Incremental,
+        started_at: DateTime::<Utc>::UNIX_EPOCH,
+        from: None,
+        facts_as_of: None,
+    };
+    for (before, now, noted, renews) in [
+        (json!(null), json!([71]), json!(["71"]), false),
+        (json!(["71"]), json!([71, "72"]), json!(["71", "72"]), true),
+        (json!(["71", "72"]), json!([73, 72]), json!(["72", "73"]), true),
+        (json!(["71", "72"]), json!([72]), json!(["72"]), false),
+        (json!(["71"]), json!([71]), json!(null), false),
+        // From the feed, which has those of all, and back to it.
+        (json!([]), json!([71]), json!(["71"]), false),
+        (json!(["71"]), json!([]), json!([]), true),
+        (json!(null), json!([]), json!(null), false),
+    ] {
+        let facts = Facts::from([("booking_providers".to_owned(), before.clone())]);
+        let options = options(&[("booking_provider_ids", now.clone())]);
+        let cx = StepContext {
+            stream,
+            walk: &walk,
+            api_version: "",
+            page_size: 500,
+            facts: &facts,
+            params: &params,
+            options: &options,
+        };
+        let (mut at, mut replies, mut pages) = (Position::start(), Vec::new(), Vec::new());
+        loop {
+            match ServiceTitan.step(&cx, &at, std::mem::take(&mut replies)).unwrap() {
+                Step::Send { at: next, .. } => {
+                    replies.push(reply(200, json!({"hasMore": false, "totalCount": 0, "data": []})));
+                    at = next;
+                }
+                Step::Emit { page, at: next } => {
+                    pages.push(page);
+                    at = next;
+                }
+                Step::Done => break,
+                Step::Partial { why } => panic!("{why}"),
+            }
+        }
+        let learned = pages.iter().filter_map(|page| page.facts.get("booking_providers").cloned());
+        assert_eq!(
+            learned.collect::<Vec<_>>(),
+            [noted].into_iter().filter(|noted| !noted.is_null()).collect::<Vec<_>>()
+        );
+        let asked: Vec<_> = pages.iter().flat_map(|page| page.renews.iter().copied()).collect();
+        assert_eq!(asked, ["bookings"].into_iter().filter(|_| renews).collect::<Vec<_>>(), "{before} {now}");
+    }
+}
+
 #[test]
 fn a_list_of_ids_proves_who_is_there() {
     let params = params("41");
