@@ -95,7 +95,9 @@ impl Site {
     /// What the program was told so far.
     fn told(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.folder.join("told")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
     }
 
     async fn told_of(&self, count: usize) -> Vec<Value> {
