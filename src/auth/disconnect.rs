@@ -8,6 +8,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::proof::account_context;
+use super::renewal::masked;
+use super::spill::{Kept, Name, Order};
 use super::{Auth, REFRESH_COLUMN, Standing, TokenClient};
 use crate::db::connections::{self, Connection};
 use crate::db::requests::{self, RequestKind, RequestOutcome};
@@ -110,7 +112,7 @@ impl Auth {
         let mut revoked = Revoked::NotPossible;
         for grant in kept {
             let replies = self.kept_replies(id, grant, 0, false).await;
-            let newest = replies.into_iter().find_map(|(_, granted)| granted.tokens.refresh_token);
+            let newest = replies.into_iter().find_map(|(_, kept)| kept.granted.tokens.refresh_token);
             let asked = self.answered(Box::pin(self.revoke(&connection, Ok(newest)))).await;
             let asked = asked.unwrap_or_else(|failure| Revoked::Failed(failure.message));
             revoked = revoked.and(match asked {
@@ -156,7 +158,9 @@ impl Auth {
         token: &Token,
     ) -> Result<Option<Secret>, Failure> {
         let kept = self.kept_replies(connection.id, token.grant_id, token.generation + 1, true).await;
-        if let Some(kept) = kept.into_iter().find_map(|(_, granted)| granted.tokens.refresh_token) {
+        let later = |(name, kept): &(Name, Kept)| kept.order(name.generation, token.into()) != Order::Known;
+        let mut kept = kept.into_iter().filter(later);
+        if let Some(kept) = kept.find_map(|(_, kept)| kept.granted.tokens.refresh_token) {
             return Ok(Some(kept));
         }
         let sealed = token.refresh_sealed.as_deref();
@@ -184,7 +188,7 @@ impl Auth {
         };
         let deadline = Deadline::after(REVOKE_MAX);
         let endpoint = client.endpoint(url);
-        let mut tries = 0;
+        let (mut tries, mut may_be_done) = (0, false);
         loop {
             tries += 1;
             let asked = oauth::revoke(&self.http, &endpoint, &refresh_token, deadline, self.clock.as_ref());
@@ -192,10 +196,16 @@ impl Auth {
                 Ok(()) => return Revoked::Yes,
                 Err(failure) => failure,
             };
+            // What was revoked by a try whose answer was lost is no longer known.
+            if may_be_done && matches!(failure, TokenFailure::Refused { .. }) {
+                return Revoked::Yes;
+            }
+            may_be_done |= matches!(failure, TokenFailure::Unavailable { sent: true, .. });
             let passes = matches!(failure, TokenFailure::Unavailable { .. } | TokenFailure::Throttled { .. });
             if !passes || tries >= REVOKE_TRIES {
                 let title = provider.spec().title;
-                return Revoked::Failed(format!("{title}: {failure}"));
+                let secrets: Vec<&Secret> = client.secret.iter().chain([&refresh_token]).collect();
+                return Revoked::Failed(format!("{title}: {}", masked(&failure.to_string(), &secrets)));
             }
             tokio::time::sleep(retry::pause(tries, REVOKE_PAUSE, REVOKE_PAUSE * 4)).await;
         }

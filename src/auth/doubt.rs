@@ -44,7 +44,7 @@ impl Auth {
             return Ok(Doubt::Replaced);
         }
         if token.refused_at.is_some() {
-            return Err(last_failure(&token, &connection));
+            return Err(last_failure(&token, &connection, self.clock.now()));
         }
         let (provider, settings) = self.provider(&connection.provider)?;
         match self.refused_by_api(provider, settings, &connection, &token, gate).await? {

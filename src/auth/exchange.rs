@@ -126,7 +126,7 @@ impl Auth {
         let granted = granted.map_err(Unfinished::Failed)?;
         self.between.at(id, Step::Replied).await;
         // The code is spent: from here on the reply outlives us.
-        let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted));
+        let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted, None));
         in_hand.keep().await;
         self.between.at(id, Step::Spilled).await;
         let ended = self.connect_alone(provider, redeemed, &granted, in_hand).await;
@@ -156,7 +156,7 @@ impl Auth {
     ) -> Result<Ending, Unfinished> {
         let (deadline, mut tries) = (Deadline::after(ALONE_MAX), 0);
         loop {
-            let ended = self.connect_as(provider, &redeemed.claim(), granted, in_hand).await;
+            let ended = self.connect_as(provider, &redeemed.claim(), (1, granted), in_hand).await;
             let Err(Unfinished::Failed(failure)) = &ended else { return ended };
             // A token that was granted a moment ago may not be known everywhere yet.
             let is_new = failure.kind == FailureKind::NeedsReauth && granted.tokens.refresh_token.is_some();
@@ -172,24 +172,25 @@ impl Auth {
         }
     }
 
-    /// Makes the connection with what was granted.
+    /// Makes the connection with what was granted for its code, or for the refresh tokens that followed from it.
     pub(super) async fn connect_as(
         &self,
         provider: &'static dyn Provider,
         claim: &Claim<'_>,
-        granted: &Granted,
+        (generation, granted): (i64, &Granted),
         in_hand: &mut InHand,
     ) -> Result<Ending, Unfinished> {
         let Claim { connection, grant, by } = *claim;
-        let (_, settings) = self.provider(&connection.provider).map_err(Unfinished::Failed)?;
+        let found = self.provider(&connection.provider);
+        let (_, settings) = found.map_err(|failure| in_hand.put_off(failure))?;
         let beside = match by {
             By::Request(request) => self.secrets_beside(request).await,
             By::Folder { .. } => Ok(None),
         };
-        let beside = beside.map_err(|failure| in_hand.unfinished(failure))?;
+        let beside = beside.map_err(|failure| in_hand.put_off(failure))?;
         let kept = match &beside {
             Some(_) => BTreeMap::new(),
-            None => self.open_secrets(connection.id).await.map_err(|failure| in_hand.unfinished(failure))?,
+            None => self.open_secrets(connection.id).await.map_err(|failure| in_hand.put_off(failure))?,
         };
         let access_token = &granted.tokens.access_token;
         let credential = Credential { token: access_token, secrets: beside.as_ref().unwrap_or(&kept) };
@@ -199,7 +200,7 @@ impl Auth {
             self.prove_anyhow(provider, settings, connection, &credential, Some(granted)).await
         };
         let Shown { account, pacing } = shown.map_err(|failure| in_hand.unfinished(failure))?;
-        let token = self.first_token(provider, connection, grant, granted);
+        let token = self.first_token(provider, connection, (grant, generation), granted);
         let secrets = beside.map(|beside| self.sealed(connection, grant, &beside));
         let proven = Proven { account, pacing, grant_id: grant, token, secrets };
         let as_what = AsWhat {
@@ -312,7 +313,7 @@ impl Auth {
         &self,
         provider: &'static dyn Provider,
         connection: &Connection,
-        grant_id: Uuid,
+        (grant_id, generation): (Uuid, i64),
         granted: &Granted,
     ) -> NewToken {
         let (id, tokens) = (connection.id, &granted.tokens);
@@ -320,6 +321,7 @@ impl Auth {
         NewToken {
             connection: id,
             grant_id,
+            generation,
             access_sealed: self.seal(id, grant_id, ACCESS_COLUMN, &tokens.access_token),
             refresh_sealed: tokens
                 .refresh_token
@@ -424,8 +426,8 @@ impl Auth {
 
 /// Why a code has not led to an ending yet.
 pub(super) enum Unfinished {
-    /// The database did not go along, or the provider did not tell whose account it is, or the daemon stops. What was
-    /// granted is kept, and tried again later.
+    /// Something is in the way that says nothing of the grant, such as the database, a firewall before the provider, or a
+    /// key that is missing; or the daemon stops. What was granted is kept, and tried again later.
     Postponed(Failure),
     Failed(Failure),
 }
@@ -439,12 +441,18 @@ impl InHand {
             Unfinished::Failed(failure)
         }
     }
+
+    /// Something of ours is in the way, such as a key that is missing: that says nothing of the grant.
+    fn put_off(&self, failure: Failure) -> Unfinished {
+        if self.is_safe() { Unfinished::Postponed(failure) } else { Unfinished::Failed(failure) }
+    }
 }
 
+/// Whether it is not the provider itself that says no, nor whose account it is that contradicts what the admin gave: any
+/// other 4xx may be the page of a firewall or about maintenance.
 fn passes(failure: &Failure) -> bool {
-    // An answer that makes no sense may be that of a page about maintenance.
-    use FailureKind::{ProviderChanged, Throttled, Transient};
-    matches!(failure.kind, Transient | Throttled { .. } | ProviderChanged)
+    use FailureKind::{Forbidden, Misconfigured, NeedsReauth};
+    !matches!(failure.kind, NeedsReauth | Misconfigured | Forbidden { scope: Some(_) })
 }
 
 /// What a new grant is for.

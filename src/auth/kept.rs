@@ -13,7 +13,7 @@ use super::exchange::{By, Claim, Unfinished, record};
 use super::policy::{self, DEAD_RETRY, RETRY_MAX};
 use super::refresh::{BLOCKED_FOR, EXCHANGE_MAX};
 use super::setback::MASS_REASON;
-use super::spill::{self, InHand, Name, PutOff};
+use super::spill::{self, InHand, Name, PutOff, Traded};
 use super::{Auth, Ending};
 use crate::db::connections::{self, Connection};
 use crate::db::refresh_attempts::{self, Exclusion, RefreshAttempt};
@@ -151,7 +151,7 @@ impl Auth {
         let (provider, _) = self.provider(&claim.connection.provider).map_err(Unfinished::Postponed)?;
         let lately = self.was_renewed_lately(name, granted);
         let refused = if lately || matches!(claim.by, By::Request(_)) && self.is_fresh(granted) {
-            match self.connect_as(provider, claim, granted, in_hand).await {
+            match self.connect_as(provider, claim, (name.generation, granted), in_hand).await {
                 Err(Unfinished::Failed(failure)) if failure.kind == FailureKind::NeedsReauth => failure,
                 ended => return ended,
             }
@@ -167,7 +167,7 @@ impl Auth {
         }
         let (renewed, kept) = self.renew_kept((name, granted.sent_at), refresh_token, claim).await?;
         *in_hand = kept;
-        let ended = self.connect_as(provider, claim, &renewed, in_hand).await;
+        let ended = self.connect_as(provider, claim, (name.generation + 1, &renewed), in_hand).await;
         // The token endpoint has honoured the grant a moment ago.
         ended.map_err(|unfinished| match unfinished {
             Unfinished::Failed(failure)
@@ -296,7 +296,9 @@ impl Auth {
         let traded = self.trade_kept(refresh_token, claim.connection, deadline).await;
         let renewed = match traded {
             Ok(granted) => {
-                let mut in_hand = self.in_hand(id, name.grant, name.generation + 1, &granted);
+                let (generation, begun_at) = (name.generation, attempt.started_at);
+                let from = Some(Traded { generation, issued_at: sent_at, begun_at });
+                let mut in_hand = self.in_hand(id, name.grant, generation + 1, &granted, from);
                 in_hand.keep().await;
                 Ok((granted, in_hand))
             }

@@ -106,6 +106,7 @@ impl Auth {
         let token = NewToken {
             connection: connection.id,
             grant_id,
+            generation: 1,
             access_sealed: self.seal(connection.id, grant_id, ACCESS_COLUMN, key),
             refresh_sealed: None,
             scopes: Vec::new(),
@@ -148,7 +149,7 @@ impl Auth {
         let credential = Credential { token: &granted.tokens.access_token, secrets };
         let Shown { account, pacing } =
             self.prove(provider, settings, connection, &credential, Some(&granted)).await?;
-        let token = self.first_token(provider, connection, grant_id, &granted);
+        let token = self.first_token(provider, connection, (grant_id, 1), &granted);
         Ok(Proven {
             account,
             pacing,

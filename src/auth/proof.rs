@@ -21,7 +21,7 @@ use crate::domain::time::{Clock, delta};
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, Granted};
 use crate::http::pace::Pacer;
-use crate::http::retry;
+use crate::http::{redact, retry};
 use crate::providers::{Account, AccountContext, Clues, Provider};
 
 use super::TokenClient;
@@ -258,7 +258,7 @@ impl Auth {
                     gate.answered(request, &reply);
                     let asked = retry::retry_after(&reply, self.clock.now());
                     let asked = asked.map(|asked| asked.min(provider.wait_max(&reply)));
-                    match provider.judge(request, &reply) {
+                    match verdict_of(provider, request, &reply, credentials) {
                         Verdict::Accept => return Ok(reply),
                         Verdict::Throttled { bucket, wait_ms } => {
                             let asked = asked.or(wait_ms.map(Duration::from_millis));
@@ -335,6 +335,47 @@ async fn in_time(
     tokio::time::timeout(PROOF_MAX, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
+/// What a provider's answer means, in words that do not quote the credentials which the request carried: providers do.
+pub fn verdict_of(
+    provider: &dyn Provider,
+    request: &Request,
+    reply: &Reply,
+    credentials: &[(Placement, Secret)],
+) -> Verdict {
+    let masked = |said: String| redact::values(said, credentials.iter().map(|(_, secret)| secret));
+    match provider.judge(request, reply) {
+        Verdict::Retry { wait_ms, why } => Verdict::Retry { wait_ms, why: masked(why) },
+        Verdict::RestartPaging { why } => Verdict::RestartPaging { why: masked(why) },
+        Verdict::Fail(Failure { kind, message }) => Verdict::Fail(Failure { kind, message: masked(message) }),
+        verdict @ (Verdict::Accept | Verdict::Throttled { .. } | Verdict::RefreshToken) => verdict,
+    }
+}
+
 fn in_words(provider: &'static dyn Provider, what: &str) -> String {
     format!("{}: {what}", provider.spec().title)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::step::Body;
+    use chrono::DateTime;
+
+    #[test]
+    fn an_answer_that_quotes_the_credential_is_masked() {
+        let provider = crate::providers::provider("oncehub").expect("it is known");
+        let request = Request::get("/v2/bookings".to_owned(), "bookings", &[]);
+        let credentials = [(Placement { header: "API-Key", prefix: "" }, Secret::from("abc123"))];
+        for status in [400, 403] {
+            // The second time it is cut short.
+            let said = format!("key abc123 may not do this{}abc123", " ".repeat(169));
+            let body = Body::Json(serde_json::json!({ "message": said }));
+            let sent_at = DateTime::UNIX_EPOCH;
+            let reply = Reply { status, headers: BTreeMap::new(), body, sent_at };
+            let verdict = verdict_of(provider, &request, &reply, &credentials);
+            let Verdict::Fail(failure) = verdict else { panic!("{status}: {verdict:?}") };
+            assert!(failure.message.contains("key [secret] may not"), "{status}: {failure}");
+            assert!(failure.message.contains("[secret]…") && !failure.message.contains("abc"), "{failure}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::between::Step;
-use super::policy::{CLIENT_STOP, DEAD_RETRY};
+use super::policy::{self, CLIENT_STOP, DEAD_RETRY};
 use super::renewal::Work;
 use super::{Auth, LOOK_EVERY, PERMIT_WAIT_MAX, Standing, is_key, live, permit_scope, throttled};
 use crate::config::ProviderSettings;
@@ -222,7 +222,7 @@ impl Auth {
             Why::Needed { refused } if self.is_good(token, refused) => Some(Refreshed::Renewed),
             // A failure has its pause, whoever is in a hurry.
             Why::Needed { .. } if token.failures > 0 && !wait.is_zero() => {
-                Some(Refreshed::Later { wait, reason: last_failure(token, connection) })
+                Some(Refreshed::Later { wait, reason: last_failure(token, connection, now) })
             }
             Why::Needed { .. } | Why::Asked => None,
         }
@@ -297,14 +297,20 @@ fn in_the_way(open: &refresh_attempts::Standing, connection: &Connection) -> Opt
 }
 
 /// What the last refresh of the token said.
-pub(super) fn last_failure(token: &Token, connection: &Connection) -> Failure {
+pub(super) fn last_failure(token: &Token, connection: &Connection, now: DateTime<Utc>) -> Failure {
     let said = token.last_error.as_deref().unwrap_or("the last refresh failed");
     let kind = if connection.state == ConnectionState::NeedsReauth {
         FailureKind::NeedsReauth
     } else {
         FailureKind::Transient
     };
-    let what = if token.refused_at.is_some() { "is refused" } else { "has run out" };
+    let what = if token.refused_at.is_some() {
+        "is refused"
+    } else if policy::is_usable(token.issued_at, token.expires_at, now) {
+        "could not be replaced"
+    } else {
+        "has run out"
+    };
     Failure::new(kind, format!("the token of `{}` {what}: {said}", connection.name))
 }
 

@@ -14,7 +14,7 @@ use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
 use super::refresh::{Refreshed, client_of};
 use super::setback::Witness;
-use super::spill::{InHand, Name};
+use super::spill::{InHand, Kept, Name, Order, Recorded, Traded};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
 use crate::config::ProviderSettings;
 use crate::db::connections::{self, Connection, ConnectionState};
@@ -82,37 +82,42 @@ impl Fault {
 struct Offer {
     /// `None` for grants that have none.
     refresh_token: Option<Secret>,
-    /// The spill that it was found in; `None`: it is the database's.
-    spill: Option<Name>,
+    /// The spill that it was found in, and when it was issued; `None`: it is the database's.
+    spill: Option<(Name, DateTime<Utc>)>,
 }
 
 impl Work<'_> {
     pub(super) async fn renew(&self, deadline: Deadline) -> Result<Refreshed, Failure> {
-        let kept = self.kept().await;
+        let mut kept = self.kept().await;
+        // What is granted now gets a number of its own, also beside replies that came before what is on record.
         let newest = kept.first().map_or(self.token.generation, |(name, _)| name.generation);
-        if let Some((_, granted)) = kept.first().filter(|_| newest == self.token.generation + 1) {
-            return self.catch_up(granted).await;
+        kept.retain(|(name, kept)| self.order(*name, kept) != Order::Known);
+        if let Some((_, kept)) = kept.first().filter(|(name, kept)| self.order(*name, kept) == Order::Next)
+            && self.names_another_account(&kept.granted).is_none()
+        {
+            return self.catch_up(kept).await;
         }
         let exchanged = self.auth.answered(Box::pin(self.exchange(kept, deadline))).await;
         let (granted, spill) = match exchanged.map_err(passing).flatten() {
             Ok(traded) => traded,
             Err(fault) => return self.set_back(fault, "refresh").await,
         };
+        let (spill, from) = (spill.map(|(name, _)| name), self.traded(spill));
         self.auth.between.at(self.connection.id, Step::Replied).await;
-        if let Some(other) = self.names_another_account(&granted) {
-            let title = self.provider.spec().title;
-            let ours = self.connection.account_id.as_deref().unwrap_or_default();
-            let text = format!("{title} answered with tokens of {other}, not of {ours}: they are not used");
-            return self.set_back(passing(Failure::changed(text)), "refresh").await;
-        }
         let mut in_hand = match self.connection.grant {
             GrantKind::AuthorizationCode => {
-                self.auth.in_hand(self.connection.id, self.token.grant_id, newest + 1, &granted)
+                self.auth.in_hand(self.connection.id, self.token.grant_id, newest + 1, &granted, Some(from))
             }
             _ => self.auth.nothing_to_lose(),
         };
         in_hand.keep().await;
         self.auth.between.at(self.connection.id, Step::Spilled).await;
+        // The token that was traded is spent: what came for it stays in the folder, whatever comes of it.
+        if let Some(other) = self.names_another_account(&granted)
+            && let Err(fault) = self.confirm(&granted, &other).await
+        {
+            return self.set_back(fault, "refresh").await;
+        }
         self.pass_on_warning(&granted);
         let written = self.commit(self.renewal(&granted, newest + 1), in_hand, spill).await?;
         self.auth.between.at(self.connection.id, Step::Committed).await;
@@ -120,30 +125,46 @@ impl Work<'_> {
         if written == Swap::Doubtful { self.look_again().await } else { Ok(Refreshed::Renewed) }
     }
 
-    /// The account that a reply names, where it names one and that is not ours: rows of two accounts under one connection
-    /// could never be told apart again.
+    fn order(&self, name: Name, kept: &Kept) -> Order {
+        kept.order(name.generation, Recorded::from(&self.token))
+    }
+
+    /// The token that was traded: that of a spill, issued at that time, or the database's.
+    fn traded(&self, spill: Option<(Name, DateTime<Utc>)>) -> Traded {
+        let (generation, issued_at) = match spill {
+            Some((name, issued_at)) => (name.generation, issued_at),
+            None => (self.token.generation, self.token.issued_at),
+        };
+        Traded { generation, issued_at, begun_at: self.attempt.started_at }
+    }
+
     fn names_another_account(&self, granted: &Granted) -> Option<String> {
-        let ours = self.connection.account_id.as_deref()?;
-        let named = self.provider.identity(&Clues {
-            grant: self.connection.grant,
-            granted: &granted.extra,
-            introspected: None,
-            claims: granted.claims.as_ref(),
-            params: &self.connection.params,
-            options: &self.settings.extra,
-            known: Some(ours),
-            replies: &[],
-        });
-        match named {
-            Ok(account) => {
-                let is_other = self.provider.is_account(ours, &account.id) == Some(false);
-                is_other.then(|| format!("account {}", account.id))
-            }
-            // What names none is no proof, but one that contradicts what the connection was made with is.
+        names_another_account(self.provider, self.settings, &self.connection, granted)
+    }
+
+    /// Has the API confirm that a token is ours whose reply names another account: rows of two accounts under one connection
+    /// could never be told apart again.
+    async fn confirm(&self, granted: &Granted, other: &str) -> Result<(), Fault> {
+        let (auth, ours) = (self.auth, self.connection.account_id.as_deref().unwrap_or_default());
+        let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
+        let credential = Credential { token: &granted.tokens.access_token, secrets: &secrets };
+        let shown = auth.prove(self.provider, self.settings, &self.connection, &credential, None).await;
+        let title = self.provider.spec().title;
+        let text = |found: &str| {
+            format!(
+                "{title} answered with tokens of {other}, not of account {ours}, {found}: they are not used"
+            )
+        };
+        match shown {
+            Ok(shown) if self.provider.is_account(ours, &shown.account.id) != Some(false) => Ok(()),
+            Ok(_) => Err(dead(text("and its API says the same"), Witness::Ours)),
             Err(failure) if failure.kind == FailureKind::Misconfigured => {
-                Some(format!("another account ({failure})"))
+                Err(dead(text("and its API says the same"), Witness::Ours))
             }
-            Err(_) => None,
+            Err(failure) => {
+                let found = format!("and its API did not say whose they are ({failure})");
+                Err(passing(Failure::changed(text(&found))))
+            }
         }
     }
 
@@ -179,9 +200,10 @@ impl Work<'_> {
     }
 
     /// Writes a reply down that was kept when it could not be written.
-    async fn catch_up(&self, granted: &Granted) -> Result<Refreshed, Failure> {
+    async fn catch_up(&self, kept: &Kept) -> Result<Refreshed, Failure> {
         let generation = self.token.generation + 1;
-        let renewal = self.renewal(granted, generation);
+        let begun_at = kept.from.map(|from| from.begun_at);
+        let renewal = Renewal { begun_at, ..self.renewal(&kept.granted, generation) };
         let written = self.commit(renewal, self.auth.nothing_to_lose(), None).await?;
         info!(
             connection.id = self.connection.id.0,
@@ -194,8 +216,8 @@ impl Work<'_> {
         if written == Swap::Doubtful { self.look_again().await } else { Ok(Refreshed::Renewed) }
     }
 
-    /// The replies that are kept and are newer than the database, the newest first.
-    async fn kept(&self) -> Vec<(Name, Granted)> {
+    /// The replies that are kept under later generations than the database's, the newest first.
+    async fn kept(&self) -> Vec<(Name, Kept)> {
         if self.connection.grant != GrantKind::AuthorizationCode {
             return Vec::new();
         }
@@ -210,9 +232,9 @@ impl Work<'_> {
     /// stands.
     async fn exchange(
         &self,
-        kept: Vec<(Name, Granted)>,
+        kept: Vec<(Name, Kept)>,
         deadline: Deadline,
-    ) -> Result<(Granted, Option<Name>), Fault> {
+    ) -> Result<(Granted, Option<(Name, DateTime<Utc>)>), Fault> {
         let mut offers = match self.offers(kept) {
             Ok(offers) => offers,
             // What the row holds does not open: the folder may have the same.
@@ -245,11 +267,11 @@ impl Work<'_> {
         }
     }
 
-    fn offers(&self, kept: Vec<(Name, Granted)>) -> Result<Vec<Offer>, Failure> {
+    fn offers(&self, kept: Vec<(Name, Kept)>) -> Result<Vec<Offer>, Failure> {
         let mut offers: Vec<Offer> = Vec::new();
         if self.connection.grant == GrantKind::AuthorizationCode {
             offers = from_spills(kept, &[]);
-            if let Some(name) = offers.first().and_then(|offer| offer.spill) {
+            if let Some((name, _)) = offers.first().and_then(|offer| offer.spill) {
                 warn!(
                     connection.id = self.connection.id.0,
                     connection.name = self.connection.name,
@@ -417,7 +439,8 @@ impl Work<'_> {
     }
 
     fn renewal(&self, granted: &Granted, generation: i64) -> Renewal {
-        renewal(self.auth, self.provider, (self.connection.id, self.token.grant_id, generation), granted)
+        let of = (self.connection.id, self.token.grant_id, generation);
+        renewal(self.auth, self.provider, of, granted, self.token.issued_at)
     }
 
     /// Writes the new tokens down, and keeps at it: the old refresh token may be spent already. A reply that could not
@@ -521,16 +544,50 @@ impl Work<'_> {
     }
 }
 
+/// The account that a reply names, where it names one and that is not the connection's.
+pub(super) fn names_another_account(
+    provider: &'static dyn Provider,
+    settings: &ProviderSettings,
+    connection: &Connection,
+    granted: &Granted,
+) -> Option<String> {
+    let ours = connection.account_id.as_deref()?;
+    let named = provider.identity(&Clues {
+        grant: connection.grant,
+        granted: &granted.extra,
+        introspected: None,
+        claims: granted.claims.as_ref(),
+        params: &connection.params,
+        options: &settings.extra,
+        known: Some(ours),
+        replies: &[],
+    });
+    match named {
+        Ok(account) => {
+            let is_other = provider.is_account(ours, &account.id) == Some(false);
+            is_other.then(|| format!("account {}", account.id))
+        }
+        // What names none is no proof, but one that contradicts what the connection was made with is.
+        Err(failure) if failure.kind == FailureKind::Misconfigured => {
+            Some(format!("another account ({failure})"))
+        }
+        Err(_) => None,
+    }
+}
+
 /// What a reply is written to the database as.
 pub(super) fn renewal(
     auth: &Auth,
     provider: &'static dyn Provider,
     (id, grant, generation): (ConnectionId, Uuid, i64),
     granted: &Granted,
+    replaces: DateTime<Utc>,
 ) -> Renewal {
     let terms = terms(provider, &granted.tokens, granted.sent_at);
     Renewal {
         generation,
+        replaces,
+        begun_at: None,
         access_sealed: auth.seal(id, grant, ACCESS_COLUMN, &granted.tokens.access_token),
         refresh_sealed: granted
             .tokens
@@ -583,14 +640,14 @@ pub(super) fn swap(
 }
 
 /// The refresh tokens of spills, without those that were tried.
-fn from_spills(kept: Vec<(Name, Granted)>, tried: &[Secret]) -> Vec<Offer> {
+fn from_spills(kept: Vec<(Name, Kept)>, tried: &[Secret]) -> Vec<Offer> {
     let mut offers: Vec<Offer> = Vec::new();
-    for (name, granted) in kept {
+    for (name, Kept { granted, .. }) in kept {
         let refresh_token = granted.tokens.refresh_token;
         let is_new = |token: &Secret| !tried.contains(token);
         let is_here = offers.iter().any(|offer| offer.refresh_token == refresh_token);
         if refresh_token.as_ref().is_some_and(is_new) && !is_here {
-            offers.push(Offer { refresh_token, spill: Some(name) });
+            offers.push(Offer { refresh_token, spill: Some((name, granted.sent_at)) });
         }
     }
     offers
@@ -643,7 +700,7 @@ pub(super) fn note(
 
 fn passing(failure: Failure) -> Fault {
     // A grant that never had a refresh token cannot be renewed by trying.
-    let dead = (failure.kind == FailureKind::NeedsReauth).then_some(Witness::TokenEndpoint);
+    let dead = (failure.kind == FailureKind::NeedsReauth).then_some(Witness::Ours);
     Fault { failure, dead, wait: None }
 }
 
@@ -653,9 +710,6 @@ fn dead(message: String, witness: Witness) -> Fault {
 
 /// A provider's words, without what looks like a secret or is one of `secrets`, cut short.
 pub(super) fn masked(said: &str, secrets: &[&Secret]) -> String {
-    let mut said = said.to_owned();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        said = said.replace(secret.expose(), "[secret]");
-    }
+    let said = redact::values(said.to_owned(), secrets.iter().copied());
     redact::truncate(&redact::text(&said), SAID_MAX)
 }

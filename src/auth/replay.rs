@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tracing::{info, warn};
@@ -20,10 +19,10 @@ use super::kept::Interrupted;
 use super::policy::DEAD_RETRY;
 use super::refresh::{Refreshed, Why};
 use super::renewal::{self, Swap, note, swap};
-use super::spill::{self, Name, PutOff, Unread};
+use super::spill::{self, Kept, Name, Order, PutOff, Recorded, Unread};
 use crate::db::connections::{self, ConnectionState};
 use crate::db::refresh_attempts::{self, RefreshAttempt};
-use crate::db::tokens::{self, OnRecord};
+use crate::db::tokens::{self, OnRecord, Renewal};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::ids::ConnectionId;
 use crate::domain::time::delta;
@@ -59,19 +58,23 @@ enum Fate {
     Unknown,
 }
 
-fn fate(name: Name, sent_at: DateTime<Utc>, on_record: Option<&OnRecord>) -> Fate {
+fn fate(name: Name, kept: &Kept, on_record: Option<&OnRecord>) -> Fate {
     let Some(on_record) = on_record else { return Fate::Unknown };
     if on_record.state == ConnectionState::Disconnected.as_str() {
         // A reply that came later belongs to a consent that came later, whether or not this database knows it.
-        let came_later = on_record.disconnected_at.is_some_and(|at| at < sent_at);
+        let came_later = on_record.disconnected_at.is_some_and(|at| at < kept.granted.sent_at);
         return if came_later { Fate::OtherGrant } else { Fate::Ended };
     }
-    match (on_record.grant_id, on_record.generation) {
-        (Some(grant), Some(generation)) if grant == name.grant => match name.generation - generation {
-            ..=0 => Fate::Known,
-            1 => Fate::Next,
-            _ => Fate::Ahead,
-        },
+    let (generation, issued_at, written_at) =
+        (on_record.generation, on_record.issued_at, on_record.last_refresh_at);
+    match (on_record.grant_id, generation, issued_at) {
+        (Some(grant), Some(generation), Some(issued_at)) if grant == name.grant => {
+            match kept.order(name.generation, Recorded { generation, issued_at, written_at }) {
+                Order::Known => Fate::Known,
+                Order::Next => Fate::Next,
+                Order::Ahead => Fate::Ahead,
+            }
+        }
         _ => Fate::OtherGrant,
     }
 }
@@ -103,7 +106,7 @@ impl Left {
 
 /// What is in the folder, opened.
 struct Opened {
-    replies: BTreeMap<Name, Granted>,
+    replies: BTreeMap<Name, Kept>,
     no_use: BTreeMap<String, String>,
 }
 
@@ -121,27 +124,29 @@ impl Auth {
         // Not where a clock was set back meanwhile.
         let waits = |off: &&PutOff| off.until > now && off.until <= now + delta(DEAD_RETRY);
         // The newest of a grant first.
-        for (name, granted) in replies.into_iter().rev() {
+        for (name, kept) in replies.into_iter().rev() {
             let newest = *newest.entry((name.connection, name.grant)).or_insert(name.generation);
             let row = on_record.get(&name.connection);
-            let useless = match fate(name, granted.sent_at, row) {
+            let useless = match fate(name, &kept, row) {
                 Fate::Known => (name.generation < newest).then_some(TRADED),
-                Fate::Next => {
-                    match self.write_down(name, &granted).await {
+                found @ (Fate::Next | Fate::Ahead) => {
+                    let written = match found {
+                        Fate::Next => self.write_down(name, &kept, row).await,
+                        _ => Ok(false),
+                    };
+                    // A death that was said of what another machine had kept says nothing of what is kept here.
+                    let untried = |row: &OnRecord| row.is_dead && !self.spills.was_offered(name);
+                    match written {
                         // One that the database refuses does not stand in the way of others.
                         Err(failure) if failure.kind != FailureKind::Transient => {
                             warn!(connection.id = name.connection.0, error = %failure,
                                 "The spill `{name}` could not be written down: {failure}");
                         }
-                        written => written?,
-                    }
-                    None
-                }
-                Fate::Ahead => {
-                    // A death that was said of what another machine had kept says nothing of what is kept here.
-                    let untried = |row: &OnRecord| row.is_dead && !self.spills.was_offered(name);
-                    if row.is_some_and(|row| !row.pauses || untried(row)) {
-                        left.ahead.entry(name.connection).or_insert(name);
+                        Err(failure) => return Err(failure),
+                        Ok(false) if row.is_some_and(|row| !row.pauses || untried(row)) => {
+                            left.ahead.entry(name.connection).or_insert(name);
+                        }
+                        Ok(_) => {}
                     }
                     None
                 }
@@ -149,7 +154,7 @@ impl Auth {
                     Some(Interrupted::Waits(_)) if name.generation < newest => Some(TRADED),
                     Some(Interrupted::Waits(redeemed)) => {
                         if put_off.get(&name.grant).is_none_or(|off| !waits(&off)) {
-                            left.conclude(name, granted, Consent::Interrupted(redeemed));
+                            left.conclude(name, kept.granted, Consent::Interrupted(redeemed));
                         }
                         None
                     }
@@ -157,7 +162,7 @@ impl Auth {
                         Some("another consent, or its connection's end, has replaced it")
                     }
                     None if found == Fate::Ended => Some("its connection was disconnected"),
-                    None if row.and_then(|row| row.issued_at) > Some(granted.sent_at) => {
+                    None if row.and_then(|row| row.issued_at) > Some(kept.granted.sent_at) => {
                         Some("a later consent has replaced its grant")
                     }
                     None => {
@@ -166,7 +171,7 @@ impl Auth {
                         match (in_force, tried) {
                             (Some(row), None) => {
                                 let instead_of = row.grant_id;
-                                left.conclude(name, granted, Consent::Unknown { instead_of });
+                                left.conclude(name, kept.granted, Consent::Unknown { instead_of });
                             }
                             (_, tried) => {
                                 let tried = tried.map(|off| format!(" (it was tried: {})", off.why));
@@ -212,7 +217,7 @@ impl Auth {
                 let (key_id, reply) = spill::renewed(&spills, &vault, name);
                 keys.extend(key_id);
                 match reply {
-                    Ok(granted) => _ = opened.replies.insert(name, granted),
+                    Ok(kept) => _ = opened.replies.insert(name, kept),
                     Err(Unread::Gone) => {}
                     Err(Unread::NoUse(why)) => _ = opened.no_use.insert(name.to_string(), why),
                 }
@@ -232,7 +237,7 @@ impl Auth {
 
     async fn on_record(
         &self,
-        replies: &BTreeMap<Name, Granted>,
+        replies: &BTreeMap<Name, Kept>,
     ) -> Result<BTreeMap<ConnectionId, OnRecord>, Failure> {
         let ids: BTreeSet<ConnectionId> = replies.keys().map(|name| name.connection).collect();
         let ids: Vec<ConnectionId> = ids.into_iter().collect();
@@ -246,12 +251,21 @@ impl Auth {
         Ok(all)
     }
 
-    /// Writes a reply down that nobody did.
-    async fn write_down(&self, name: Name, granted: &Granted) -> Result<(), Failure> {
+    /// Writes a reply down that nobody did, in the place of what is on `row`. False: whose it is has to be asked first.
+    async fn write_down(&self, name: Name, kept: &Kept, row: Option<&OnRecord>) -> Result<bool, Failure> {
+        let Some(replaces) = row.and_then(|row| row.issued_at) else { return Ok(true) };
         let Name { connection: id, grant, generation, .. } = name;
         let connection = self.db(move |conn| connections::get(conn, id)).await?;
-        let Some(provider) = crate::providers::provider(&connection.provider) else { return Ok(()) };
-        let renewal = renewal::renewal(self, provider, (id, grant, generation), granted);
+        let Some(provider) = crate::providers::provider(&connection.provider) else { return Ok(true) };
+        let settings = self.settings.providers.get(&connection.provider);
+        if settings.is_some_and(|settings| {
+            renewal::names_another_account(provider, settings, &connection, &kept.granted).is_some()
+        }) {
+            return Ok(false);
+        }
+        let begun_at = kept.from.map(|from| from.begun_at);
+        let renewal = renewal::renewal(self, provider, (id, grant, generation), &kept.granted, replaces);
+        let renewal = Renewal { begun_at, ..renewal };
         let daemon = self.daemon;
         let swapped = self
             .transaction(move |conn| {
@@ -284,7 +298,7 @@ impl Auth {
                 connection.name
             );
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Does what needs providers: goes on with grants that the database has lost again, and concludes consents that were
@@ -329,12 +343,18 @@ impl Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::token::TokenSet;
+    use chrono::DateTime;
 
     #[test]
     fn a_spill_is_compared_with_what_is_on_record() {
         let (ours, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 0);
-        let on_record = |state: &str, token: Option<(Uuid, i64)>| OnRecord::example(7, state, token);
+        let on_record = |state: &str, token: Option<(Uuid, i64)>| {
+            let mut on_record = OnRecord::example(7, state, token);
+            on_record.issued_at = token.and(at(-5));
+            on_record
+        };
         let gone = |seconds: i64| {
             let mut gone = on_record("disconnected", None);
             gone.disconnected_at = at(seconds);
@@ -355,8 +375,15 @@ mod tests {
             (6, None, Fate::Unknown),
         ] {
             let name = Name { connection: ConnectionId(7), grant: ours, generation, copy: 0 };
-            let sent_at = at(0).expect("a time in this century");
-            assert_eq!(fate(name, sent_at, on_record.as_ref()), expected, "{generation} {on_record:?}");
+            let tokens = TokenSet {
+                access_token: "AT".into(),
+                refresh_token: None,
+                expires_in: None,
+                scopes: Vec::new(),
+            };
+            let (extra, sent_at) = (serde_json::Value::Null, at(0).expect("a time in this century"));
+            let kept = Kept { granted: Granted { tokens, extra, claims: None, sent_at }, from: None };
+            assert_eq!(fate(name, &kept, on_record.as_ref()), expected, "{generation} {on_record:?}");
         }
     }
 }

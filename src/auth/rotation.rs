@@ -61,12 +61,15 @@ impl Auth {
             Agreement::Open(why) => return Err(Failure::transient(why)),
             Agreement::Missing(why) => return self.end_rotation(open, RequestOutcome::Refused, why).await,
         }
-        let elsewhere: Vec<Daemon> = live.into_iter().filter(|daemon| daemon.id != self.daemon).collect();
+        let silent = self.db(|conn| daemons::silent(conn, daemons::DAEMON_LIVES)).await?;
+        let elsewhere: Vec<Daemon> =
+            live.into_iter().filter(|daemon| daemon.id != self.daemon).chain(silent).collect();
         let (outcome, message) = self.seal_anew(&elsewhere).await?;
         self.end_rotation(open, outcome, message).await
     }
 
-    /// `elsewhere`: other daemons, each of which seals its own spills anew, at its start and at every look.
+    /// `elsewhere`: other daemons, each of which seals its own spills anew, at its start and at every look, and those that
+    /// have ended without a word.
     async fn seal_anew(&self, elsewhere: &[Daemon]) -> Result<(RequestOutcome, String), Failure> {
         let mut done = Done::default();
         for _ in 0..PASSES_MAX {

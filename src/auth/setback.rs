@@ -43,6 +43,8 @@ pub(super) enum Witness {
     TokenEndpoint,
     /// Accounts share nothing there but the provider itself and what it knows our app by.
     Api,
+    /// Nobody there was asked: we see that the grant cannot go on, and that says nothing of other accounts.
+    Ours,
 }
 
 /// What may be to blame when many grants die at once.
@@ -53,22 +55,26 @@ struct Common {
 }
 
 impl Common {
-    /// `None`: the client is the account's own, and so is its death.
+    /// `None`: the client is the account's own, or none was asked, and the death is the account's own.
     fn of(witness: Witness, provider: &'static dyn Provider, grant: GrantKind) -> Option<Self> {
-        let shared = witness == Witness::Api || grant == GrantKind::AuthorizationCode;
+        let shared = match witness {
+            Witness::Api => true,
+            Witness::TokenEndpoint => grant == GrantKind::AuthorizationCode,
+            Witness::Ours => false,
+        };
         shared.then_some(Self { provider: provider.spec().name, witness })
     }
 
     fn fates(self, conn: &mut PgConnection) -> Result<Vec<Fate>, DbError> {
         match self.witness {
-            Witness::TokenEndpoint => tokens::fates(conn, self.provider),
+            Witness::TokenEndpoint | Witness::Ours => tokens::fates(conn, self.provider),
             Witness::Api => tokens::fates_at_api(conn, self.provider),
         }
     }
 
     fn reason(self) -> &'static str {
         match self.witness {
-            Witness::TokenEndpoint => MASS_REASON,
+            Witness::TokenEndpoint | Witness::Ours => MASS_REASON,
             Witness::Api => MASS_REFUSAL,
         }
     }

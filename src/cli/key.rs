@@ -194,7 +194,10 @@ fn verdict(used: &KeysInUse, key: &KeyUse) -> String {
     };
     let needs = used.needs(key);
     let text = match needs.as_slice() {
-        [] => format!("{id}: nothing uses it; its file may be removed, and be kept only with old backups"),
+        [] => format!(
+            "{id}: nothing uses it; its file may be removed, and be kept only with old backups and for hosts whose daemon is \
+             stopped"
+        ),
         needs => format!("{id}: keep its file: {}", needs.join("; ")),
     };
     match key.connections.as_slice() {
@@ -231,7 +234,7 @@ mod tests {
     }
 
     fn used(keys: Vec<KeyUse>) -> KeysInUse {
-        KeysInUse { keys, daemons: Vec::new(), links_until: None }
+        KeysInUse { keys, daemons: Vec::new(), silent: Vec::new(), links_until: None }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn kind(grant: GrantKind) -> &'static str {
 pub struct Token {
     #[diesel(sql_type = SqlUuid)]
     pub grant_id: Uuid,
-    /// Moved by one with every refresh; starts at 1 with every grant.
+    /// Moved by one with every refresh; starts at 1 with every grant, counting the refreshes before it was written down.
     #[diesel(sql_type = BigInt)]
     pub generation: i64,
     #[diesel(sql_type = Bytea)]
@@ -86,6 +86,7 @@ pub fn load(conn: &mut PgConnection, id: ConnectionId) -> Result<Option<Token>, 
 pub struct NewToken {
     pub connection: ConnectionId,
     pub grant_id: Uuid,
+    pub generation: i64,
     pub access_sealed: Vec<u8>,
     pub refresh_sealed: Option<Vec<u8>>,
     pub scopes: Vec<String>,
@@ -99,9 +100,10 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
     session::commit_durably(conn)?;
     sql_query(
         "INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, refresh_sealed, scopes, \
-             issued_at, expires_at, refresh_due_at, last_refresh_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now()) \
-         ON CONFLICT (connection_id) DO UPDATE SET grant_id = excluded.grant_id, kind = excluded.kind, generation = 1, \
+             issued_at, expires_at, refresh_due_at, generation, last_refresh_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now()) \
+         ON CONFLICT (connection_id) DO UPDATE SET grant_id = excluded.grant_id, kind = excluded.kind, \
+             generation = excluded.generation, \
              access_sealed = excluded.access_sealed, refresh_sealed = excluded.refresh_sealed, \
              scopes = excluded.scopes, issued_at = excluded.issued_at, expires_at = excluded.expires_at, \
              refresh_due_at = excluded.refresh_due_at, last_refresh_at = excluded.last_refresh_at, failures = 0, \
@@ -116,6 +118,7 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
     .bind::<Timestamptz, _>(new.issued_at)
     .bind::<Nullable<Timestamptz>, _>(new.expires_at)
     .bind::<Nullable<Timestamptz>, _>(new.refresh_due_at)
+    .bind::<BigInt, _>(new.generation)
     .execute(conn)?;
     sql_query("DELETE FROM fieldmirror.refresh_attempts WHERE connection_id = $1")
         .bind::<BigInt, _>(new.connection.0)
@@ -128,6 +131,10 @@ pub fn store_first(conn: &mut PgConnection, new: &NewToken, grant: GrantKind) ->
 pub struct Renewal {
     /// What the token's generation becomes: one more than the generation of the refresh token that was traded.
     pub generation: i64,
+    /// When the token whose place it takes was issued: after a database was restored, another one may have its generation.
+    pub replaces: DateTime<Utc>,
+    /// When its trade began, by the database's clock, where it is written down later; `None`: now.
+    pub begun_at: Option<DateTime<Utc>>,
     pub access_sealed: Vec<u8>,
     /// `None`: the one in hand stays.
     pub refresh_sealed: Option<Vec<u8>>,
@@ -152,20 +159,21 @@ pub enum Renewed {
 /// is not found out at once whether it takes the new one.
 const DOUBTFUL_MAX: Duration = Duration::from_mins(15);
 
-/// Commits a refresh by compare-and-swap on grant and generation, and closes its attempt. The transaction's commit waits
-/// for the disk whatever the server's default.
+/// Commits a refresh by compare-and-swap on grant, generation and time of issue, and closes its attempt. The transaction's
+/// commit waits for the disk whatever the server's default.
 pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -> Result<Renewed, DbError> {
     session::commit_durably(conn)?;
     let query = sql_query(
         "UPDATE fieldmirror.tokens SET generation = $10, access_sealed = $4, \
              refresh_sealed = coalesce($5, refresh_sealed), \
              scopes = CASE WHEN cardinality($6) = 0 THEN scopes ELSE $6 END, \
-             issued_at = $7, expires_at = $8, last_refresh_at = now(), \
+             issued_at = $7, expires_at = $8, last_refresh_at = coalesce($13, now()), \
              refresh_due_at = CASE WHEN refused_at IS NULL THEN $9 ELSE least($9, $11) END, \
              failures = CASE WHEN refused_at IS NULL THEN 0 ELSE failures END, \
              last_error = CASE WHEN refused_at IS NULL THEN NULL ELSE last_error END, \
              failure_kind = CASE WHEN refused_at IS NULL THEN NULL ELSE failure_kind END, rejected_at = refused_at \
-         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 RETURNING refused_at IS NOT NULL AS value",
+         WHERE connection_id = $1 AND grant_id = $2 AND generation = $3 AND issued_at = $12 \
+         RETURNING refused_at IS NOT NULL AS value",
     )
     .bind::<BigInt, _>(attempt.connection.0)
     .bind::<SqlUuid, _>(attempt.grant_id)
@@ -177,7 +185,9 @@ pub fn renew(conn: &mut PgConnection, attempt: &RefreshAttempt, new: &Renewal) -
     .bind::<Nullable<Timestamptz>, _>(new.expires_at)
     .bind::<Timestamptz, _>(new.refresh_due_at)
     .bind::<BigInt, _>(new.generation)
-    .bind::<Timestamptz, _>(new.issued_at + delta(DOUBTFUL_MAX));
+    .bind::<Timestamptz, _>(new.issued_at + delta(DOUBTFUL_MAX))
+    .bind::<Timestamptz, _>(new.replaces)
+    .bind::<Nullable<Timestamptz>, _>(new.begun_at);
     let refused = rows::optional::<Bool, bool, _>(conn, query)?;
     refresh_attempts::close(conn, attempt)?;
     Ok(match refused {
@@ -430,10 +440,12 @@ impl Fate {
     }
 }
 
-/// The fates of all OAuth tokens at one provider's token endpoint: they share our client id.
+/// The fates of all OAuth tokens at one provider's token endpoint: they share our client id. Where there is no refresh
+/// token, none is asked.
 pub fn fates(conn: &mut PgConnection, provider: &str) -> Result<Vec<Fate>, DbError> {
     Ok(sql_query(
-        "SELECT t.connection_id, CASE WHEN t.refused_at IS NULL THEN t.rejected_at END AS rejected_at, t.last_refresh_at \
+        "SELECT t.connection_id, CASE WHEN t.refused_at IS NULL AND t.refresh_sealed IS NOT NULL THEN t.rejected_at END AS rejected_at, \
+             t.last_refresh_at \
          FROM fieldmirror.tokens t JOIN fieldmirror.connections c ON c.id = t.connection_id \
          WHERE c.provider = $1 AND t.kind = 'oauth' AND c.state IN ('connected', 'needs_reauth')",
     )
@@ -532,6 +544,8 @@ pub struct OnRecord {
     pub generation: Option<i64>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub issued_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub last_refresh_at: Option<DateTime<Utc>>,
     /// The last refresh failed, and its pause is not over at the caller's time.
     #[diesel(sql_type = Bool)]
     pub pauses: bool,
@@ -553,6 +567,7 @@ impl OnRecord {
             grant_id,
             generation,
             issued_at: None,
+            last_refresh_at: None,
             pauses: false,
             is_dead: false,
             disconnected_at: None,
@@ -579,7 +594,7 @@ pub fn on_record(
 ) -> Result<Vec<OnRecord>, DbError> {
     let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
     Ok(sql_query(
-        "SELECT c.id AS connection_id, c.state, t.grant_id, t.generation, t.issued_at, \
+        "SELECT c.id AS connection_id, c.state, t.grant_id, t.generation, t.issued_at, t.last_refresh_at, \
              coalesce(t.failures > 0 AND t.refresh_due_at > $2, false) AS pauses, \
              t.rejected_at IS NOT NULL AS is_dead, \
              CASE WHEN c.state = 'disconnected' THEN (SELECT max(at) FROM fieldmirror.audit_log a \

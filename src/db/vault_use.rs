@@ -76,6 +76,8 @@ pub struct KeysInUse {
     /// The active one first, then by publication, newest first.
     pub keys: Vec<KeyUse>,
     pub daemons: Vec<Daemon>,
+    /// Of hosts where none lives.
+    pub silent: Vec<Daemon>,
     /// Until when a start link is good that was made before the active key was published: an older key vouches for it.
     pub links_until: Option<DateTime<Utc>>,
 }
@@ -96,8 +98,8 @@ impl KeysInUse {
             .map(|daemon| daemon.host.as_str())
             .collect();
         needs.extend(hosts.iter().map(|host| format!("the daemon on `{host}` seals with it")));
-        let kept =
-            self.daemons.iter().filter(|daemon| daemon.spill_keys.iter().flatten().any(|key| key == id));
+        let daemons = self.daemons.iter().chain(&self.silent);
+        let kept = daemons.filter(|daemon| daemon.spill_keys.iter().flatten().any(|key| key == id));
         let kept: BTreeSet<&str> = kept.map(|daemon| daemon.host.as_str()).collect();
         needs.extend(kept.iter().map(|host| format!("replies kept on `{host}` are sealed with it")));
         if key.active && hosts.is_empty() {
@@ -171,7 +173,7 @@ pub fn keys(conn: &mut PgConnection, window: Duration) -> Result<KeysInUse, DbEr
         let of = named.iter().filter(|used| used.key_id == key.key_id);
         key.connections = of.map(|used| used.name.clone()).collect();
     }
-    Ok(KeysInUse { keys, daemons, links_until: links_until(conn)? })
+    Ok(KeysInUse { keys, daemons, silent: daemons::silent(conn, window)?, links_until: links_until(conn)? })
 }
 
 fn key_use(key_id: Option<String>, active: bool, published_at: Option<DateTime<Utc>>) -> KeyUse {

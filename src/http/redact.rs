@@ -10,10 +10,15 @@ mod scan;
 use serde_json::Value;
 use url::Url;
 
+use crate::domain::secret::Secret;
+
 use self::scan::{Opener, Separator, run, separator, value_length};
 
 /// What stands where a secret was.
 pub const MASK: &str = "[secret]";
+
+/// So many bytes of a secret tell something of it.
+const TOLD_MIN: usize = 4;
 
 /// Endings of names whose value is a secret, whatever stands before (`signed_access_token`, `oauthToken`).
 const SECRET_ENDINGS: &[&str] = &[
@@ -63,6 +68,20 @@ pub fn text(text: &str) -> String {
         }
     }
     out
+}
+
+/// `text` without these very values, nor the beginning of one where it was cut short.
+pub fn values<'a>(text: String, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+    let secrets = secrets.into_iter().map(Secret::expose).filter(|secret| !secret.is_empty());
+    secrets.fold(text, |text, secret| {
+        let text = text.replace(secret, MASK);
+        let beginnings = secret.char_indices().map(|(end, _)| &secret[..end]).rev();
+        let told = beginnings.take_while(|begun| begun.len() >= TOLD_MIN);
+        match told.map(|begun| format!("{begun}…")).find(|cut| text.contains(cut)) {
+            Some(cut) => text.replace(&cut, &format!("{MASK}…")),
+            None => text,
+        }
+    })
 }
 
 /// The address for people: scheme, host and path as they are, secret query values masked, user and fragment gone.

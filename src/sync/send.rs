@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::auth::doubt::Doubt;
-use crate::auth::proof::Turnstile;
+use crate::auth::proof::{Turnstile, verdict_of};
 use crate::auth::{Access, Auth};
 use crate::db::Db;
 use crate::db::rate_budget::{self, Lease};
@@ -189,7 +189,7 @@ impl Sender<'_> {
                 },
                 Ok(reply) => {
                     self.observe(request, &reply, tally);
-                    match self.provider.judge(request, &reply) {
+                    match verdict_of(self.provider, request, &reply, &access.credentials) {
                         Verdict::Accept => return Ok(reply),
                         Verdict::RestartPaging { why } => return Err(Halt::Restart(why)),
                         Verdict::Fail(failure) if failure.kind == FailureKind::NeedsReauth => {

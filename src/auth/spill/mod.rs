@@ -5,6 +5,7 @@
 
 mod folder;
 mod name;
+mod order;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -29,6 +30,7 @@ use crate::vault::{Bound, Vault, key_id_of};
 use folder::AtRisk;
 pub use folder::{Found, PutOff, Spills};
 pub use name::{Name, NoName};
+pub(super) use order::{Kept, Order, Recorded, Traded};
 
 /// The column that spills are bound to.
 const SPILL_COLUMN: &str = "spill";
@@ -44,6 +46,7 @@ struct Written<'a> {
     sent_at: DateTime<Utc>,
     extra: &'a Value,
     claims: Option<&'a Value>,
+    from: Option<Traded>,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +59,8 @@ struct Read {
     sent_at: DateTime<Utc>,
     extra: Value,
     claims: Option<Value>,
+    #[serde(default)]
+    from: Option<Traded>,
 }
 
 /// A spill that is of no use, or gone.
@@ -67,7 +72,7 @@ pub(super) enum Unread {
     NoUse(String),
 }
 
-fn sealed(vault: &Vault, name: Name, granted: &Granted) -> Vec<u8> {
+fn sealed(vault: &Vault, name: Name, granted: &Granted, from: Option<Traded>) -> Vec<u8> {
     let Granted { tokens, extra, claims, sent_at } = granted;
     let written = Written {
         generation: name.generation,
@@ -78,12 +83,13 @@ fn sealed(vault: &Vault, name: Name, granted: &Granted) -> Vec<u8> {
         sent_at: *sent_at,
         extra,
         claims: claims.as_ref(),
+        from,
     };
     let plain = Zeroizing::new(serde_json::to_vec(&written).expect("plain data is JSON"));
     vault.seal(&plain, &bound(name))
 }
 
-fn opened(vault: &Vault, name: Name, sealed: &[u8]) -> Result<Granted, String> {
+fn opened(vault: &Vault, name: Name, sealed: &[u8]) -> Result<Kept, String> {
     let plain = vault.open(sealed, &bound(name)).map_err(|error| error.to_string())?;
     // The parser's own texts quote what they read.
     let read: Read = serde_json::from_slice(&plain)
@@ -91,13 +97,9 @@ fn opened(vault: &Vault, name: Name, sealed: &[u8]) -> Result<Granted, String> {
     if read.generation != name.generation {
         return Err(format!("it holds generation {}: somebody renamed it", read.generation));
     }
-    let Read { access_token, refresh_token, expires_in, scopes, sent_at, extra, claims, .. } = read;
-    Ok(Granted {
-        tokens: TokenSet { access_token, refresh_token, expires_in, scopes },
-        extra,
-        claims,
-        sent_at,
-    })
+    let Read { access_token, refresh_token, expires_in, scopes, sent_at, extra, claims, from, .. } = read;
+    let tokens = TokenSet { access_token, refresh_token, expires_in, scopes };
+    Ok(Kept { granted: Granted { tokens, extra, claims, sent_at }, from })
 }
 
 fn bound(name: Name) -> Bound<'static> {
@@ -105,7 +107,7 @@ fn bound(name: Name) -> Bound<'static> {
 }
 
 /// Reads and opens a spill.
-pub(super) fn open(spills: &Spills, vault: &Vault, name: Name) -> Result<Granted, Unread> {
+pub(super) fn open(spills: &Spills, vault: &Vault, name: Name) -> Result<Kept, Unread> {
     match spills.read(name) {
         Ok(bytes) => opened(vault, name, &bytes).map_err(Unread::NoUse),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Unread::Gone),
@@ -115,11 +117,7 @@ pub(super) fn open(spills: &Spills, vault: &Vault, name: Name) -> Result<Granted
 
 /// [`open`], and where another key than the present one has sealed it, seals it anew. Returns the id of the key that has
 /// sealed what is there now.
-pub(super) fn renewed(
-    spills: &Spills,
-    vault: &Vault,
-    name: Name,
-) -> (Option<String>, Result<Granted, Unread>) {
+pub(super) fn renewed(spills: &Spills, vault: &Vault, name: Name) -> (Option<String>, Result<Kept, Unread>) {
     let bytes = match spills.read(name) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return (None, Err(Unread::Gone)),
@@ -269,9 +267,10 @@ impl Auth {
         grant: Uuid,
         generation: i64,
         granted: &Granted,
+        from: Option<Traded>,
     ) -> InHand {
         let name = Name { connection, grant, generation, copy: 0 };
-        let bytes = Zeroizing::new(sealed(&self.vault, name, granted));
+        let bytes = Zeroizing::new(sealed(&self.vault, name, granted, from));
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         let unwritten = Unwritten { name, sealed: bytes, _at_risk: AtRisk::of(&spills) };
         InHand { spills, vault, unwritten: Some(unwritten), written: None, said: false }
@@ -291,7 +290,7 @@ impl Auth {
         grant: Uuid,
         from: i64,
         anew: bool,
-    ) -> Vec<(Name, Granted)> {
+    ) -> Vec<(Name, Kept)> {
         let (spills, vault) = (Arc::clone(&self.spills), Arc::clone(&self.vault));
         if !anew && !spills.of(connection).iter().any(|name| name.grant == grant && name.generation >= from) {
             return Vec::new();
@@ -305,7 +304,7 @@ impl Auth {
             // What does not open is reported by the next look at all of them.
             let mut replies: Vec<_> =
                 names.filter_map(|name| Some((name, open(&spills, &vault, name).ok()?))).collect();
-            replies.sort_by_key(|(name, granted)| (name.generation, granted.sent_at));
+            replies.sort_by_key(|(name, kept): &(Name, Kept)| (name.generation, kept.granted.sent_at));
             replies.reverse();
             replies
         });
@@ -410,9 +409,12 @@ mod tests {
                 ..granted()
             },
         ] {
-            let bytes = sealed(&vault, name(3), &granted);
-            assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"));
-            assert_eq!(opened(&vault, name(3), &bytes), Ok(granted));
+            let (issued_at, begun_at) = (granted.sent_at, granted.sent_at);
+            for from in [None, Some(Traded { generation: 2, issued_at, begun_at })] {
+                let bytes = sealed(&vault, name(3), &granted, from);
+                assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"));
+                assert_eq!(opened(&vault, name(3), &bytes), Ok(Kept { granted: granted.clone(), from }));
+            }
         }
     }
 
@@ -420,7 +422,7 @@ mod tests {
     fn a_write_that_breaks_off_is_no_write() {
         let (state, vault) = (tempfile::tempdir().expect("a folder"), Arc::new(vault()));
         let spills = Arc::new(Spills::below(state.path()));
-        let bytes = Zeroizing::new(sealed(&vault, name(3), &granted()));
+        let bytes = Zeroizing::new(sealed(&vault, name(3), &granted(), None));
         let unwritten = Some(Unwritten { name: name(3), sealed: bytes, _at_risk: AtRisk::of(&spills) });
         let mut in_hand =
             InHand { spills: Arc::clone(&spills), vault, unwritten, written: None, said: false };
@@ -439,7 +441,7 @@ mod tests {
     #[test]
     fn a_reply_opens_under_its_own_name_only() {
         let (vault, other_vault) = (vault(), vault());
-        let bytes = sealed(&vault, name(3), &granted());
+        let bytes = sealed(&vault, name(3), &granted(), None);
         for other in [
             name(4),
             Name { connection: ConnectionId(8), ..name(3) },

@@ -59,6 +59,18 @@ async fn a_disconnect_revokes_and_wipes() {
     rig.assert_no_secret_in_texts().await;
 }
 
+/// The first try has been acted on, and its answer was lost: to the second the token is unknown.
+#[tokio::test]
+async fn a_token_that_is_unknown_once_it_was_revoked_is_revoked() {
+    let rig = Rig::new().await;
+    for (account, statuses, is_revoked) in [(1, vec![502, 400], true), (2, vec![400], false)] {
+        let id = rig.connected(&format!("acme-{account}"), account).await;
+        rig.fake.then_revoking(statuses);
+        let revoked = rig.auth.disconnect(id, false).await.expect("it ends");
+        assert_eq!(revoked == Revoked::Yes, is_revoked, "{revoked:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_disconnect_waits_for_a_refresh_and_revokes_what_it_brought() {
     let rig = Rig::new().await;

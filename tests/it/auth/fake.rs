@@ -103,6 +103,8 @@ struct Script {
     /// Forms sent to the token endpoint.
     asked: Vec<BTreeMap<String, String>>,
     revoked: Vec<BTreeMap<String, String>>,
+    /// Statuses of the next revocations; then success again.
+    revocations: VecDeque<u16>,
     /// The account that credentials open.
     portal: u64,
     granted: u32,
@@ -261,6 +263,11 @@ impl Fake {
             .count()
     }
 
+    #[allow(dead_code, reason = "the torture disconnects nothing")]
+    pub fn then_revoking(&self, statuses: impl IntoIterator<Item = u16>) {
+        self.script(|script| script.revocations.extend(statuses));
+    }
+
     pub fn revoked(&self) -> Vec<BTreeMap<String, String>> {
         self.script(|script| script.revoked.clone())
     }
@@ -363,8 +370,11 @@ async fn introspect(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, 
 }
 
 async fn revoke(State(fake): State<Fake>, Form(form): Form<BTreeMap<String, String>>) -> StatusCode {
-    fake.script(|script| script.revoked.push(form));
-    StatusCode::OK
+    let status = fake.script(|script| {
+        script.revoked.push(form);
+        script.revocations.pop_front().unwrap_or(200)
+    });
+    StatusCode::from_u16(status).expect("a status")
 }
 
 async fn business_units(Path(tenant): Path<u64>) -> Json<Value> {

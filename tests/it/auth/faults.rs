@@ -542,7 +542,6 @@ fn odd_answers() -> Vec<(Answer, Meaning)> {
         (Answer::Lost, Fails("transient", true)),
         (Answer::Unseen, Fails("transient", false)),
         (grants(json!({"access_token": null})), Fails("transient", true)),
-        (grants(json!({"hub_id": 99})), Fails("provider_changed", true)),
         (grants(json!({"expires_in": null})), Renews(false)),
         (grants(json!({"expires_in": 0})), Renews(false)),
         (grants(json!({"expires_in": "1800"})), Renews(true)),
@@ -594,10 +593,8 @@ async fn endpoint_answers_oddly(rotation: Rotation) {
         if is_lost {
             let honoured = rig.fake.honoured(account);
             assert!(honoured.iter().all(|token| !first.contains(token)), "{cell}: the old one is good still");
-            let is_of_another = matches!(meaning, Meaning::Fails("provider_changed", _));
-            let cause = if is_of_another { "tokens of account 99" } else { "" };
-            let told = reason.contains("grant is dead") && reason.contains(cause);
-            assert!(told && (reason.contains("before it")), "{cell}: {reason}");
+            let told = reason.contains("grant is dead") && reason.contains("before it");
+            assert!(told, "{cell}: {reason}");
         }
         stage::put_away(&rig, id).await;
     }
@@ -610,8 +607,8 @@ async fn the_token_endpoint_answers_a_code_oddly() {
     let rig = Rig::new().await;
     rig.fake.rotate(Rotation::Strict);
     for (account, (answer, meaning)) in (1..).zip(odd_answers()) {
-        // One that is throttled is tried again, and what a reply says of its account counts.
-        if matches!(meaning, Meaning::Fails("throttled" | "provider_changed", _)) {
+        // One that is throttled is tried again.
+        if matches!(meaning, Meaning::Fails("throttled", _)) {
             continue;
         }
         rig.fake.be_account(account);

@@ -19,8 +19,9 @@ use fieldmirror::jobs;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::fake::{Answer, bad_refresh_token};
+use super::fake::{Answer, Rotation, bad_refresh_token};
 use super::rig::Rig;
+use super::stage::start_again;
 
 /// Of a daemon that has no folder of spills.
 const REACH: (Option<Uuid>, Duration) = (None, Duration::ZERO);
@@ -214,7 +215,62 @@ async fn a_failure_has_its_pause_whoever_is_in_a_hurry() {
     }
     assert_eq!(rig.fake.count("refresh_token"), 1);
     rig.clock.shift(TimeDelta::minutes(16));
-    assert_eq!(rig.auth.access_token(id).await.expect("a token").generation, 2);
+    let access = rig.auth.access_token(id).await.expect("a token");
+    assert_eq!(access.generation, 2);
+    // It has not run out, but the API refuses it.
+    rig.fake.then([Answer::Status(400, json!({"message": "odd"}))]);
+    rig.auth.replace(id, &access).await.expect_err("no other token");
+    let failure = rig.auth.replace(id, &access).await.expect_err("not yet");
+    assert!(failure.message.contains("could not be replaced"), "{failure}");
+}
+
+/// What was traded for it is spent: it is kept, and the API tells whose it is.
+#[tokio::test]
+async fn a_reply_that_names_another_account_costs_no_grant() {
+    let rig = Rig::new().await;
+    rig.fake.rotate(Rotation::Jealous);
+    let id = rig.connected("acme", 1).await;
+    let of_another = || Answer::Grant(json!({"hub_id": 99}));
+    rig.fake.then([of_another(), of_another()]);
+    rig.fake.refuse_details(Some(403));
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("whose it is is not known");
+    assert_eq!(failure.kind, FailureKind::ProviderChanged, "{failure}");
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    rig.fake.refuse_details(None);
+    rig.fake.be_account(99);
+    let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("the API says the same");
+    assert_eq!(failure.kind, FailureKind::NeedsReauth, "{failure}");
+    let connection = rig.connection(id).await;
+    assert_eq!(connection.state, ConnectionState::NeedsReauth);
+    assert!(connection.reason.expect("it says why").contains("tokens of account 99, not of account 1"));
+    assert_eq!(rig.token(id).await.generation, 1, "it is not used");
+    // A mistake of theirs, which is over.
+    rig.fake.be_account(1);
+    start_again(&rig, rig.state.path()).await;
+    assert_eq!(rig.connection(id).await.state, ConnectionState::Connected);
+    let used: Vec<_> =
+        rig.fake.asked().iter().filter_map(|form| form.get("refresh_token").cloned()).collect();
+    assert_eq!(used, ["SECRET-RT-1", "SECRET-RT-2", "SECRET-RT-3"]);
+    assert_eq!(rig.fake.replays(), 0);
+}
+
+/// That a provider gives none is known of each, and is nobody's fault.
+#[tokio::test]
+async fn grants_without_a_refresh_token_end_each_by_itself() {
+    let rig = Rig::new().await;
+    let mut ids = Vec::new();
+    for (account, name) in (1..).zip(["a", "b", "c", "d"]) {
+        rig.fake.then([Answer::Grant(json!({"refresh_token": null}))]);
+        ids.push(rig.connected(name, account).await);
+    }
+    rig.clock.shift(LIFE);
+    for id in ids {
+        let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("it cannot be renewed");
+        assert_eq!(failure.kind, FailureKind::NeedsReauth, "{failure}");
+        assert_eq!(rig.connection(id).await.state, ConnectionState::NeedsReauth);
+    }
+    assert_eq!(rig.fake.count("refresh_token"), 0);
+    assert!(!rig.conditions().await.contains(&"configuration_fault provider hubspot".to_owned()));
 }
 
 #[tokio::test]
@@ -385,6 +441,8 @@ async fn a_renewal_that_is_there_already_is_known() {
     };
     let renewal = |sent_s: i64| tokens::Renewal {
         generation: 2,
+        replaces: token.issued_at,
+        begun_at: None,
         access_sealed: vec![1],
         refresh_sealed: None,
         scopes: Vec::new(),

@@ -336,9 +336,8 @@ async fn a_dead_token_in_a_spill_does_not_condemn_a_grant_whose_own_token_lives(
     for _ in 0..3 {
         rig.auth.refresh(id, Why::Asked).await.expect("it works");
     }
-    rig.execute("UPDATE fieldmirror.tokens SET generation = 1").await;
     rig.fake.then([super::fake::bad_refresh_token(), Answer::Grant(serde_json::json!({}))]);
-    rig.execute("UPDATE fieldmirror.tokens t SET refresh_sealed = b.refresh_sealed FROM public.backup b")
+    rig.batch("DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup")
         .await;
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     let used: Vec<_> =
@@ -353,10 +352,15 @@ async fn what_is_kept_is_used_where_the_row_does_not_open() {
     let rig = Rig::new().await;
     rig.fake.rotate(Rotation::Jealous);
     let id = rig.connected("acme", 1).await;
+    rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
     for _ in 0..2 {
         rig.auth.refresh(id, Why::Asked).await.expect("it works");
     }
-    rig.execute("UPDATE fieldmirror.tokens SET generation = 1, refresh_sealed = '\\x00'").await;
+    rig.batch(
+        "DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup;
+         UPDATE fieldmirror.tokens SET refresh_sealed = '\\x00'",
+    )
+    .await;
     assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed));
     assert_eq!((rig.token(id).await.generation, rig.fake.replays()), (4, 0));
 }
@@ -454,23 +458,29 @@ async fn a_consent_that_was_interrupted_outlives_a_refresh_of_the_grant_before()
 /// The code is spent. Whatever passes after that is waited for: nobody at the customer is asked again.
 #[tokio::test]
 async fn a_consent_waits_for_the_provider_to_tell_whose_it_is() {
-    let rig = Rig::new().await;
-    rig.fake.refuse_details(Some(503));
-    let asked = rig.ask("acme").await;
-    let shown = rig.come_back(&asked.authorize_url(), "code=C").await;
-    assert_eq!(shown.status, 502, "{}", shown.body);
-    assert!(shown.body.contains("Your consent has arrived"), "{}", shown.body);
-    assert_eq!(rig.request_row(asked.request).await.done_at, None);
-    let connection = rig.connection(asked.connection).await;
-    assert_eq!(connection.state, ConnectionState::AwaitingConsent);
-    assert!(connection.reason.expect("status says why").contains("is kept"));
-    let told = "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE outcome = 'postponed'";
-    assert_eq!(rig.count(told).await, 1);
-    rig.fake.refuse_details(None);
-    start_again(&rig, rig.state.path()).await;
-    assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
-    assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
-    assert_eq!(rig.fake.count("authorization_code"), 1);
+    // Also where something in between answers in its place, such as a firewall or a page about maintenance.
+    for status in [503, 403, 404] {
+        let rig = Rig::new().await;
+        rig.fake.refuse_details(Some(status));
+        let asked = rig.ask("acme").await;
+        let shown = rig.come_back(&asked.authorize_url(), "code=C").await;
+        assert_eq!(shown.status, 502, "{}", shown.body);
+        assert!(shown.body.contains("Your consent has arrived"), "{status}: {}", shown.body);
+        assert_eq!(rig.request_row(asked.request).await.done_at, None);
+        let connection = rig.connection(asked.connection).await;
+        assert_eq!(connection.state, ConnectionState::AwaitingConsent);
+        assert!(connection.reason.expect("status says why").contains("is kept"));
+        let told = "SELECT count(*) AS value FROM fieldmirror.audit_log WHERE outcome = 'postponed'";
+        assert_eq!(rig.count(told).await, 1);
+        // And when it is tried again.
+        start_again(&rig, rig.state.path()).await;
+        assert_eq!(rig.request_row(asked.request).await.done_at, None, "{status}");
+        rig.fake.refuse_details(None);
+        start_again(&rig, rig.state.path()).await;
+        assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+        assert_eq!(rig.fake.count("authorization_code"), 1);
+    }
 }
 
 #[tokio::test]
@@ -571,11 +581,56 @@ async fn a_consent_is_concluded_long_after_its_access_token_has_run_out() {
     let auth = start_again(&rig, rig.state.path()).await;
     assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::Connected);
     assert_eq!(access(&auth, asked.connection).await, "SECRET-AT-2");
-    // The first of them writes the traded tokens down as what they are.
+    assert_eq!(rig.token(asked.connection).await.generation, 2, "written down as what they are");
     for _ in 0..2 {
         auth.refresh(asked.connection, Why::Asked).await.expect("it works");
     }
-    assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (2, 0));
+    assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (3, 0));
+}
+
+/// Numbers alone do not tell which of two replies came later: a machine that was away comes back with what it kept, and
+/// what another one has got meanwhile stays.
+#[tokio::test]
+async fn what_a_machine_kept_before_it_was_away_takes_nobodys_place() {
+    for was_restored in [false, true] {
+        let (rig, elsewhere) = (Rig::new().await, tempfile::tempdir().expect("a folder"));
+        let other =
+            rig.daemon_at(Host { name: "other", state: elsewhere.path(), between: Between::default() });
+        let id = if was_restored {
+            let id = rig.connected("acme", 1).await;
+            rig.execute("CREATE TABLE public.backup AS SELECT * FROM fieldmirror.tokens").await;
+            for _ in 0..2 {
+                rig.auth.refresh(id, Why::Asked).await.expect("it works");
+            }
+            rig.batch(
+                "DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup",
+            )
+            .await;
+            id
+        } else {
+            // Renewed three times before it was known whose it is.
+            rig.fake.rotate(Rotation::Jealous);
+            let asked = rig.ask("acme").await;
+            rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+            rig.fake.refuse_details(Some(503));
+            for _ in 0..2 {
+                rig.clock.shift(TimeDelta::hours(20));
+                start_again(&rig, rig.state.path()).await;
+            }
+            rig.fake.refuse_details(None);
+            start_again(&rig, rig.state.path()).await;
+            assert_eq!(rig.fake.count("refresh_token"), 2);
+            asked.connection
+        };
+        other.refresh(id, Why::Asked).await.expect("it works");
+        let now = rig.token(id).await;
+        let auth = start_again(&rig, rig.state.path()).await;
+        assert_eq!(rig.token(id).await, now, "{was_restored}");
+        assert_eq!(auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{was_restored}");
+        assert_eq!(rig.fake.replays(), 0, "{was_restored}");
+        let brought = rig.fake.asked().pop().and_then(|form| form.get("refresh_token").cloned());
+        assert_eq!(brought.as_deref(), Some("SECRET-RT-4"), "{was_restored}: that of the other");
+    }
 }
 
 /// A token that was granted a moment ago is refused: that says nothing of the grant before a refresh has said so, too.
