@@ -123,8 +123,8 @@ fn an_answer_without_users_is_asked_for_again() {
     let Verdict::Retry { why, .. } = OnceHub.judge(&first, &lost) else { panic!("it passes") };
     assert_eq!(why, "OnceHub answered 500 (request req_7)");
     // Of the stream of that list it is a failure, which its walk tells.
-    let list = Request::get("/users".to_owned(), "users", BUCKETS);
-    assert_eq!(OnceHub.judge(&list, &reply(200, json!({"data": {}}))), Verdict::Accept);
+    let of_stream = Request::get("/users".to_owned(), "users", BUCKETS);
+    assert_eq!(OnceHub.judge(&of_stream, &reply(200, json!({"data": {}}))), Verdict::Accept);
 }
 
 #[test]

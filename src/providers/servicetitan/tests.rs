@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::spec::Mode;
-use crate::domain::step::Walk;
+use crate::domain::step::{Facts, Walk};
 
 fn reply(status: u16, body: Value) -> Reply {
     let body = match body {
