@@ -118,9 +118,9 @@ fn an_answer_without_users_is_asked_for_again() {
     assert_eq!(OnceHub.judge(&first, &users(&[], false)), Verdict::Accept);
     let further = OnceHub.judge(&users_after(Some("USR-1".to_owned())), &reply(404, json!({})));
     assert!(matches!(further, Verdict::Retry { .. }), "the walk is nobody's to begin again");
-    let lost =
+    let broken =
         Reply { headers: [("request-id".to_owned(), "req_7".to_owned())].into(), ..reply(500, json!({})) };
-    let Verdict::Retry { why, .. } = OnceHub.judge(&first, &lost) else { panic!("it passes") };
+    let Verdict::Retry { why, .. } = OnceHub.judge(&first, &broken) else { panic!("it passes") };
     assert_eq!(why, "OnceHub answered 500 (request req_7)");
     // Of the stream of that list it is a failure, which its walk tells.
     let of_stream = Request::get("/users".to_owned(), "users", BUCKETS);
