@@ -29,7 +29,7 @@ const POSITION_MAX: usize = 16 * 1024;
 const CASE: &str = "case.json";
 const TRANSCRIPT: &str = "transcript.snap";
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
     /// What it shows, for readers.
@@ -57,7 +57,7 @@ struct Case {
     replies: Vec<Answer>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Answer {
     /// The purpose of the request that it answers.
@@ -99,23 +99,77 @@ fn every_conversation_goes_as_written() {
     }
 }
 
+/// A conversation that can be spoken again, with other words in the answers.
+#[derive(Clone)]
+pub struct Spoken {
+    pub stream: &'static StreamSpec,
+    pub mode: Mode,
+    pub folder: PathBuf,
+    provider: &'static dyn Provider,
+    case: Case,
+}
+
+/// What came of one.
+#[derive(Debug, PartialEq)]
+pub struct Told {
+    pub records: Vec<Record>,
+    /// What a walk says at its end, or the kind of failure.
+    pub end: Value,
+    /// What was asked.
+    pub asked: usize,
+}
+
+impl Spoken {
+    pub fn all(provider: &'static dyn Provider) -> Vec<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(provider.spec().name);
+        let spoken = |folder: PathBuf| {
+            let case = read_case(&folder);
+            let Conversation { stream, walk, .. } = Conversation::new(provider, &case, &folder);
+            Self { stream, mode: walk.mode, folder, provider, case }
+        };
+        children(&root).into_iter().map(spoken).collect()
+    }
+
+    /// What is answered, and where the walk is taken up.
+    pub fn words(&mut self) -> impl Iterator<Item = &mut Value> {
+        let at = self.case.at.iter_mut().map(|at| &mut at.at);
+        self.case.replies.iter_mut().map(|answer| &mut answer.json).chain(at)
+    }
+
+    /// The same conversation with each of its answers as `change` makes it.
+    pub fn changed(&self, change: impl Fn(&mut Value)) -> Self {
+        let mut changed = Self { case: self.case.clone(), folder: self.folder.clone(), ..*self };
+        changed.case.replies.iter_mut().for_each(|answer| change(&mut answer.json));
+        changed
+    }
+
+    pub fn told(&self) -> Told {
+        let Conversation { records, transcript, answered, .. } =
+            Conversation::new(self.provider, &self.case, &self.folder).run();
+        let end = transcript.last().expect("something happened");
+        Told { records, end: end.get("failure").unwrap_or(end).clone(), asked: answered }
+    }
+}
+
 /// Every record that a provider's conversations bring, with its stream. `change` alters what is answered, which must
 /// bring the same records and end in the same way.
 pub fn records(
     provider: &'static dyn Provider,
     change: impl Fn(&mut Value),
 ) -> Vec<(&'static StreamSpec, Record)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(provider.spec().name);
     let mut found = Vec::new();
-    for folder in children(&root) {
-        let mut case = read_case(&folder);
-        let plain = Conversation::new(provider, &case, &folder).run().outcome();
-        case.replies.iter_mut().for_each(|answer| change(&mut answer.json));
-        let changed = Conversation::new(provider, &case, &folder).run();
-        assert_eq!(changed.outcome(), plain, "{}", folder.display());
-        found.extend(changed.records.into_iter().map(|record| (changed.stream, record)));
+    for spoken in Spoken::all(provider) {
+        let (plain, changed) = (spoken.told(), spoken.changed(&change).told());
+        assert_eq!(changed.outcome(), plain.outcome(), "{}", spoken.folder.display());
+        found.extend(changed.records.into_iter().map(|record| (spoken.stream, record)));
     }
     found
+}
+
+impl Told {
+    fn outcome(&self) -> (Vec<&str>, &Value) {
+        (self.records.iter().map(|record| record.id.as_str()).collect(), &self.end)
+    }
 }
 
 /// What a folder holds, sorted; the folder must be there.
@@ -243,13 +297,6 @@ impl<'a> Conversation<'a> {
         let folder = self.folder.display();
         assert_eq!(self.answered, self.case.replies.len(), "{folder}: replies that nothing asked for");
         self
-    }
-
-    /// The ids of its records, and the kind of its end.
-    fn outcome(&self) -> (Vec<String>, String) {
-        let ids = self.records.iter().map(|record| record.id.clone()).collect();
-        let end = self.transcript.last().expect("something happened");
-        (ids, end.get("failure").unwrap_or(end).to_string())
     }
 
     /// The next replies, one for each request; `None` when one of them is not for the state machine.

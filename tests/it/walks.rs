@@ -30,7 +30,7 @@ const RECORDS: usize = 40;
 const PATIENCE: Duration = Duration::from_hours(3);
 
 /// An account of so many records.
-async fn rig_of(
+pub async fn rig_of(
     ground: &Ground,
     provider: &'static str,
     records: usize,
@@ -72,7 +72,7 @@ async fn execute(rig: &Rig, sql: &str) {
 }
 
 /// Takes turns until the query's only value is true.
-async fn until(rig: &Rig, what: &str, sql: &str) {
+pub async fn until(rig: &Rig, what: &str, sql: &str) {
     let began = Instant::now();
     while row(rig, &format!("SELECT ({sql}) AS value")).await["value"] != true {
         let stands =
@@ -82,7 +82,7 @@ async fn until(rig: &Rig, what: &str, sql: &str) {
     }
 }
 
-const ALL_READ: &str = "SELECT bool_and(backfill_done AND state = 'idle') FROM fieldmirror.stream_state WHERE connection_id = {}";
+pub const ALL_READ: &str = "SELECT bool_and(backfill_done AND state = 'idle') FROM fieldmirror.stream_state WHERE connection_id = {}";
 
 /// The rows of a table: ids, what they hold, whether they are gone.
 async fn held(rig: &Rig, table: &str) -> Value {
@@ -289,7 +289,7 @@ async fn hold(rig: &Rig, cause: &'static str, stream: &str, table: &str, said: &
     let before = (held(rig, table).await, row(rig, &swept).await);
     if cause.starts_with('/') {
         let (place, value) = cause.split_once('=').unwrap_or((cause, "999"));
-        rig.road.forge(Some((place, value.parse().expect("JSON"))));
+        rig.road.put(place, value.parse().expect("JSON"));
     } else {
         faults(rig, &[cause]);
     }
@@ -369,7 +369,7 @@ async fn what_cannot_be_asked_for_is_gone_when_it_is_absent_twice() {
     };
     only(&rig, "job_canceled_logs", "sweep").await;
     execute(&rig, ALLOW).await;
-    rig.road.forge(Some(("/data", json!([]))));
+    rig.road.put("/data", json!([]));
     looks_again().await;
     rig.road.forge(None);
     until(&rig, "it closes", CLOSED).await;
@@ -579,7 +579,7 @@ async fn a_job_is_gone_when_no_location_has_it() {
     for id in &lost[..7] {
         change(json!({"do": "delete", "id": id, "left": "record"}));
     }
-    rig.road.forge(Some(("/id", json!("another"))));
+    rig.road.put("/id", json!("another"));
     only(&rig, "jobs", "sweep").await;
     until(&rig, "it is said", &says("jobs", "prove nothing")).await;
     let after = swept(&rig, "jobs").await;

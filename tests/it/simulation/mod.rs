@@ -37,7 +37,7 @@
 //! Housecall Pro and ServiceTitan some seeds are played a little otherwise now and then; those of HubSpot and Jobber are not.
 
 mod clock;
-mod columns;
+pub mod columns;
 pub mod oracle;
 pub mod rig;
 pub mod road;

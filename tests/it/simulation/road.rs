@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tower::ServiceExt as _;
 
+use crate::support::pages;
+
 /// As the client's own limit for a whole exchange.
 const TOTAL_MAX: Duration = Duration::from_mins(3);
 const BODY_MAX: usize = 64 * 1024 * 1024;
@@ -29,6 +31,9 @@ pub struct Mess {
     pub doubled: f64,
 }
 
+/// Makes another answer of one.
+pub type Forge = Box<dyn Fn(&mut Value) + Send>;
+
 pub struct Road {
     router: Router,
     state: Mutex<State>,
@@ -39,8 +44,8 @@ struct State {
     /// How often each request was made.
     asked: HashMap<u64, u64>,
     mess: Mess,
-    /// What stands there in every answer that has something there.
-    forged: Option<(&'static str, Value)>,
+    /// What is done to every answer.
+    forged: Option<Forge>,
     /// The longest that one direction takes.
     slow_ms: u64,
     began: Instant,
@@ -83,9 +88,18 @@ impl Road {
         (state.mess, state.slow_ms) = (mess, slow_ms);
     }
 
-    /// From now on another value stands at this JSON pointer.
-    pub fn forge(&self, forged: Option<(&'static str, Value)>) {
+    /// From now on every answer comes as this makes it.
+    pub fn forge(&self, forged: Option<Forge>) {
         self.state.lock().expect("nobody panics with it").forged = forged;
+    }
+
+    /// From now on another value stands at this JSON pointer, where there is one.
+    pub fn put(&self, place: &'static str, value: Value) {
+        self.forge(Some(Box::new(move |body| {
+            if let Some(there) = body.pointer_mut(place) {
+                *there = value.clone();
+            }
+        })));
     }
 
     /// All requests in the order of their answers.
@@ -131,12 +145,10 @@ impl Road {
             return bytes;
         }
         let Ok(mut body) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
-        if let Some((place, value)) = forged
-            && let Some(there) = body.pointer_mut(place)
-        {
-            *there = value.clone();
+        if let Some(forged) = forged {
+            forged(&mut body);
         }
-        if let Some(list) = records(&mut body).filter(|list| list.len() > 1) {
+        if let Some(list) = pages::list(&mut body).filter(|list| list.len() > 1) {
             if shuffle {
                 list.shuffle(dice);
             }
@@ -148,22 +160,6 @@ impl Road {
         }
         body.to_string().into_bytes()
     }
-}
-
-/// The records of a page, wherever the provider puts them.
-fn records(body: &mut Value) -> Option<&mut Vec<Value>> {
-    const PLACES: [&str; 8] = [
-        "/results",
-        "/jobs",
-        "/customers",
-        "/employees",
-        "/data/jobs/nodes",
-        "/data/visits/nodes",
-        "/data/clients/nodes",
-        "/data",
-    ];
-    let place = PLACES.into_iter().find(|place| body.pointer(place).is_some_and(Value::is_array))?;
-    body.pointer_mut(place)?.as_array_mut()
 }
 
 impl Carrier for Road {

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod leaks;
 #[cfg(feature = "sandbox")]
 pub mod notify;
+pub mod pages;
 pub mod postgres;
 #[cfg(feature = "sandbox")]
 pub mod stalls;
