@@ -317,7 +317,7 @@ fn is_id(name: &str) -> bool {
 fn enlarge_id(value: &mut Value) {
     match value {
         Value::Number(number) => {
-            *value = serde_json::from_str(&large(&number.to_string())).expect("a number")
+            *value = serde_json::from_str(&large(&number.to_string())).expect("a number");
         }
         Value::String(text) => *text = large(text),
         Value::Array(items) => items.iter_mut().for_each(enlarge_id),

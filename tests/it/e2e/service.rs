@@ -24,8 +24,8 @@ use crate::support::notify::NotifySocket;
 
 /// What the unit's `WatchdogSec=` would be.
 const WATCHDOG: Duration = Duration::from_secs(6);
-/// How soon nobody is asked to end any more: the daemon's own limits come to half a minute, and a slow machine is late.
-const END_MAX: Duration = Duration::from_mins(2);
+/// A daemon ends within this, whatever is under way.
+const END_MAX: Duration = Duration::from_secs(30);
 
 pub fn under_systemd(app: TestApp) -> (TestApp, NotifySocket) {
     let socket = NotifySocket::bind(&app.folder);
@@ -86,7 +86,7 @@ async fn all_busy_for(app: &TestApp, span: Duration) -> (Instant, Instant) {
     }
 }
 
-/// That systemd would have had no reason to kill it within a span, its ends included. What this end missed because the
+/// That it was fed twice as often as systemd asks within a span, its ends included. What this end missed because the
 /// machine stood still was not the daemon's fault.
 #[track_caller]
 fn fed_in_time(socket: &NotifySocket, (from, to): (Instant, Instant), when: &str) {
@@ -96,7 +96,10 @@ fn fed_in_time(socket: &NotifySocket, (from, to): (Instant, Instant), when: &str
     let points: Vec<Instant> = [&[from], within.as_slice(), &[to]].concat();
     let gap = points.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
     let stood_still = socket.stood_still((from, to));
-    assert!(gap < WATCHDOG + stood_still, "fed in time {when}: {gap:?}, {stood_still:?} of it were ours");
+    assert!(
+        gap <= WATCHDOG / 2 + stood_still,
+        "fed in time {when}: {gap:?}, {stood_still:?} of it were ours"
+    );
 }
 
 /// Waits until the daemon says that it can do its work. `false`: it says that its workers cannot.
