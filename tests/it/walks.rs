@@ -64,17 +64,23 @@ async fn row(rig: &Rig, sql: &str) -> Value {
     rows.into_iter().next().unwrap_or_default()
 }
 
+/// A statement in which `now()` is the daemon's.
+fn dated(rig: &Rig, sql: &str) -> String {
+    sql.replace("now()", &format!("'{}'::timestamptz", rig.engine.clock.now().to_rfc3339()))
+}
+
 /// `now()` is the daemon's.
 async fn execute(rig: &Rig, sql: &str) {
-    let now = format!("'{}'::timestamptz", rig.engine.clock.now().to_rfc3339());
-    let sql = sql.replace("{}", &rig.connection.to_string()).replace("now()", &now);
+    let sql = dated(rig, sql).replace("{}", &rig.connection.to_string());
     rig.db(move |connection| Ok(connection.batch_execute(&sql)?)).await;
 }
 
 /// Takes turns until the query's only value is true.
 pub async fn until(rig: &Rig, what: &str, sql: &str) {
     let began = Instant::now();
-    while row(rig, &format!("SELECT ({sql}) AS value")).await["value"] != true {
+    // Each time anew: the daemon's clock goes on.
+    let holds = async || row(rig, &dated(rig, &format!("SELECT ({sql}) AS value"))).await["value"] == true;
+    while !holds().await {
         let stands =
             "SELECT jsonb_agg(s) AS streams FROM fieldmirror.stream_state s WHERE connection_id = {}";
         assert!(began.elapsed() < PATIENCE, "not in time: {what}\n{}", row(rig, stands).await);
