@@ -41,12 +41,11 @@ pub fn run(args: &Args) -> Result<bool, String> {
                     let played =
                         std::panic::catch_unwind(AssertUnwindSafe(|| simulation::play(&ground, seed)));
                     let mut sum = sum.lock().expect("no seed panics with it");
-                    match played {
-                        Ok(outcome) => tell(&mut sum, &outcome, tells),
-                        Err(_) => {
-                            say(&format!("seed {seed}: FAILED, it panicked"));
-                            sum.failed.push(seed);
-                        }
+                    if let Ok(outcome) = played {
+                        tell(&mut sum, &outcome, tells);
+                    } else {
+                        say(&format!("seed {seed}: FAILED, it panicked"));
+                        sum.failed.push(seed);
                     }
                     sum.seeds += 1;
                 }

@@ -20,11 +20,15 @@ mod auth {
 mod support {
     pub mod app;
     pub mod postgres;
+    pub mod stalls;
+
+    mod not_checked;
+    pub use not_checked::not_checked;
 }
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const USAGE: &str = "usage: torture tokens [--minutes N] [--seed S] [--refreshes N] [--kills N]
        torture daemons [--minutes N]";
