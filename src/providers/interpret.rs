@@ -10,8 +10,9 @@
 //!
 //! Where a page ends among records that share a place in the order, their pages are read until all have been seen: [`ties`].
 //!
-//! A page that repeats the one before it or says that it is another than was asked for, and a cursor that does not move,
-//! end the walk with `ProviderChanged`: going on would never end, and stopping would leave a hole that nobody sees.
+//! A page that repeats the one before it, where the list cannot have moved so, or says that it is another than was asked
+//! for, and a cursor that does not move, end the walk with `ProviderChanged`: going on would never end, and stopping would
+//! leave a hole that nobody sees.
 
 mod ties;
 
@@ -317,10 +318,12 @@ fn take(
     let ends = records.first().zip(records.last()).map(|(first, last)| (first.id.clone(), last.id.clone()));
     let more = next(list, here, body, reply, ends.as_ref().map(|(_, last)| last.as_str()));
     let stands_still = matches!(&more, Some(Place::After(after)) if here.after.as_deref() == Some(after));
-    // The last page may show the same again where changes have moved the list, or where it has become shorter.
+    // A page may show the same again where changes have moved the list by as much as a page holds, also long ago: then it
+    // is the list's own word that this is the page that was asked for. Of a list that is read whole it shows in the count.
     let moves = matches!(list.changes, Changes::NewestFirst { .. }) && cx.walk.mode == Mode::Incremental;
-    let settled = !moves && total(list, body) == here.total;
-    if stands_still || ((more.is_some() || settled) && ends.is_some() && ends == here.seen) {
+    let settled =
+        if moves { more.is_some() && !tells_page(list, body) } else { total(list, body) == here.total };
+    if stands_still || (settled && ends.is_some() && ends == here.seen) {
         return Err(Failure::changed(format!("{title}'s `{name}` repeats a page")));
     }
     let mut next = At { seen: ends, tie: None, ..here.clone() };
@@ -360,6 +363,11 @@ fn take(
 fn other_page(list: &ListSpec, here: &At, body: &Value) -> Option<u64> {
     let Paging::Numbered { param, .. } = list.paging else { return None };
     body.get(param)?.as_u64().filter(|told| *told != here.page.max(1))
+}
+
+/// Whether the list tells the number of a page. That it is the one that was asked for, [`other_page`] sees to.
+fn tells_page(list: &ListSpec, body: &Value) -> bool {
+    matches!(list.paging, Paging::Numbered { param, .. } if body.get(param).is_some_and(Value::is_u64))
 }
 
 /// Where the next page is.

@@ -526,3 +526,27 @@ fn a_last_page_that_repeats_is_no_end() {
     let began = Position::of(&json!({"page": 1, "seen": ["c", "d"], "total": 4}));
     assert!(go_from(began, &PAGES, &walk(Mode::Backfill, None), vec![shorter]).end.is_ok());
 }
+
+#[test]
+fn a_list_that_moved_by_a_whole_page_repeats_none() {
+    let pages = |told: bool| {
+        let rest = |page: u64| if told { json!({"pages": 9, "page": page}) } else { json!({"pages": 9}) };
+        vec![
+            page(&[("a", 900), ("b", 800)], rest(1)),
+            page(&[("a", 900), ("b", 800)], rest(2)),
+            page(&[("c", 400), ("d", 300)], rest(3)),
+        ]
+    };
+    let changes = walk(Mode::Incremental, Some(500));
+    let went = go(&PAGES, &changes, pages(true));
+    assert!(went.end.is_ok());
+    assert_eq!(went.ids, ["a", "b", "a", "b", "c", "d"]);
+    assert_eq!(go(&PAGES, &changes, pages(false)).end.unwrap_err().message, "Acme's `visits` repeats a page");
+    // Two are new before the place where a list is read whole.
+    let whole = vec![
+        page(&[("a", 1), ("b", 2)], json!({"pages": 2, "total": 4})),
+        page(&[("a", 1), ("b", 2)], json!({"pages": 3, "total": 6})),
+        page(&[("c", 3), ("d", 4)], json!({"pages": 3, "total": 6})),
+    ];
+    assert!(go(&PAGES, &walk(Mode::Backfill, None), whole).end.is_ok());
+}
