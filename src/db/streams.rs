@@ -531,6 +531,27 @@ pub fn end_walk(connection: &mut PgConnection, key: StreamKey, mode: Mode) -> Re
     forget_met(connection, key, mode)
 }
 
+/// Everything has been read, though not every absence could be proved: who waits for the reading alone need not wait on.
+/// Deletions (`swept_to`) do.
+pub fn read_whole(connection: &mut PgConnection, key: StreamKey) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE walks SET closed_started_at = started_at
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND mode = 'backfill' AND started_at IS NOT NULL",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .execute(connection)?;
+    diesel::sql_query(
+        "UPDATE stream_state SET backfill_done = true, backfill_progress = 1
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
+    )
+    .bind::<BigInt, _>(key.connection.0)
+    .bind::<Text, _>(key.stream)
+    .bind::<BigInt, _>(key.epoch)
+    .execute(connection)?;
+    Ok(())
+}
+
 /// Nobody allows deletions by the many any more, but for these streams.
 pub fn disallow(connection: &mut PgConnection, of: ConnectionId, but: &[&str]) -> Result<(), DbError> {
     diesel::sql_query(
@@ -800,13 +821,15 @@ pub fn demand(
     .execute(connection)?;
     // A first read of everything that waits after a failure is tried again, too: the trouble may be over.
     diesel::sql_query(
-        "UPDATE walks w SET due_at = least(w.due_at, $3) FROM stream_state s
+        "UPDATE walks w SET due_at = least(w.due_at, $3), mass_delete_allowed = w.mass_delete_allowed OR $4
+         FROM stream_state s
          WHERE (s.connection_id, s.stream, s.partition) = (w.connection_id, w.stream, w.partition)
            AND w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode = 'backfill' AND NOT s.backfill_done",
     )
     .bind::<BigInt, _>(of.0)
     .bind::<Text, _>(demand.stream)
     .bind::<Timestamptz, _>(now)
+    .bind::<Bool, _>(demand.mass_delete_allowed)
     .execute(connection)?;
     if demand.sweeps() || demand.mass_delete_allowed {
         diesel::sql_query(

@@ -226,7 +226,7 @@ impl Drive<'_> {
                 self.doubt(open, read).await?;
                 self.recover(open, tally, counts).await?;
                 let closed = match self.confirm(open, met, tally, counts).await {
-                    Ok(Confirmed { unproven: Some(why), .. }) => self.close_partly(open, why).await,
+                    Ok(Confirmed { unproven: Some(why), .. }) => self.close_unproven(open, why).await,
                     Ok(Confirmed { met, unproven: None }) => self.close(open, &met, tally, counts).await,
                     Err(halt) => Err(halt),
                 };
@@ -432,6 +432,24 @@ impl Drive<'_> {
         self.forget(&open.source).await?;
         let pause = self.rhythm.of(mode).unwrap_or(PARTIAL_BACKFILL_PAUSE);
         Err(Halt::Partial { why, due_at: self.now() + delta(pause) })
+    }
+
+    /// The same where all was read, and only the absence of some rows could not be proved.
+    async fn close_unproven(&self, open: &Open, why: String) -> Result<(), Halt> {
+        if open.source.mode == Mode::Backfill {
+            let key = open.source.key;
+            let noted = self.db.transaction(move |connection| {
+                let owned = streams::lock(connection, key)?;
+                if owned == StreamWrite::Done {
+                    streams::read_whole(connection, key)?;
+                }
+                Ok(owned)
+            });
+            if noted.await.map_err(halt)? == StreamWrite::Lost {
+                return Err(Halt::Lost);
+            }
+        }
+        self.close_partly(open, why).await
     }
 
     /// Closes the walk: what it proves to be gone is marked, and the watermarks move.

@@ -163,7 +163,9 @@ fn standing(
                 None => false,
             }
     };
-    let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|started_at| started_at >= applied_at);
+    // A read of everything that leaves deletions unproved (`streams::read_whole`) is put off, and does for the mirror's own.
+    let whole = |walk: &WalkRow| args.own || walk.mode != Mode::Backfill.as_str() || walk.failures == 0;
+    let closed = |walk: &WalkRow| walk.closed_started_at.is_some_and(|at| at >= applied_at) && whole(walk);
     let row = rows.iter().find(|row| row.stream == stream);
     if walks.iter().filter(wanted).all(closed) {
         // Another walk of it was not allowed, which keeps the stream from being read.

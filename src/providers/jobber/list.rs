@@ -14,8 +14,9 @@ use crate::domain::step::Reply;
 
 /// Ids of a page that are kept to be met again.
 const TAIL: usize = 5;
-/// Shifts of a list after which it is read as it comes, and what was read of it is no longer the whole.
-const SHIFTS_MAX: u32 = 48;
+/// Shifts of a list after which it is read as it comes, and what was read of it is no longer the whole. So many that a long
+/// read of a busy account ends as one of everything, and yet it ends.
+const SHIFTS_MAX: u32 = 192;
 /// What beginning anew counts as.
 const ANEW: u32 = 16;
 
