@@ -19,6 +19,7 @@ use crate::domain::failure::Failure;
 use crate::domain::ids::ConnectionId;
 use crate::domain::secret::Secret;
 use crate::domain::spec::GrantKind;
+use crate::domain::token::TokenVerdict;
 use crate::http::deadline::Deadline;
 use crate::http::oauth::{self, TokenFailure};
 use crate::http::retry;
@@ -196,11 +197,13 @@ impl Auth {
                 Ok(()) => return Revoked::Yes,
                 Err(failure) => failure,
             };
-            // What was revoked by a try whose answer was lost is no longer known.
-            if may_be_done && matches!(failure, TokenFailure::Refused { .. }) {
+            // What was revoked by a try whose answer was lost is no longer known; a refusal of our client says nothing of it.
+            let is_unknown = matches!(&failure, TokenFailure::Refused { status: status @ (400 | 404), body }
+                if !matches!(provider.judge_token(*status, body), TokenVerdict::Misconfigured(_)));
+            if may_be_done && is_unknown {
                 return Revoked::Yes;
             }
-            may_be_done |= matches!(failure, TokenFailure::Unavailable { sent: true, .. });
+            may_be_done |= matches!(failure, TokenFailure::Unavailable { sent: true, busy: false, .. });
             let passes = matches!(failure, TokenFailure::Unavailable { .. } | TokenFailure::Throttled { .. });
             if !passes || tries >= REVOKE_TRIES {
                 let title = provider.spec().title;

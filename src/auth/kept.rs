@@ -313,14 +313,17 @@ impl Auth {
         &self,
         refresh_token: &Secret,
         connection: &Connection,
-        deadline: Deadline,
+        mut deadline: Deadline,
     ) -> Result<Granted, Failure> {
         let (provider, settings) = self.provider(&connection.provider)?;
         let client =
             self.token_client(provider, settings, connection, (TokenStep::Refresh, &BTreeMap::new()))?;
         self.take_permit(provider, &client.id).await?;
         let endpoint = client.endpoint(&settings.token_url);
-        let asked = oauth::refresh(&self.http, &endpoint, refresh_token, deadline, self.clock.as_ref());
+        let asked =
+            oauth::refresh(&self.http, &endpoint, refresh_token, Deadline::never(), self.clock.as_ref());
+        // What waits in the socket of a process that stood still is read.
+        let asked = self.in_time(connection.id, asked, &mut deadline, std::future::ready(()));
         match self.answered(asked).await? {
             Ok(mut granted) => {
                 granted.tokens.refresh_token.get_or_insert_with(|| refresh_token.clone());

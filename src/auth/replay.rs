@@ -162,12 +162,17 @@ impl Auth {
                         Some("another consent, or its connection's end, has replaced it")
                     }
                     None if found == Fate::Ended => Some("its connection was disconnected"),
-                    None if row.and_then(|row| row.issued_at) > Some(kept.granted.sent_at) => {
+                    // Every refresh moves `issued_at`, and only a consent `connected_at`.
+                    None if row.and_then(|row| row.connected_at) > Some(kept.granted.sent_at) => {
                         Some("a later consent has replaced its grant")
                     }
                     None => {
                         let tried = put_off.get(&name.grant).filter(waits);
-                        let in_force = row.filter(|row| row.is_in_force() && name.generation == newest);
+                        let in_force = row.filter(|row| {
+                            row.is_in_force()
+                                && name.generation == newest
+                                && row.issued_at <= Some(kept.granted.sent_at)
+                        });
                         match (in_force, tried) {
                             (Some(row), None) => {
                                 let instead_of = row.grant_id;

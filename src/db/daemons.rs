@@ -107,12 +107,12 @@ pub fn live(conn: &mut PgConnection, window: Duration) -> Result<Vec<Daemon>, Db
     .load(conn)?)
 }
 
-/// The last daemon of each host where none has been seen within `window`: what lies in its folder is sealed as it said.
+/// The last daemon of each folder of spills where none has been seen within `window`: what lies there is sealed as it said.
 pub fn silent(conn: &mut PgConnection, window: Duration) -> Result<Vec<Daemon>, DbError> {
     Ok(sql_query(
-        "SELECT * FROM (SELECT DISTINCT ON (host) id, host, pid, version, last_seen_at, seals_with, \
+        "SELECT * FROM (SELECT DISTINCT ON (coalesce(spills::text, host)) id, host, pid, version, last_seen_at, seals_with, \
              coalesce(opens_with, '{}') AS opens_with, spill_keys \
-         FROM fieldmirror.daemons ORDER BY host, last_seen_at DESC) d \
+         FROM fieldmirror.daemons ORDER BY coalesce(spills::text, host), last_seen_at DESC) d \
          WHERE last_seen_at <= now() - make_interval(secs => $1) ORDER BY host",
     )
     .bind::<Double, _>(window.as_secs_f64())

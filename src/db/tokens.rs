@@ -537,6 +537,9 @@ pub struct OnRecord {
     connection_id: i64,
     #[diesel(sql_type = Text)]
     pub state: String,
+    /// When somebody last consented, or handed over a key.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub connected_at: Option<DateTime<Utc>>,
     /// `None`: there is no token.
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub grant_id: Option<Uuid>,
@@ -564,6 +567,7 @@ impl OnRecord {
         Self {
             connection_id,
             state: state.to_owned(),
+            connected_at: None,
             grant_id,
             generation,
             issued_at: None,
@@ -594,7 +598,7 @@ pub fn on_record(
 ) -> Result<Vec<OnRecord>, DbError> {
     let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
     Ok(sql_query(
-        "SELECT c.id AS connection_id, c.state, t.grant_id, t.generation, t.issued_at, t.last_refresh_at, \
+        "SELECT c.id AS connection_id, c.state, c.connected_at, t.grant_id, t.generation, t.issued_at, t.last_refresh_at, \
              coalesce(t.failures > 0 AND t.refresh_due_at > $2, false) AS pauses, \
              t.rejected_at IS NOT NULL AS is_dead, \
              CASE WHEN c.state = 'disconnected' THEN (SELECT max(at) FROM fieldmirror.audit_log a \
