@@ -226,6 +226,45 @@ async fn what_the_mirror_asks_of_itself_holds_back_what_is_claimed() {
         assert_eq!(requests::waiting(connection, SystemClock.now())?, []);
         assert_eq!(close(connection, Mode::Backfill, 440)?, owned);
         assert_eq!(known(connection)?, "t 430 440");
+        assert_eq!(close(connection, Mode::Archived, 440)?, owned);
+
+        // What has been read is claimed, though some absence is not proved; what has gone is not.
+        let request = ask(connection, again())?;
+        sync::requests::apply(connection, id, provider, at(520))?;
+        streams::open_walk(connection, key, Mode::Backfill, at(530), None, None)?;
+        streams::read_whole(connection, key)?;
+        streams::end_walk(connection, key, Mode::Backfill)?;
+        for mode in [Mode::Archived, Mode::Incremental] {
+            assert_eq!(close(connection, mode, 540)?, owned);
+        }
+        assert_eq!(known(connection)?, "t 540 440");
+        sync::requests::settle(connection, id, provider)?;
+        let open = requests::open(connection, id, RequestKind::Sync)?;
+        assert!(open.iter().all(|one| one.id != request), "{open:?}");
+        Ok(())
+    });
+    done.await.unwrap();
+}
+
+/// The brake may hold the first read of everything, too, where it begins again.
+#[tokio::test]
+async fn a_first_read_may_be_allowed_to_delete_much() {
+    let database = TestDb::new();
+    let done = database.db.transaction(|connection| {
+        let (id, epoch) = begun(connection)?;
+        let key = StreamKey { connection: id, stream: "tickets", epoch };
+        streams::open_walk(connection, key, Mode::Backfill, at(100), None, None)?;
+        let allowed = |connection: &mut PgConnection, mass_delete_allowed| {
+            let demand = Demand { stream: "tickets", full: true, mass_delete_allowed, ..Demand::default() };
+            streams::demand(connection, id, &demand, at(200))?;
+            let walks = streams::walks(connection, id)?;
+            let first = |walk: &&WalkRow| walk.stream == "tickets" && walk.mode == "backfill";
+            Ok::<_, DbError>(walks.iter().find(first).is_some_and(|walk| walk.mass_delete_allowed))
+        };
+        assert!(!allowed(connection, false)?);
+        assert!(allowed(connection, true)?);
+        streams::end_walk(connection, key, Mode::Backfill)?;
+        assert!(!allowed(connection, false)?, "it was allowed that walk");
         Ok(())
     });
     done.await.unwrap();
