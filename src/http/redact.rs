@@ -1,7 +1,7 @@
 //! Takes secrets out of text, JSON and addresses before they reach a log, an error or a person.
 //!
 //! It is a net under the real rule, which is never to put a secret into text in the first place: what is built from
-//! [`Secret`](crate::domain::secret::Secret) prints nothing. Providers, however, echo tokens in their answers, and
+//! [`Secret`] prints nothing. Providers, however, echo tokens in their answers, and
 //! libraries put addresses into their errors. It errs on the side of masking too much, except for plain prose
 //! ("the refresh token is not valid"), which verdicts are read from.
 
