@@ -129,7 +129,7 @@ impl Auth {
         let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted, None));
         in_hand.keep().await;
         self.between.at(id, Step::Spilled).await;
-        let ended = self.connect_alone(provider, redeemed, &granted, in_hand).await;
+        let ended = self.connect_alone(provider, &redeemed.claim(), (1, &granted), in_hand).await;
         let ending = ended.map_err(|unfinished| match unfinished {
             // A token that was granted a moment ago may not be known everywhere yet, and its refusal says nothing of the
             // grant: that is found out by a refresh.
@@ -147,16 +147,16 @@ impl Auth {
     }
 
     /// [`Auth::connect_as`]. What is in this process alone is not let go because of something that passes.
-    async fn connect_alone(
+    pub(super) async fn connect_alone(
         &self,
         provider: &'static dyn Provider,
-        redeemed: &Redeemed,
-        granted: &Granted,
+        claim: &Claim<'_>,
+        (generation, granted): (i64, &Granted),
         in_hand: &mut InHand,
     ) -> Result<Ending, Unfinished> {
         let (deadline, mut tries) = (Deadline::after(ALONE_MAX), 0);
         loop {
-            let ended = self.connect_as(provider, &redeemed.claim(), (1, granted), in_hand).await;
+            let ended = self.connect_as(provider, claim, (generation, granted), in_hand).await;
             let Err(Unfinished::Failed(failure)) = &ended else { return ended };
             // A token that was granted a moment ago may not be known everywhere yet.
             let is_new = failure.kind == FailureKind::NeedsReauth && granted.tokens.refresh_token.is_some();
@@ -164,7 +164,7 @@ impl Auth {
                 return ended;
             }
             tries += 1;
-            let (id, name) = (redeemed.connection.id, &redeemed.connection.name);
+            let (id, name) = (claim.connection.id, &claim.connection.name);
             warn!(connection.id = id.0, connection.name = name, error = %failure,
                 "The new grant of `{name}` is in this process alone, and waits: {failure}");
             tokio::time::sleep(retry::pause(tries, ESTABLISH_PAUSE, ESTABLISH_PAUSE * 4)).await;

@@ -167,7 +167,7 @@ impl Auth {
         }
         let (renewed, kept) = self.renew_kept((name, granted.sent_at), refresh_token, claim).await?;
         *in_hand = kept;
-        let ended = self.connect_as(provider, claim, (name.generation + 1, &renewed), in_hand).await;
+        let ended = self.connect_alone(provider, claim, (name.generation + 1, &renewed), in_hand).await;
         // The token endpoint has honoured the grant a moment ago.
         ended.map_err(|unfinished| match unfinished {
             Unfinished::Failed(failure)
