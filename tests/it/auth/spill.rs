@@ -806,7 +806,8 @@ async fn a_backup_from_before_a_reconnect_costs_no_reply() {
     assert_eq!(kept.len(), 1);
     rig.batch(
         "DELETE FROM fieldmirror.tokens; DELETE FROM fieldmirror.authorization_attempts;
-         UPDATE fieldmirror.connections SET state = 'disconnected', grant_id = NULL",
+         UPDATE fieldmirror.connections SET state = 'disconnected', grant_id = NULL,
+             connected_at = connected_at - interval '1 hour'",
     )
     .await;
     let auth = start_again(&rig, rig.state.path()).await;
@@ -838,7 +839,8 @@ async fn a_grant_that_the_database_does_not_know_proves_itself() {
         let new = rig.token(id).await.grant_id;
         rig.batch(
             "DELETE FROM fieldmirror.tokens; INSERT INTO fieldmirror.tokens SELECT * FROM public.backup;
-             UPDATE fieldmirror.connections c SET grant_id = t.grant_id FROM fieldmirror.tokens t;
+             UPDATE fieldmirror.connections c SET grant_id = t.grant_id, connected_at = connected_at - interval '1 hour'
+                 FROM fieldmirror.tokens t;
              DELETE FROM fieldmirror.authorization_attempts WHERE id NOT IN (SELECT id FROM public.attempts)",
         )
         .await;
