@@ -10,8 +10,9 @@
 //! provider's clock, at every look (after each turn, and whenever something has happened):
 //!
 //! 1. **Nothing made up.** A row is some version of its record, in every field but those that its stream is known not to
-//!    keep, and so is what it shows of other records; each of its columns says what `raw` says; it is merged into what its
-//!    record was merged into. A field that could not be asked for yet may be missing; then the row counts as no version.
+//!    keep, and so is each part of what it shows of other records (HubSpot is asked for them kind by kind); each of its
+//!    columns says what `raw` says; it is merged into what its record was merged into. A field that could not be asked for
+//!    yet may be missing; then the row counts as no version.
 //! 2. **Nothing older.** It never goes from a version to one before it.
 //! 3. **No phantom deletion.** A row that is newly called gone belongs to a record that was gone at some moment between
 //!    its evidence (`synced_at`: when the request left, or when the complete read began) and the look. The same the other

@@ -34,8 +34,9 @@ type Track = Vec<Version>;
 struct Held {
     oldest: usize,
     newest: usize,
-    /// The same of what it shows of others. `None`: of a row that is called gone nothing is demanded.
-    ties: Option<(usize, usize)>,
+    /// The newest version that each part of what it shows of others may be of. `None`: of a row that is called gone
+    /// nothing is demanded.
+    ties: Option<Vec<usize>>,
     gone: bool,
     gone_at: Option<i64>,
     merged_into: Option<String>,
@@ -433,7 +434,7 @@ fn held(world: &dyn World, provider: &str, stream: &str, track: &Track, row: &Ro
     let (oldest, newest) = whole
         .or_else(|| span(track, &content, |real, told| world.is_part(stream, told, &real.content)))
         .ok_or_else(|| never("says", &content, |real| &real.content))?;
-    let shown = span(track, &ties, |real, told| agrees(told, &real.ties));
+    let shown = shown(track, &ties);
     if shown.is_none() && !row.gone {
         return Err(never("shows of others", &ties, |real| &real.ties));
     }
@@ -460,6 +461,21 @@ fn span(track: &Track, told: &Value, agrees: impl Fn(&Real, &Value) -> bool) -> 
     Some((oldest, fits.next_back().unwrap_or(oldest)))
 }
 
+/// What others a record shows, in the parts that are asked for one by one, each at a moment of its own.
+fn parts(ties: &Value) -> &[Value] {
+    ties.as_array().map_or(std::slice::from_ref(ties), Vec::as_slice)
+}
+
+/// The newest version that each part of what a row shows of others may be of.
+fn shown(track: &Track, ties: &Value) -> Option<Vec<usize>> {
+    let newest = |(part, told): (usize, &Value)| {
+        track
+            .iter()
+            .rposition(|version| parts(&version.real.ties).get(part).is_some_and(|real| agrees(told, real)))
+    };
+    parts(ties).iter().enumerate().map(newest).collect()
+}
+
 /// Whether the record stood so at some moment between the two.
 fn stood(track: &Track, wanted: fn(Standing) -> bool, from: DateTime<Utc>, to: DateTime<Utc>) -> bool {
     (0..track.len()).any(|at| {
@@ -480,11 +496,12 @@ fn newest_told(track: &Track) -> Option<(usize, i64)> {
 
 /// The newest version that a row says: what came about since may have left the record as it was.
 fn reaches(track: &Track, held: &Held) -> usize {
-    let ties = held.ties.map_or(track.len() - 1, |(_, newest)| reach(track, newest, |real| &real.ties));
-    reach(track, held.newest, |real| &real.content).min(ties)
+    let ties = held.ties.iter().flatten().enumerate();
+    let ties = ties.map(|(part, newest)| reach(track, *newest, |real| parts(&real.ties).get(part)));
+    ties.fold(reach(track, held.newest, |real| Some(&real.content)), usize::min)
 }
 
-fn reach(track: &Track, from: usize, part: fn(&Real) -> &Value) -> usize {
+fn reach<'a>(track: &'a Track, from: usize, part: impl Fn(&'a Real) -> Option<&'a Value>) -> usize {
     let same = track[from..].iter().take_while(|version| part(&version.real) == part(&track[from].real));
     from + same.count() - 1
 }

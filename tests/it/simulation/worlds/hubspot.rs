@@ -152,11 +152,13 @@ fn read(line: &[u8]) -> (String, Real) {
 }
 
 /// A property without a value is as good as none, for one that is new. Whether a ticket is archived is told of the row.
+/// What it is tied to is asked for kind by kind.
 fn split(mut raw: Value) -> [Value; 2] {
     if let Some(properties) = raw["properties"].as_object_mut() {
         properties.retain(|_, value| !value.is_null());
     }
-    let ties = raw["associations"].clone();
+    let kinds = raw["associations"].as_object().into_iter().flatten();
+    let ties = kinds.map(|(kind, ids)| json!({kind: ids})).collect();
     [without(raw, &["archived", "archivedAt", "associations"]), ties]
 }
 
