@@ -85,7 +85,7 @@ impl Place {
 pub(super) struct Listed {
     pub(super) nodes: Vec<Value>,
     more: bool,
-    /// The cursor of the last record, and that of the one before it.
+    /// The cursor of the last record, and the last that is another one.
     end: Option<String>,
     overlap: Option<String>,
 }
@@ -104,9 +104,14 @@ impl Listed {
         if more && end.is_none() {
             return Err(lacks("`endCursor`"));
         }
+        // A record may come twice, with its edge or without. A cursor further up only shows more again; where records are
+        // missing, the last of them need not be the one that the next page would begin with.
         let edges = list.and_then(|list| list.get("edges")?.as_array());
-        let edges = edges.filter(|edges| edges.len() == nodes.len());
-        let overlap = edges.and_then(|edges| filled(edges.iter().rev().nth(1)?.get("cursor")?));
+        let edges = edges.filter(|edges| edges.len() <= nodes.len());
+        let overlap = edges.and_then(|edges| {
+            let mut cursors = edges.iter().rev().skip(1).filter_map(|edge| filled(edge.get("cursor")?));
+            cursors.find(|cursor| Some(cursor) != end.as_ref())
+        });
         Ok(Self { nodes: nodes.clone(), more, end, overlap })
     }
 }
@@ -134,6 +139,16 @@ mod tests {
 
     /// A page of `ids`, of which the first is at the place `from`.
     fn page(cursors: Cursors, ids: &[&str], from: usize, more: bool) -> Listed {
+        messed_page(cursors, ids, from, more, &|_| {})
+    }
+
+    fn messed_page(
+        cursors: Cursors,
+        ids: &[&str],
+        from: usize,
+        more: bool,
+        mess: &dyn Fn(&mut Value),
+    ) -> Listed {
         let cursor = |(index, id): (usize, &&str)| match cursors {
             Cursors::Places => (from + index + 1).to_string(),
             Cursors::Records => (*id).to_owned(),
@@ -142,7 +157,9 @@ mod tests {
         let edges: Vec<Value> = ids.iter().enumerate().map(|one| json!({"cursor": cursor(one)})).collect();
         let end = ids.iter().enumerate().next_back().map(cursor);
         let info = json!({"hasNextPage": more, "endCursor": end});
-        let body = json!({"data": {"jobs": {"nodes": nodes, "edges": edges, "pageInfo": info}}});
+        let mut jobs = json!({"nodes": nodes, "edges": edges, "pageInfo": info});
+        mess(&mut jobs);
+        let body = json!({"data": {"jobs": jobs}});
         let reply =
             Reply { status: 200, headers: [].into(), body: Body::Json(body), sent_at: DateTime::UNIX_EPOCH };
         Listed::read(&reply, "jobs").unwrap()
@@ -152,8 +169,17 @@ mod tests {
     /// requests it took.
     fn walk(
         cursors: Cursors,
+        list: Vec<u32>,
+        happens: impl FnMut(usize, &mut Vec<u32>),
+    ) -> (Vec<u32>, usize, bool) {
+        walk_in_mess(cursors, list, happens, &|_| {})
+    }
+
+    fn walk_in_mess(
+        cursors: Cursors,
         mut list: Vec<u32>,
         mut happens: impl FnMut(usize, &mut Vec<u32>),
+        mess: &dyn Fn(&mut Value),
     ) -> (Vec<u32>, usize, bool) {
         let (mut place, mut met) = (Place::default(), Vec::new());
         for request in 0..1_000 {
@@ -172,7 +198,7 @@ mod tests {
             let rest = &list[from..];
             let ids: Vec<String> = rest.iter().take(3).map(ToString::to_string).collect();
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-            let page = page(cursors, &ids, from, rest.len() > 3);
+            let page = messed_page(cursors, &ids, from, rest.len() > 3, mess);
             if place.take(&page, "jobs").unwrap() == Taken::Shifted {
                 continue;
             }
@@ -211,6 +237,49 @@ mod tests {
                 list.insert(0, 100 + u32::try_from(request).unwrap());
             });
             assert!(all.iter().all(|one| met.contains(one)));
+        }
+    }
+
+    /// Its first or its last record comes twice.
+    fn double(page: &mut Value, lists: &[&str], last: bool) {
+        for list in lists {
+            let list = page[*list].as_array_mut().unwrap();
+            let at = if last { list.len().saturating_sub(1) } else { 0 };
+            if let Some(again) = list.get(at).cloned() {
+                list.insert(at, again);
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_twice_in_a_page_hides_nothing_either() {
+        let all: Vec<u32> = (0..20).collect();
+        let nodes: &[&str] = &["nodes"];
+        let both: &[&str] = &["nodes", "edges"];
+        for (cursors, lists, last) in [
+            (Cursors::Places, nodes, false),
+            (Cursors::Places, nodes, true),
+            (Cursors::Places, both, true),
+            (Cursors::Records, nodes, true),
+            (Cursors::Records, both, false),
+            (Cursors::Records, both, true),
+        ] {
+            for (first, at) in (0..20).flat_map(|first| (1..9).map(move |at| (first, at))) {
+                let mut left = all.clone();
+                left.remove(first);
+                let go = |request: usize, list: &mut Vec<u32>| {
+                    if request == at {
+                        list.remove(first);
+                    }
+                };
+                let mess = |page: &mut Value| double(page, lists, last);
+                let (met, requests, unsteady) = walk_in_mess(cursors, all.clone(), go, &mess);
+                assert!(
+                    left.iter().all(|one| met.contains(one)),
+                    "{lists:?} {last} {first} at {at}: {met:?}"
+                );
+                assert!(requests < 30 && !unsteady, "{lists:?} {last} {first} at {at}: {requests}");
+            }
         }
     }
 
