@@ -278,15 +278,21 @@ pub fn ask_list(path: String, lists_active: bool, ids: &[String]) -> (Request, u
 }
 
 /// Who is in a list of some ids. The records of a stream that is read by its feed lack here what only the feed tells, so
-/// they prove presence and nothing else.
+/// they prove presence and nothing else. A list that goes on, or shows what nobody asked for, did not go by the ids: whom
+/// it lacks may be there.
 pub fn probed(cx: &StepContext<'_>, ids: &[String], reply: &Reply) -> Result<Vec<Presence>, Failure> {
     let rows = reply.json().and_then(|body| body.get("data")).and_then(Value::as_array);
     let rows = rows.ok_or_else(|| Failure::changed("ServiceTitan's list of some ids has no list `data`"))?;
+    let more = reply.json().and_then(|body| body.get("hasMore")).and_then(Value::as_bool) == Some(true);
+    let is = |row: &Value, id: &str| row.get("id").and_then(values::text).is_some_and(|text| text == id);
+    let was_asked_for = |row: &Value| ids.iter().any(|id| is(row, id));
+    let is_theirs = !more && rows.iter().all(was_asked_for);
     let whole = matches!(cx.stream.read, Read::List(_));
     let presence = |id: &String| {
-        let is_it =
-            |row: &&Value| row.get("id").and_then(values::text).is_some_and(|text| text == id.as_str());
-        let Some(raw) = rows.iter().find(is_it) else {
+        let Some(raw) = rows.iter().find(|row| is(row, id)) else {
+            if !is_theirs {
+                return Presence::Unknown;
+            }
             let began = cx.walk.started_at.to_rfc3339();
             let evidence = format!(
                 "absent from a complete read that began at {began}, and from the list when asked for by its id"

@@ -341,14 +341,24 @@ fn a_list_of_ids_proves_who_is_there() {
         assert_eq!(asked.as_ref().map(|(request, _)| request.path.as_str()), line, "{stream} {place:?}");
         let Some((request, taken)) = asked else { return };
         assert_eq!((taken, &request.query[0].1), (3, &"1,9007199254740993,3".to_owned()));
-        let listed = r#"{"data": [{"id": 9007199254740993}, {"id": 1}, {}]}"#;
-        let listed = reply(200, serde_json::from_str(listed).unwrap());
+        let list = |text: &str| reply(200, serde_json::from_str(text).unwrap());
+        let listed = list(r#"{"hasMore": false, "data": [{"id": 9007199254740993}, {"id": 1}]}"#);
         let shown = ServiceTitan.probed(&cx, &ids, &listed).unwrap();
         let [Presence::Here(first), Presence::Here(_), Presence::Gone { .. }] = shown.as_slice() else {
             panic!("{stream}: {shown:?}")
         };
         assert_eq!(first.is_some(), stream == "technicians", "the list has all that there is of these");
         assert!(ServiceTitan.probed(&cx, &ids, &reply(200, json!({}))).is_err());
+        for of_others in [
+            r#"{"hasMore": true, "data": [{"id": 9007199254740993}, {"id": 1}]}"#,
+            r#"{"hasMore": false, "data": [{"id": 9007199254740993}, {"id": 1}, {"id": 4}]}"#,
+            r#"{"data": [{"id": 9007199254740993}, {"id": 1}, {}]}"#,
+        ] {
+            let shown = ServiceTitan.probed(&cx, &ids, &list(of_others)).unwrap();
+            let [Presence::Here(_), Presence::Here(_), Presence::Unknown] = shown.as_slice() else {
+                panic!("{stream}: {of_others} proves nobody's absence: {shown:?}")
+            };
+        }
     };
     let (none, some) = (Options::new(), options(&[("booking_provider_ids", json!([71]))]));
     check("jobs", &none, None, Some("/jpm/v2/tenant/41/jobs"));
