@@ -35,8 +35,11 @@ pub fn of_row(spec: &StreamSpec, held: &Held, replaced: &Replaced, row: &Row) ->
     if replaced.source_updated_at != row.source_updated_at {
         before.insert("source_updated_at".to_owned(), time(replaced.source_updated_at));
     }
-    if op == Op::Restore {
+    // A deletion takes nothing away; what was gone may be so since another time now, or by another proof.
+    if held.deleted_at.is_some() && replaced.deleted_at != row.deleted_at {
         before.insert("deleted_at".to_owned(), time(replaced.deleted_at));
+    }
+    if held.deleted_at.is_some() && replaced.deleted_evidence != row.deleted_evidence {
         before.insert("deleted_evidence".to_owned(), replaced.deleted_evidence.clone().into());
     }
     let says_nothing = op == Op::Update && before.is_empty();
@@ -151,18 +154,36 @@ mod tests {
         providers::provider(provider).unwrap().spec().stream(stream).unwrap()
     }
 
-    /// The change from one record to another, of which the first was deleted or not.
-    fn change(spec: &StreamSpec, old: &Value, new: &Value, was_gone: bool, is_gone: bool) -> Option<Change> {
-        let gone = |gone: bool| gone.then(|| at(50));
-        let held = Held {
+    fn held(deleted_at: Option<DateTime<Utc>>) -> Held {
+        Held {
             id: "1".into(),
             source_updated_at: Some(at(10)),
             synced_at: at(10),
             content_hash: Vec::new(),
-            deleted_at: gone(was_gone),
+            deleted_at,
             merged: false,
             sync_run_id: None,
-        };
+        }
+    }
+
+    fn row(raw: &str) -> Row {
+        Row {
+            id: "1".into(),
+            source_created_at: None,
+            source_updated_at: None,
+            raw: raw.into(),
+            content_hash: [0; 32],
+            synced_at: at(20),
+            deleted_at: None,
+            deleted_evidence: None,
+            cells: Vec::new(),
+        }
+    }
+
+    /// The change from one record to another, of which the first was deleted or not.
+    fn change(spec: &StreamSpec, old: &Value, new: &Value, was_gone: bool, is_gone: bool) -> Option<Change> {
+        let gone = |gone: bool| gone.then(|| at(50));
+        let held = held(gone(was_gone));
         let replaced = Replaced {
             first_seen_at: at(1),
             source_updated_at: held.source_updated_at,
@@ -171,15 +192,10 @@ mod tests {
             raw: old.to_string(),
         };
         let row = Row {
-            id: "1".into(),
-            source_created_at: None,
             source_updated_at: Some(at(10)),
-            raw: new.to_string(),
-            content_hash: [0; 32],
-            synced_at: at(20),
             deleted_at: gone(is_gone),
-            deleted_evidence: None,
-            cells: Vec::new(),
+            deleted_evidence: is_gone.then(|| "flag".into()),
+            ..row(&new.to_string())
         };
         of_row(spec, &held, &replaced, &row)
     }
@@ -253,6 +269,28 @@ mod tests {
             let told = change(tickets, &one, new, was_gone, is_gone);
             let told = told.map(|change| (change.op.as_str(), Value::Object(change.before)));
             assert_eq!(told, expected, "{new} {was_gone} {is_gone}");
+        }
+    }
+
+    #[test]
+    fn of_what_stays_gone_the_time_and_the_evidence_have_a_history() {
+        let replaced = Replaced {
+            first_seen_at: at(1),
+            source_updated_at: None,
+            deleted_at: Some(at(50)),
+            deleted_evidence: Some("flag".into()),
+            raw: "{}".into(),
+        };
+        for (since, evidence, before) in [
+            (50, "flag", None),
+            (40, "flag", Some(json!({"deleted_at": "1970-01-01T00:00:50Z"}))),
+            (50, "list", Some(json!({"deleted_evidence": "flag"}))),
+        ] {
+            let row =
+                Row { deleted_at: Some(at(since)), deleted_evidence: Some(evidence.into()), ..row("{}") };
+            let told = of_row(spec("hubspot", "tickets"), &held(Some(at(50))), &replaced, &row);
+            let told = told.map(|change| (change.op, Value::Object(change.before)));
+            assert_eq!(told, before.map(|before| (Op::Update, before)), "{since} {evidence}");
         }
     }
 

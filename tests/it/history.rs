@@ -112,8 +112,13 @@ async fn every_change_is_told_by_what_it_took_away() {
             page(gone),
             Some(json!({"op": "delete", "modified": 300, "before": was("two", 200)})),
         )?;
+        // Written again while it is gone, since another moment.
+        let dated = Record { deleted: Some(Deletion { told: true, ..deletion(290) }), ..ticket("sad", 310) };
         let mut before = was("six", 300);
         before["deleted_at"] = json!("1970-01-01T00:05:00Z");
+        then(connection, page(dated), Some(json!({"op": "update", "modified": 310, "before": before})))?;
+        let mut before = was("sad", 310);
+        before["deleted_at"] = json!("1970-01-01T00:04:50Z");
         before["deleted_evidence"] = json!("said so");
         let back = json!({"op": "restore", "modified": 400, "before": before});
         then(connection, page(ticket("ten", 400)), Some(back))?;
@@ -141,7 +146,7 @@ async fn every_change_is_told_by_what_it_took_away() {
             connection,
             "SELECT count(*) FROM mirror.changes JOIN mirror.sync_runs r ON r.id = sync_run_id",
         )?;
-        assert_eq!(runs, [json!({"count": 7})]);
+        assert_eq!(runs, [json!({"count": 8})]);
         Ok(())
     });
     done.await.unwrap();
