@@ -16,6 +16,8 @@ const REFRESH_MARGIN_MAX: TimeDelta = TimeDelta::minutes(10);
 const LONG_LIFE_MIN: TimeDelta = TimeDelta::days(7);
 /// No request leaves with less than this left, or a fifth of the life, whichever is less.
 const USE_MARGIN_MAX: TimeDelta = TimeDelta::seconds(30);
+/// By how much the clocks of two daemons may differ.
+const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(1);
 /// How much earlier jitter may put a refresh, as a share of the margin: tokens that were granted together drift apart.
 const JITTER_SHARE: f64 = 0.2;
 /// The first pause after a refresh that failed; doubled with each further failure.
@@ -49,9 +51,12 @@ pub fn usable_until(issued_at: DateTime<Utc>, expires_at: DateTime<Utc>) -> Date
     expires_at - (life / 5).min(USE_MARGIN_MAX)
 }
 
-/// Whether a request may leave now. An expiry that is not known never forbids it.
+/// Whether a request may leave now. An expiry that is not known never forbids it. A token that seems to be of the future was
+/// issued before the clock was set back: how long it lives still is not known.
 pub fn is_usable(issued_at: DateTime<Utc>, expires_at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> bool {
-    expires_at.is_none_or(|expires_at| now < usable_until(issued_at, expires_at))
+    expires_at.is_none_or(|expires_at| {
+        issued_at <= now + CLOCKS_APART_MAX && now < usable_until(issued_at, expires_at)
+    })
 }
 
 /// When a refresh is tried again after `pause`, which full jitter may have made very small.
@@ -143,6 +148,8 @@ mod tests {
             (1800, 0, true),
             (1800, 1769, true),
             (1800, 1770, false),
+            (1800, -60, true),
+            (1800, -61, false),
             (60, 47, true),
             (60, 48, false),
             (10, 8, false),

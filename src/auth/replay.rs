@@ -61,8 +61,10 @@ enum Fate {
 fn fate(name: Name, kept: &Kept, on_record: Option<&OnRecord>) -> Fate {
     let Some(on_record) = on_record else { return Fate::Unknown };
     if on_record.state == ConnectionState::Disconnected.as_str() {
-        // A reply that came later belongs to a consent that came later, whether or not this database knows it.
-        let came_later = on_record.disconnected_at.is_some_and(|at| at < kept.granted.sent_at);
+        // A reply that came later belongs to a consent that came later, whether or not this database knows it. That of a
+        // refresh has a moment of the database's, whatever its host's clock said.
+        let asked_at = kept.from.map_or(kept.granted.sent_at, |from| from.begun_at);
+        let came_later = on_record.disconnected_at.is_some_and(|at| at < asked_at);
         return if came_later { Fate::OtherGrant } else { Fate::Ended };
     }
     let (generation, issued_at, written_at) =
@@ -348,6 +350,7 @@ impl Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::spill::Traded;
     use crate::domain::token::TokenSet;
     use chrono::DateTime;
 
@@ -365,19 +368,23 @@ mod tests {
             gone.disconnected_at = at(seconds);
             gone
         };
-        for (generation, on_record, expected) in [
-            (4, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
-            (5, Some(on_record("connected", Some((ours, 5)))), Fate::Known),
-            (6, Some(on_record("connected", Some((ours, 5)))), Fate::Next),
-            (6, Some(on_record("needs_reauth", Some((ours, 5)))), Fate::Next),
-            (7, Some(on_record("connected", Some((ours, 5)))), Fate::Ahead),
-            (6, Some(on_record("connected", Some((other, 5)))), Fate::OtherGrant),
-            (1, Some(on_record("awaiting_consent", None)), Fate::OtherGrant),
-            (6, Some(on_record("disconnected", None)), Fate::Ended),
-            (6, Some(on_record("disconnected", Some((ours, 5)))), Fate::Ended),
-            (6, Some(gone(1)), Fate::Ended),
-            (6, Some(gone(-1)), Fate::OtherGrant),
-            (6, None, Fate::Unknown),
+        let ours_5 = Some((ours, 5));
+        // `begun`: when the refresh began that the reply is of, by the database's clock.
+        for (generation, begun, on_record, expected) in [
+            (4, None, Some(on_record("connected", ours_5)), Fate::Known),
+            (5, None, Some(on_record("connected", ours_5)), Fate::Known),
+            (6, None, Some(on_record("connected", ours_5)), Fate::Next),
+            (6, None, Some(on_record("needs_reauth", ours_5)), Fate::Next),
+            (7, None, Some(on_record("connected", ours_5)), Fate::Ahead),
+            (6, None, Some(on_record("connected", Some((other, 5)))), Fate::OtherGrant),
+            (1, None, Some(on_record("awaiting_consent", None)), Fate::OtherGrant),
+            (6, None, Some(on_record("disconnected", None)), Fate::Ended),
+            (6, None, Some(on_record("disconnected", ours_5)), Fate::Ended),
+            (6, None, Some(gone(1)), Fate::Ended),
+            (6, None, Some(gone(-1)), Fate::OtherGrant),
+            (6, at(-2), Some(gone(-1)), Fate::Ended),
+            (6, at(-1), Some(gone(-2)), Fate::OtherGrant),
+            (6, None, None, Fate::Unknown),
         ] {
             let name = Name { connection: ConnectionId(7), grant: ours, generation, copy: 0 };
             let tokens = TokenSet {
@@ -387,7 +394,8 @@ mod tests {
                 scopes: Vec::new(),
             };
             let (extra, sent_at) = (serde_json::Value::Null, at(0).expect("a time in this century"));
-            let kept = Kept { granted: Granted { tokens, extra, claims: None, sent_at }, from: None };
+            let from = begun.map(|begun_at| Traded { generation: 5, issued_at: sent_at, begun_at });
+            let kept = Kept { granted: Granted { tokens, extra, claims: None, sent_at }, from };
             assert_eq!(fate(name, &kept, on_record.as_ref()), expected, "{generation} {on_record:?}");
         }
     }

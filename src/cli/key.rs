@@ -45,6 +45,9 @@ enum Action {
     Status,
 }
 
+/// What may hold values that a key has sealed, and cannot be seen from here.
+const NOT_LOOKED_AT: [&str; 2] = ["old backups", "hosts whose daemon is stopped"];
+
 pub async fn run(globals: &Globals, args: KeyArgs) -> Result<Exit, Error> {
     match args.action {
         Action::Generate => generate(globals),
@@ -153,6 +156,7 @@ fn object(used: &KeysInUse, key: &KeyUse) -> Value {
         "connections": key.connections,
         "removable": key.key_id.is_some() && needs.is_empty(),
         "needed_for": needs,
+        "not_looked_at": NOT_LOOKED_AT,
     })
 }
 
@@ -195,8 +199,8 @@ fn verdict(used: &KeysInUse, key: &KeyUse) -> String {
     let needs = used.needs(key);
     let text = match needs.as_slice() {
         [] => format!(
-            "{id}: nothing uses it; its file may be removed, and be kept only with old backups and for hosts whose daemon is \
-             stopped"
+            "{id}: nothing uses it; its file may be removed, and be kept only with {}",
+            NOT_LOOKED_AT.join(" and for ")
         ),
         needs => format!("{id}: keep its file: {}", needs.join("; ")),
     };
@@ -245,6 +249,7 @@ mod tests {
             "sealed": { "tokens": 3, "secrets": 0, "authorization_attempts": 0, "requests": 0 },
             "connections": [], "removable": false,
             "needed_for": ["3 values are sealed with it", "commands seal to it"],
+            "not_looked_at": ["old backups", "hosts whose daemon is stopped"],
         });
         assert_eq!(object(&used, &used.keys[0]), expected);
         assert_eq!(object(&used, &used.keys[1])["removable"], false);
