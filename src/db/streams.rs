@@ -57,6 +57,16 @@ pub struct StreamRow {
     pub not_before: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Text>)]
     pub stalled_reason: Option<String>,
+    /// What is behind the reason, or behind the last failure.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub failure_kind: Option<String>,
+}
+
+impl StreamRow {
+    /// Whether it is read, and only its watermark waits.
+    pub fn is_behind(&self) -> bool {
+        self.failure_kind.as_deref() == Some(BEHIND)
+    }
 }
 
 #[derive(Debug, Clone, QueryableByName)]
@@ -177,7 +187,7 @@ pub fn ensure(
 
 pub fn streams(connection: &mut PgConnection, of: ConnectionId) -> Result<Vec<StreamRow>, DbError> {
     Ok(diesel::sql_query(
-        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before, stalled_reason
+        "SELECT stream, state, complete_to, backfill_done, rows, failures, not_before, stalled_reason, failure_kind
          FROM stream_state WHERE connection_id = $1 ORDER BY stream",
     )
     .bind::<BigInt, _>(of.0)
@@ -445,6 +455,16 @@ pub struct Closing {
     pub closed_at: DateTime<Utc>,
 }
 
+/// Whether the mirror has asked itself for everything of stream `$2` of connection `$1`, and has not read it yet.
+const OWN_READ_OPEN: &str = "EXISTS (
+    SELECT FROM requests r
+    JOIN walks b ON (b.connection_id, b.stream, b.partition, b.mode) = (r.connection_id, $2, '', 'backfill')
+    WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
+      AND r.args @> jsonb_build_object('own', true, 'full', true, 'streams', jsonb_build_array($2::text))
+      AND coalesce(b.closed_started_at < r.applied_at, true))";
+/// What is said meanwhile.
+const OWN_READ_SAID: &str = "changes are read, and none are relied upon before everything has been read again, since there is more to read than before";
+
 /// Closes a walk and moves the watermarks, never backwards. The first lower bound of changes is no watermark: it gives way
 /// to what the first walk over them has covered. A walk that began before an admin asked for news is due again at once.
 /// While the mirror asks itself for everything again, since there is more to read than there was, nothing is claimed.
@@ -491,7 +511,7 @@ pub fn close_walk(
         .bind::<Timestamptz, _>(closing.sweep_due_at)
         .execute(connection)?;
     }
-    let owned = diesel::sql_query(
+    let owned = diesel::sql_query(format!(
         "UPDATE stream_state state
          SET backfill_done = state.backfill_done OR $5 AND NOT more.waits,
              backfill_progress = CASE WHEN state.backfill_done OR $5 THEN 1 ELSE backfill_progress END,
@@ -500,14 +520,9 @@ pub fn close_walk(
                   WHERE w.connection_id = $1 AND w.stream = $2 AND w.partition = '' AND w.mode IN ('incremental', 'snapshot')))
                  ELSE complete_to END,
              swept_to = CASE WHEN more.waits THEN swept_to ELSE greatest(swept_to, $4) END, last_success_at = $6
-         FROM (SELECT EXISTS (
-             SELECT FROM requests r
-             JOIN walks w ON (w.connection_id, w.stream, w.partition, w.mode) = (r.connection_id, $2, '', 'backfill')
-             WHERE r.connection_id = $1 AND r.kind = 'sync' AND r.done_at IS NULL
-               AND r.args @> jsonb_build_object('own', true, 'full', true, 'streams', jsonb_build_array($2::text))
-               AND coalesce(w.closed_started_at < r.applied_at, true)) AS waits) more
-         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3",
-    )
+         FROM (SELECT {OWN_READ_OPEN} AS waits) more
+         WHERE connection_id = $1 AND stream = $2 AND partition = '' AND turn_epoch = $3"
+    ))
     .bind::<BigInt, _>(key.connection.0)
     .bind::<Text, _>(key.stream)
     .bind::<BigInt, _>(key.epoch)
@@ -680,8 +695,27 @@ pub fn postpone(
     Ok(StreamWrite::of(owned))
 }
 
-/// The kind under which it is kept that a stream waits for another to be read.
+/// The kind under which it is kept that a stream is read and not relied upon yet: it waits for another to be read, or for
+/// everything of its own.
 pub const BEHIND: &str = "behind";
+
+/// Says of streams of which everything is to be read again why their watermarks stand, unless more is said of them.
+pub fn stand_until_read(
+    connection: &mut PgConnection,
+    of: ConnectionId,
+    streams: &[&str],
+) -> Result<(), DbError> {
+    diesel::sql_query(
+        "UPDATE stream_state SET stalled_reason = $3, failure_kind = $4
+         WHERE connection_id = $1 AND stream = ANY ($2) AND backfill_done AND stalled_reason IS NULL",
+    )
+    .bind::<BigInt, _>(of.0)
+    .bind::<Array<Text>, _>(streams)
+    .bind::<Text, _>(OWN_READ_SAID)
+    .bind::<Text, _>(BEHIND)
+    .execute(connection)?;
+    Ok(())
+}
 
 /// Of a stream that needs to know of the account what another learns: how old that may be, and what is said when it is
 /// older, in front of the time since when it is.
@@ -693,7 +727,7 @@ pub struct Needs {
 
 /// Says that all walks of a turn over this stream have closed. What is said of a walk that failed earlier, and was not due
 /// now, stays. Walks that cover no more than what is known of the account, which is older than it may be, have moved
-/// nothing: that is said in place of nothing.
+/// nothing, and neither have those that came before everything is read again: that is said in place of nothing.
 pub fn settle(
     connection: &mut PgConnection,
     key: StreamKey,
@@ -709,8 +743,8 @@ pub fn settle(
              last_error = CASE WHEN found.bad THEN last_error END,
              failures = CASE WHEN found.bad THEN failures ELSE 0 END, not_before = NULL, waits_for = NULL
          FROM (SELECT w.bad, w.bad AND o.stalled_reason IS NOT NULL AND o.failure_kind IS DISTINCT FROM '{BEHIND}' AS stays,
-                   CASE WHEN o.backfill_done
-                       THEN $4 || to_char(w.known_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS \"UTC\"') END AS behind
+                   CASE WHEN NOT o.backfill_done THEN NULL WHEN {OWN_READ_OPEN} THEN '{OWN_READ_SAID}'
+                       ELSE $4 || to_char(w.known_to AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS \"UTC\"') END AS behind
                FROM stream_state o
                CROSS JOIN (SELECT coalesce(bool_or(failures > 0), false) AS bad,
                        max(facts_as_of) FILTER (WHERE mode IN ('incremental', 'snapshot') AND started_at IS NULL

@@ -67,7 +67,7 @@ pub fn apply(
         for stream in teachers.into_iter().filter(|_| request.applied_at.is_none()) {
             streams::demand(connection, of, &Demand { stream, ..Demand::default() }, now)?;
         }
-        for stream in asked {
+        for stream in &asked {
             let demand = args.demand(stream.name);
             match request.applied_at {
                 None => streams::demand(connection, of, &demand, now)?,
@@ -75,6 +75,10 @@ pub fn apply(
             }
         }
         if request.applied_at.is_none() {
+            if args.own && args.full {
+                let names: Vec<&str> = asked.iter().map(|stream| stream.name).collect();
+                streams::stand_until_read(connection, of, &names)?;
+            }
             turns::mark_applied(connection, request.id, now)?;
             news |= !args.own;
         }
@@ -177,7 +181,7 @@ fn standing(
     let put_off = |walk: &WalkRow| !closed(walk) && walk.due_at.is_some_and(|due_at| due_at > applied_at);
     let failed = walks.iter().filter(wanted).any(put_off);
     match row {
-        Some(row) if failed && matches!(row.state.as_str(), "stalled" | "forbidden") => {
+        Some(row) if failed && !row.is_behind() && matches!(row.state.as_str(), "stalled" | "forbidden") => {
             Standing::Failed(stands_still(row))
         }
         _ => Standing::Open,
@@ -215,6 +219,7 @@ mod tests {
             failures: 0,
             not_before: None,
             stalled_reason: None,
+            failure_kind: None,
         }
     }
 

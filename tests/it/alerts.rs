@@ -218,7 +218,7 @@ async fn each_condition_is_found_in_the_tables() {
             "connection 1 stream owners",
             "UPDATE fieldmirror.stream_state SET complete_to = now() - interval '59 min'",
         ),
-        // One that waits for another stream is told when it lags.
+        // One that is read and not relied upon yet is told when it lags.
         (
             "UPDATE fieldmirror.stream_state SET state = 'stalled', stalled_reason = 'waits', failure_kind = 'behind',
                  complete_to = now() - interval '61 min' WHERE stream = 'owners'",

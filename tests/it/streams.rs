@@ -209,12 +209,23 @@ async fn what_the_mirror_asks_of_itself_holds_back_what_is_claimed() {
         assert_eq!(close(connection, Mode::Incremental, 400)?, owned);
         assert_eq!(close(connection, Mode::Sweep, 410)?, owned);
         assert_eq!(known(connection)?, "t 300 220");
+        // And the stream says why, from the moment at which it is asked until all has been read.
+        let stands = |connection: &mut PgConnection| {
+            let row = "SELECT concat_ws(': ', state, failure_kind, stalled_reason) AS value FROM stream_state
+                WHERE stream = 'tickets'";
+            rows::value::<Text, String, _>(connection, diesel::sql_query(row))
+        };
+        let says = "stalled: behind: changes are read, and none are relied upon before everything has been read again";
         sync::requests::apply(connection, id, provider, at(420))?;
+        assert!(stands(connection)?.contains("behind: changes are read"), "{}", stands(connection)?);
         assert_eq!(close(connection, Mode::Incremental, 430)?, owned);
+        assert_eq!(streams::settle(connection, key, None)?, owned);
+        assert!(stands(connection)?.starts_with(says), "{}", stands(connection)?);
         assert_eq!(known(connection)?, "t 300 220");
         // Neither a connection that cannot be read nor a stream that stands still makes an end of it.
         sync::requests::give_up(connection, id, "the connection is failed")?;
-        let held = "UPDATE stream_state SET state = 'stalled', stalled_reason = 'x' WHERE stream = 'tickets'";
+        let held = "UPDATE stream_state SET state = 'stalled', stalled_reason = 'x', failure_kind = NULL
+            WHERE stream = 'tickets'";
         diesel::sql_query(held).execute(connection)?;
         let later = "UPDATE walks SET due_at = now() WHERE stream = 'tickets' AND mode = 'backfill'";
         diesel::sql_query(later).execute(connection)?;
@@ -227,6 +238,8 @@ async fn what_the_mirror_asks_of_itself_holds_back_what_is_claimed() {
         assert_eq!(close(connection, Mode::Backfill, 440)?, owned);
         assert_eq!(known(connection)?, "t 430 440");
         assert_eq!(close(connection, Mode::Archived, 440)?, owned);
+        assert_eq!(streams::settle(connection, key, None)?, owned);
+        assert_eq!(stands(connection)?, "idle");
 
         // What has been read is claimed, though some absence is not proved; what has gone is not.
         let request = ask(connection, again())?;

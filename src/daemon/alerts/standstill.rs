@@ -14,7 +14,7 @@ pub enum Standstill {
     Forbidden,
     /// A better answer.
     Stalled,
-    /// Another stream, from which it learns what to ask for.
+    /// Another stream, from which it learns what to ask for, or a read of everything.
     Behind,
 }
 
@@ -61,7 +61,7 @@ impl Standstill {
             Self::Held => "waits for a person to agree to deletions",
             Self::Forbidden => "is not allowed with this grant",
             Self::Stalled => "is stalled",
-            Self::Behind => "waits for another stream",
+            Self::Behind => "is read, and not relied upon yet",
         };
         format!("{what}: {reason}")
     }

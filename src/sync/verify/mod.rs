@@ -421,7 +421,9 @@ impl Verifying<'_> {
             return Ok(Goes::On);
         }
         match self.stream_row(spec).await? {
-            Some(StreamRow { state, stalled_reason: Some(why), .. }) if state != "syncing" => {
+            Some(ref row @ StreamRow { ref state, stalled_reason: Some(ref why), .. })
+                if state != "syncing" && !row.is_behind() =>
+            {
                 let text = format!(
                     "`{}` is {state}, so what seems to differ cannot be looked at again: {why}",
                     spec.name
