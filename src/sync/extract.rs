@@ -58,18 +58,18 @@ pub fn row(stream: &StreamSpec, record: &Record) -> (Row, Vec<Drift>) {
             }
             Cell::Array(items) => Some(array_literal(items.iter().map(|item| Some(item.as_ref())))),
             Cell::Misfit => {
-                drift.push(misfit(column, &record.raw));
+                drift.push(misfit(column.name, column.kind, column.at, &record.raw));
                 None
             }
         })
         .collect();
     let raw = storable_json(&record.raw);
     let content_hash = Sha256::digest(raw.as_bytes()).into();
-    let time = |pointer: &str| values::at(&record.raw, pointer).and_then(values::timestamp);
+    let mut time = |column, pointer| time(column, pointer, &record.raw, &mut drift);
     let row = Row {
         id: record.id.clone(),
-        source_created_at: time(stream.created_at),
-        source_updated_at: time(stream.updated_at).map(microseconds),
+        source_created_at: time("source_created_at", stream.created_at),
+        source_updated_at: time("source_updated_at", stream.updated_at).map(microseconds),
         raw,
         content_hash,
         synced_at: microseconds(record.sent_at),
@@ -90,10 +90,23 @@ fn unknown_word(column: &Column, word: &str) -> Drift {
     }
 }
 
+/// A moment of the record itself, where its stream has one. What two columns are read from is told once.
+fn time(column: &'static str, pointer: &str, raw: &Value, drift: &mut Vec<Drift>) -> Option<DateTime<Utc>> {
+    let value = values::at(raw, pointer).filter(|_| !pointer.is_empty())?;
+    let time = values::timestamp(value);
+    if time.is_none() && values::read(ColumnType::Timestamptz, Some(value)) == Cell::Misfit {
+        let misfit = misfit(column, ColumnType::Timestamptz, pointer, raw);
+        if !drift.iter().any(|told| told.kind == misfit.kind && told.field == misfit.field) {
+            drift.push(misfit);
+        }
+    }
+    time
+}
+
 /// What stands in the place of a number, a moment or a flag is told; in the place of a text it may be anybody's name, and
 /// only its kind is.
-fn misfit(column: &Column, raw: &Value) -> Drift {
-    let tell = match column.kind {
+fn misfit(column: &'static str, kind: ColumnType, at: &str, raw: &Value) -> Drift {
+    let tell = match kind {
         ColumnType::Text | ColumnType::TextArray | ColumnType::Reference => drift::kind_of,
         ColumnType::Timestamptz
         | ColumnType::Numeric
@@ -103,10 +116,10 @@ fn misfit(column: &Column, raw: &Value) -> Drift {
     };
     Drift {
         kind: DriftKind::Misfit,
-        field: drift::cut(column.at),
-        column: Some(column.name),
+        field: drift::cut(at),
+        column: Some(column),
         value: String::new(),
-        example: values::at(raw, column.at).map(tell),
+        example: values::at(raw, at).map(tell),
     }
 }
 
@@ -246,5 +259,38 @@ mod tests {
                 (DriftKind::Misfit, "/properties/closed_date", Some("soon")),
             ]
         );
+    }
+
+    #[test]
+    fn the_times_of_a_record_are_told_as_its_columns_are() {
+        let of = |provider: &str, stream: &str, raw: Value| {
+            let stream = crate::providers::provider(provider).unwrap().spec().stream(stream).unwrap();
+            let record = Record {
+                id: "1".into(),
+                raw,
+                sent_at: DateTime::UNIX_EPOCH,
+                deleted: None,
+                without: Vec::new(),
+            };
+            let (row, drift) = row(stream, &record);
+            let told = drift.into_iter().map(|one| (one.kind, one.field, one.column, one.example));
+            (row.source_created_at, row.source_updated_at, told.collect::<Vec<_>>())
+        };
+        let misfit = |field: &str, column, example: &str| {
+            (DriftKind::Misfit, field.to_owned(), Some(column), Some(example.to_owned()))
+        };
+        let odd = json!({"id": "1", "createdAt": "first thing", "updatedAt": {"by": "Ana"}});
+        let expected = vec![
+            misfit("/createdAt", "source_created_at", "first thing"),
+            misfit("/updatedAt", "source_updated_at", "object (by)"),
+        ];
+        assert_eq!(of("hubspot", "tickets", odd), (None, None, expected));
+        let unset = json!({"id": "1", "createdAt": "", "updatedAt": null});
+        assert_eq!(of("hubspot", "tickets", unset), (None, None, Vec::new()));
+        let timeless = json!({"id": "1", "name": "Ana"});
+        assert_eq!(of("oncehub", "users", timeless), (None, None, Vec::new()), "it has no times");
+        let one_for_both = json!({"id": 1, "createdOn": "soon"});
+        let expected = vec![misfit("/createdOn", "source_created_at", "soon")];
+        assert_eq!(of("servicetitan", "job_canceled_logs", one_for_both), (None, None, expected));
     }
 }
