@@ -105,7 +105,12 @@ impl Drive<'_> {
             Ok(open) => open,
             Err(halt) => return (Err(halt), 0),
         };
-        if reaches_back(row, mode, complete_to) && open.start == Position::start() {
+        let hold_back = self.hold_back(spec);
+        let ahead = TimeDelta::milliseconds(row.closed_ahead_ms.unwrap_or_default());
+        let closed = row.closed_started_at.map(|began| watermark::covered(mode, began, ahead, hold_back));
+        let reaches_back = watermark::reaches_back(mode, row.covered_to, closed, complete_to);
+        // What the provider keeps of where the last walk came to is not where such a one begins.
+        if reaches_back && open.start == Position::start() {
             let window = self.sender.provider.window(&self.context(&open));
             open.start = window.map_or(open.start, |window| window.at);
         }
@@ -613,13 +618,6 @@ async fn gather(pages: &mut mpsc::Receiver<(Ready, Position)>) -> Vec<(Ready, Po
         }
     }
     batch
-}
-
-/// A walk over changes whose bound an admin has moved back: what the provider keeps of where the last one came to is not
-/// where it begins.
-fn reaches_back(row: &WalkRow, mode: Mode, complete_to: Option<DateTime<Utc>>) -> bool {
-    mode == Mode::Incremental
-        && row.covered_to.zip(complete_to).is_some_and(|(covered, known)| covered < known)
 }
 
 /// A walk that notes what it meets, and proves by its end what is gone.

@@ -30,6 +30,18 @@ pub fn covered(
     }
 }
 
+/// Whether a walk over changes has a lower bound that was moved back, by an admin or for a clock. It lies below what the last
+/// such walk has covered, `closed`, or below what is claimed: a claim that is held or taken back says nothing of the bound.
+pub fn reaches_back(
+    mode: Mode,
+    covered_to: Option<DateTime<Utc>>,
+    closed: Option<DateTime<Utc>>,
+    complete_to: Option<DateTime<Utc>>,
+) -> bool {
+    let known = closed.max(complete_to);
+    mode == Mode::Incremental && covered_to.zip(known).is_some_and(|(covered, known)| covered < known)
+}
+
 /// From where on changes have to be read once more, when a walk over them found that the provider's clock has been set back:
 /// what changed since then is stamped earlier than the bound of the walk, `from`. `before` is by how much our clock was
 /// ahead of it in the walk that closed last. What the overlap reaches back for needs nothing more.
@@ -86,6 +98,25 @@ mod tests {
             );
         }
         assert_eq!(from(at(910), Duration::from_mins(5)), at(610));
+    }
+
+    #[test]
+    fn a_bound_that_was_moved_back_is_seen_whatever_is_claimed() {
+        use Mode::{Incremental, Sweep};
+        for (mode, covered_to, closed, complete_to, expected) in [
+            (Incremental, Some(910), Some(910), Some(910), false),
+            (Incremental, Some(500), Some(910), Some(910), true),
+            (Incremental, Some(500), Some(910), None, true),
+            (Incremental, Some(500), Some(910), Some(400), true),
+            (Incremental, Some(910), Some(910), Some(400), false),
+            (Incremental, Some(500), None, Some(910), true),
+            (Incremental, Some(500), None, None, false),
+            (Incremental, None, Some(910), Some(910), false),
+            (Sweep, Some(500), Some(910), Some(910), false),
+        ] {
+            let found = reaches_back(mode, covered_to.map(at), closed.map(at), complete_to.map(at));
+            assert_eq!(found, expected, "{mode:?} {covered_to:?} {closed:?} {complete_to:?}");
+        }
     }
 
     #[test]
