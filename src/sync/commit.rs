@@ -63,7 +63,7 @@ impl Ready {
     pub fn of(spec: &StreamSpec, page: Page) -> Self {
         let mut shapes = Shapes::default();
         let incoming = |mut record: Record| {
-            let shape = extract::trim_named(spec, &mut record.raw, |raw| shapes.of(raw));
+            let shape = extract::trim_named(spec, &mut record.raw, |raw| shapes.of(spec, raw));
             let (row, drift) = extract::row(spec, &record);
             let deletion = record.deleted.clone();
             let partial = (!record.without.is_empty()).then(|| Box::new(record));
@@ -274,7 +274,7 @@ fn complete(connection: &mut PgConnection, source: &Source, page: &mut Ready) ->
         let raw = serde_json::from_str(raw).map_err(|error| DbError::Row(error.to_string()))?;
         extract::fill_in(&mut record, &raw);
         (incoming.row, incoming.drift) = extract::row(source.spec, &record);
-        incoming.shape = page.shapes.of(&record.raw);
+        incoming.shape = page.shapes.of(source.spec, &record.raw);
     }
     Ok(())
 }

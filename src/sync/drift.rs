@@ -1,7 +1,7 @@
 //! What comes and was not foreseen: fields that are new or have vanished. Pure.
 //!
-//! The fields of a stream are the top-level keys of its records, learned while everything is read for the first time; so
-//! an optional field that most records lack is no news. Only versions that are written count: an unchanged record that
+//! The fields of a stream are the top-level keys of its records, and those deeper ones that fill a column (by their pointers),
+//! learned while everything is read for the first time; so an optional field that most records lack is no news. Only versions that are written count: an unchanged record that
 //! is read again and again says nothing new.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::domain::drift::{Drift, DriftKind, cut, kind_of};
 use crate::domain::spec::StreamSpec;
+use crate::domain::values;
 
 /// Versions that teach which fields there are, at least: a small account's first record with a rarer field is no news.
 const LEARNED_MIN: u64 = 200;
@@ -34,14 +35,20 @@ struct Field {
 
 impl Shapes {
     /// The number of the set of fields that the record has.
-    pub fn of(&mut self, record: &Value) -> usize {
+    pub fn of(&mut self, spec: &StreamSpec, record: &Value) -> usize {
         let Some(fields) = record.as_object() else { return usize::MAX };
-        let same = |shape: &Vec<Field>| shape.iter().map(|field| &field.name).eq(fields.keys());
-        if let Some(number) = self.0.iter().position(same) {
+        let tops = fields.iter().map(|(name, value)| (name.as_str(), value));
+        let pointers = spec.columns.iter().map(|column| column.at).filter(|pointer| is_deep(pointer));
+        let deep = pointers.filter_map(|pointer| Some((pointer, values::at(record, pointer)?)));
+        let all: Vec<(&str, &Value)> = tops.chain(deep).collect();
+        let names = || all.iter().map(|(name, _)| *name);
+        if let Some(number) =
+            self.0.iter().position(|shape| shape.iter().map(|field| &*field.name).eq(names()))
+        {
             return number;
         }
-        let field = |(name, value): (&String, &Value)| Field { name: name.clone(), kind: kind_of(value) };
-        self.0.push(fields.iter().map(field).collect());
+        let field = |(name, value): &(&str, &Value)| Field { name: (*name).to_owned(), kind: kind_of(value) };
+        self.0.push(all.iter().map(field).collect());
         self.0.len() - 1
     }
 
@@ -143,7 +150,15 @@ fn drift(kind: DriftKind, name: &str, example: Option<String>) -> Drift {
     Drift { kind, field: pointer(name), column: None, value: String::new(), example }
 }
 
+/// A pointer to one value below the top of a record.
+fn is_deep(pointer: &str) -> bool {
+    pointer.starts_with('/') && pointer[1..].contains('/') && !pointer.contains('*')
+}
+
 fn pointer(name: &str) -> String {
+    if is_deep(name) {
+        return cut(name);
+    }
     cut(&format!("/{}", name.replace('~', "~0").replace('/', "~1")))
 }
 
@@ -152,7 +167,8 @@ fn is_foreseen(spec: &StreamSpec, name: &str) -> bool {
     let own = [spec.id, spec.created_at, spec.updated_at];
     let columns = spec.columns.iter().map(|column| column.at);
     let mut pointers = own.into_iter().chain(columns).chain(spec.omit.iter().copied());
-    spec.keep_only.contains(&name) || pointers.any(|pointer| pointer.split('/').nth(1) == Some(name))
+    spec.keep_only.contains(&name)
+        || pointers.any(|pointer| pointer == name || pointer.split('/').nth(1) == Some(name))
 }
 
 #[cfg(test)]
@@ -168,7 +184,7 @@ mod tests {
     /// Takes in `count` versions of one record.
     fn take(known: &mut Known, count: usize, record: &Value, learning: bool) -> News {
         let mut shapes = Shapes::default();
-        let number = shapes.of(record);
+        let number = shapes.of(spec(), record);
         known.take(spec(), &shapes, &vec![(number, "BKNG-1"); count], learning)
     }
 
@@ -218,6 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn a_deeper_field_that_fills_a_column_vanishes_and_may_return() {
+        let mut known = Known::default();
+        let whole = json!({"id": 1, "form_submission": {"name": "Ana", "email": null, "mood": 1}});
+        let less = json!({"id": 1, "form_submission": {"name": "Ana"}});
+        take(&mut known, 210, &whole, true);
+        assert_eq!(take(&mut known, 199, &less, false), News::default());
+        let gone = [(200, "vanished_field", "/form_submission/email")];
+        assert_eq!(kinds(&take(&mut known, 1, &less, false)), gone);
+        let back = take(&mut known, 1, &whole, false);
+        assert_eq!((back.drift.len(), back.returned), (0, vec!["/form_submission/email".to_owned()]));
+        let mut known = Known::default();
+        take(&mut known, 300, &json!({"id": 1, "form_submission": null}), true);
+        assert_eq!(take(&mut known, 1, &whole, false), News::default(), "a column is no news");
+    }
+
+    #[test]
     fn an_optional_field_never_vanishes() {
         let mut known = Known::default();
         take(&mut known, 500, &json!({"id": 1}), true);
@@ -238,10 +270,11 @@ mod tests {
     #[test]
     fn shapes_are_told_apart_and_joined() {
         let (mut one, mut other) = (Shapes::default(), Shapes::default());
-        assert_eq!([one.of(&json!({"a": 1})), one.of(&json!({"b": 1})), one.of(&json!({"a": 2}))], [0, 1, 0]);
-        other.of(&json!({"c": 1}));
+        let mut of = |record: Value| one.of(spec(), &record);
+        assert_eq!([of(json!({"a": 1})), of(json!({"b": 1})), of(json!({"a": 2}))], [0, 1, 0]);
+        other.of(spec(), &json!({"c": 1}));
         assert_eq!(one.append(other), 2);
         assert_eq!(one.0[2][0].name, "c");
-        assert_eq!(one.of(&json!("no object")), usize::MAX);
+        assert_eq!(one.of(spec(), &json!("no object")), usize::MAX);
     }
 }
