@@ -243,10 +243,10 @@ mod tests {
     /// Its first or its last record comes twice.
     fn double(page: &mut Value, lists: &[&str], last: bool) {
         for list in lists {
-            let list = page[*list].as_array_mut().unwrap();
-            let at = if last { list.len().saturating_sub(1) } else { 0 };
-            if let Some(again) = list.get(at).cloned() {
-                list.insert(at, again);
+            let rows = page[*list].as_array_mut().unwrap();
+            let at = if last { rows.len().saturating_sub(1) } else { 0 };
+            if let Some(again) = rows.get(at).cloned() {
+                rows.insert(at, again);
             }
         }
     }
