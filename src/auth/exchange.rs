@@ -128,7 +128,6 @@ impl Auth {
         // The code is spent: from here on the reply outlives us.
         let in_hand = in_hand.insert(self.in_hand(id, redeemed.attempt.id, 1, &granted, None));
         in_hand.keep().await;
-        self.between.at(id, Step::Spilled).await;
         let ended = self.connect_alone(provider, &redeemed.claim(), (1, &granted), in_hand).await;
         let ending = ended.map_err(|unfinished| match unfinished {
             // A token that was granted a moment ago may not be known everywhere yet, and its refusal says nothing of the
@@ -146,7 +145,7 @@ impl Auth {
         Ok(ending)
     }
 
-    /// [`Auth::connect_as`]. What is in this process alone is not let go because of something that passes.
+    /// [`Auth::connect_as`], once a reply is kept. What is in this process alone is not let go because of something that passes.
     pub(super) async fn connect_alone(
         &self,
         provider: &'static dyn Provider,
@@ -154,7 +153,8 @@ impl Auth {
         (generation, granted): (i64, &Granted),
         in_hand: &mut InHand,
     ) -> Result<Ending, Unfinished> {
-        let (deadline, mut tries) = (Deadline::after(ALONE_MAX), 0);
+        let stood_still = self.between.at(claim.connection.id, Step::Spilled).await;
+        let (deadline, mut tries) = (Deadline::after(ALONE_MAX).sooner(stood_still), 0);
         loop {
             let ended = self.connect_as(provider, claim, (generation, granted), in_hand).await;
             let Err(Unfinished::Failed(failure)) = &ended else { return ended };
@@ -450,7 +450,7 @@ impl InHand {
 
 /// Whether it is not the provider itself that says no, nor whose account it is that contradicts what the admin gave: any
 /// other 4xx may be the page of a firewall or about maintenance.
-fn passes(failure: &Failure) -> bool {
+pub(super) fn passes(failure: &Failure) -> bool {
     use FailureKind::{Forbidden, Misconfigured, NeedsReauth};
     !matches!(failure.kind, NeedsReauth | Misconfigured | Forbidden { scope: Some(_) })
 }

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::authorize::Redeemed;
-use super::exchange::{By, Claim, Unfinished, record};
+use super::exchange::{By, Claim, Unfinished, passes, record};
 use super::policy::{self, DEAD_RETRY, RETRY_MAX};
 use super::refresh::{BLOCKED_FOR, EXCHANGE_MAX};
 use super::setback::MASS_REASON;
@@ -75,6 +75,8 @@ impl Auth {
         let ending = match self.use_kept(name, granted, &redeemed.claim(), &mut in_hand).await {
             Ok(ending) => ending,
             Err(Unfinished::Postponed(failure)) => return Err(failure),
+            // The new reply could be kept nowhere, and what is in the way outlasted it: what was kept before may still be good.
+            Err(Unfinished::Failed(failure)) if passes(&failure) => return Err(failure),
             Err(Unfinished::Failed(failure))
                 if failure.kind == FailureKind::NeedsReauth && self.may_revive(granted, redeemed) =>
             {

@@ -588,6 +588,60 @@ async fn a_consent_is_concluded_long_after_its_access_token_has_run_out() {
     assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (3, 0));
 }
 
+/// Takes all names that the reply after `kept` could get.
+fn leave_no_name_after(kept: &Path) -> Vec<PathBuf> {
+    let kept = kept.to_str().expect("text").strip_suffix("-1.spill").expect("the first");
+    let copies = (1..16).map(|copy| format!("{kept}-2.{copy}.spill"));
+    let names: Vec<PathBuf> = copies.chain([format!("{kept}-2.spill")]).map(PathBuf::from).collect();
+    for name in &names {
+        std::fs::write(name, "in the way").expect("there is room");
+    }
+    names
+}
+
+/// The same, and the new reply can be kept nowhere: it is held while the provider does not tell whose it is; and where that
+/// takes too long, what was kept before stays for the next try.
+#[tokio::test]
+async fn what_passes_ends_no_kept_consent_whose_new_reply_cannot_be_kept() {
+    for (rotation, in_time) in [(Rotation::Jealous, true), (Rotation::Never, false)] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(rotation);
+        let asked = rig.ask("acme").await;
+        rig.come_back_to(&mortal(&rig, Step::Spilled), &asked.authorize_url(), "code=C").await;
+        rig.clock.shift(TimeDelta::hours(20));
+        let [kept] = spills(rig.state.path()).try_into().expect("one spill");
+        let in_the_way = leave_no_name_after(&kept);
+        rig.fake.refuse_details(Some(503));
+        let lost = if in_time { Duration::ZERO } else { Duration::from_hours(1) };
+        let between = at_step(Step::Spilled, move || std::future::ready(lost));
+        let auth = rig.daemon_at(Host { name: "host", state: rig.state.path(), between });
+        let details = rig.fake.details_asked();
+        let passes = async {
+            if in_time {
+                // After more than one round of questions.
+                rig.fake.until(|fake| fake.details_asked() > details + 3).await;
+                rig.fake.refuse_details(None);
+            }
+        };
+        let left = auth.replay().await.expect("the folder and the database go along");
+        tokio::join!(auth.follow_up(left), passes);
+        assert!(auth.spills.fault().is_some_and(|fault| fault.contains("cannot be kept")), "{rotation:?}");
+        if !in_time {
+            assert_eq!(rig.connection(asked.connection).await.state, ConnectionState::AwaitingConsent);
+            assert!(kept.exists(), "what is kept of the consent may be good for another try");
+            rig.fake.refuse_details(None);
+            for path in in_the_way {
+                std::fs::remove_file(path).expect("it is there");
+            }
+            start_again(&rig, rig.state.path()).await;
+        }
+        let connection = rig.connection(asked.connection).await;
+        assert_eq!(connection.state, ConnectionState::Connected, "{rotation:?}: {:?}", connection.reason);
+        assert_eq!(rig.request_row(asked.request).await.outcome, Some(RequestOutcome::Done));
+        assert_eq!(rig.fake.replays(), 0);
+    }
+}
+
 /// Numbers alone do not tell which of two replies came later: a machine that was away comes back with what it kept, and
 /// what another one has got meanwhile stays.
 #[tokio::test]
