@@ -3,6 +3,7 @@
 //! What a failure does to the connection is written by [`super::setback`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -116,6 +117,9 @@ impl Work<'_> {
         if let Some(other) = self.names_another_account(&granted)
             && let Err(fault) = self.confirm(&granted, &other).await
         {
+            if fault.dead.is_some() {
+                in_hand.set_foreign();
+            }
             return self.set_back(fault, "refresh").await;
         }
         self.pass_on_warning(&granted);
@@ -138,13 +142,13 @@ impl Work<'_> {
         Traded { generation, issued_at, begun_at: self.attempt.started_at }
     }
 
-    fn names_another_account(&self, granted: &Granted) -> Option<String> {
+    fn names_another_account(&self, granted: &Granted) -> Option<Other> {
         names_another_account(self.provider, self.settings, &self.connection, granted)
     }
 
     /// Has the API confirm that a token is ours whose reply names another account: rows of two accounts under one connection
     /// could never be told apart again.
-    async fn confirm(&self, granted: &Granted, other: &str) -> Result<(), Fault> {
+    async fn confirm(&self, granted: &Granted, other: &Other) -> Result<(), Fault> {
         let (auth, ours) = (self.auth, self.connection.account_id.as_deref().unwrap_or_default());
         let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
         let credential = Credential { token: &granted.tokens.access_token, secrets: &secrets };
@@ -235,10 +239,11 @@ impl Work<'_> {
         kept: Vec<(Name, Kept)>,
         deadline: Deadline,
     ) -> Result<(Granted, Option<(Name, DateTime<Utc>)>), Fault> {
+        let kept = self.without_held(kept).await.map_err(passing)?;
         let mut offers = match self.offers(kept) {
             Ok(offers) => offers,
             // What the row holds does not open: the folder may have the same.
-            Err(failure) => match self.last_offers(&[]).await {
+            Err(failure) => match self.last_offers(&[]).await.map_err(passing)? {
                 kept if kept.is_empty() => return Err(passing(failure)),
                 kept => kept,
             },
@@ -252,7 +257,7 @@ impl Work<'_> {
             };
             tried.extend(offer.refresh_token);
             if fault.dead.is_some() && offers.is_empty() {
-                offers = self.last_offers(&tried).await;
+                offers = self.last_offers(&tried).await.map_err(passing)?;
             }
             if fault.dead.is_none() || offers.is_empty() || tried.len() >= OFFERS_MAX {
                 return Err(self.explained(fault));
@@ -267,9 +272,34 @@ impl Work<'_> {
         }
     }
 
+    /// Without replies that name an account which another connection of ours holds: who trades their tokens takes that one's
+    /// grant, and gets nothing of this one.
+    async fn without_held(&self, kept: Vec<(Name, Kept)>) -> Result<Vec<(Name, Kept)>, Failure> {
+        let mut ours = Vec::new();
+        for (name, kept) in kept {
+            let id = self.connection.id;
+            if let Some(account) = self.names_another_account(&kept.granted).and_then(|other| other.account)
+                && let Some(holder) =
+                    self.auth.db(move |conn| connections::holder(conn, id, &account)).await?
+            {
+                warn!(
+                    connection.id = id.0,
+                    connection.name = self.connection.name,
+                    "The reply `{name}`, kept for `{}`, is of the account of `{holder}`, and is not used",
+                    self.connection.name
+                );
+                continue;
+            }
+            ours.push((name, kept));
+        }
+        Ok(ours)
+    }
+
     fn offers(&self, kept: Vec<(Name, Kept)>) -> Result<Vec<Offer>, Failure> {
         let mut offers: Vec<Offer> = Vec::new();
         if self.connection.grant == GrantKind::AuthorizationCode {
+            // What is of another account takes our own token's place only where that is dead.
+            let (foreign, kept) = kept.into_iter().partition(|(name, _)| self.auth.spills.is_foreign(*name));
             offers = from_spills(kept, &[]);
             if let Some((name, _)) = offers.first().and_then(|offer| offer.spill) {
                 warn!(
@@ -286,9 +316,11 @@ impl Work<'_> {
                     offers.push(Offer { refresh_token: Some(ours), spill: None });
                 }
                 // What is kept is newer: a row that does not open is no reason to leave it.
-                Err(failure) if offers.is_empty() => return Err(failure),
+                Err(failure) if offers.is_empty() && foreign.is_empty() => return Err(failure),
                 Ok(_) | Err(_) => {}
             }
+            let before: Vec<Secret> = offers.iter().filter_map(|offer| offer.refresh_token.clone()).collect();
+            offers.extend(from_spills(foreign, &before));
         } else {
             offers.push(Offer { refresh_token: None, spill: None });
         }
@@ -296,13 +328,13 @@ impl Work<'_> {
     }
 
     /// What may be left in the folder of spills when everything else is dead, another daemon's last word included.
-    async fn last_offers(&self, tried: &[Secret]) -> Vec<Offer> {
+    async fn last_offers(&self, tried: &[Secret]) -> Result<Vec<Offer>, Failure> {
         if self.connection.grant != GrantKind::AuthorizationCode {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let from = self.token.generation;
         let kept = self.auth.kept_replies(self.connection.id, self.token.grant_id, from, true).await;
-        from_spills(kept, tried)
+        Ok(from_spills(self.without_held(kept).await?, tried))
     }
 
     /// A death whose cause may be an interruption, or a reply that was lost before, says so.
@@ -544,13 +576,26 @@ impl Work<'_> {
     }
 }
 
+/// Another account than the connection's.
+pub(super) struct Other {
+    /// Its id, where that is told.
+    account: Option<String>,
+    said: String,
+}
+
+impl fmt::Display for Other {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.said)
+    }
+}
+
 /// The account that a reply names, where it names one and that is not the connection's.
 pub(super) fn names_another_account(
     provider: &'static dyn Provider,
     settings: &ProviderSettings,
     connection: &Connection,
     granted: &Granted,
-) -> Option<String> {
+) -> Option<Other> {
     let ours = connection.account_id.as_deref()?;
     let named = provider.identity(&Clues {
         grant: connection.grant,
@@ -565,11 +610,12 @@ pub(super) fn names_another_account(
     match named {
         Ok(account) => {
             let is_other = provider.is_account(ours, &account.id) == Some(false);
-            is_other.then(|| format!("account {}", account.id))
+            let said = format!("account {}", account.id);
+            is_other.then_some(Other { account: Some(account.id), said })
         }
         // What names none is no proof, but one that contradicts what the connection was made with is.
         Err(failure) if failure.kind == FailureKind::Misconfigured => {
-            Some(format!("another account ({failure})"))
+            Some(Other { account: None, said: format!("another account ({failure})") })
         }
         Err(_) => None,
     }

@@ -296,7 +296,11 @@ pub fn complete(
 }
 
 /// The other connection of the same provider that holds `account_id`.
-fn holder(conn: &mut PgConnection, id: ConnectionId, account_id: &str) -> Result<Option<String>, DbError> {
+pub fn holder(
+    conn: &mut PgConnection,
+    id: ConnectionId,
+    account_id: &str,
+) -> Result<Option<String>, DbError> {
     let query = sql_query(
         "SELECT other.name AS value FROM fieldmirror.connections mine JOIN fieldmirror.connections other \
          ON other.provider = mine.provider AND other.id <> mine.id \

@@ -78,6 +78,8 @@ struct Known {
     unreadable: BTreeMap<String, String>,
     /// Those whose tokens this process has offered to the provider when the database knew older ones only.
     offered: BTreeSet<Name>,
+    /// Those that the provider's API has told this process to be of another account.
+    foreign: BTreeSet<Name>,
     /// Grants that are in no row, and that this process has tried in vain.
     put_off: BTreeMap<Uuid, PutOff>,
 }
@@ -312,6 +314,18 @@ impl Spills {
         self.known().offered.insert(name);
     }
 
+    /// Whether its tokens are another account's, as the API has told this process.
+    pub fn is_foreign(&self, name: Name) -> bool {
+        self.known().foreign.contains(&name)
+    }
+
+    /// It is not offered any more but when all else is dead.
+    pub fn set_foreign(&self, name: Name) {
+        let mut known = self.known();
+        known.foreign.insert(name);
+        known.offered.insert(name);
+    }
+
     /// Says that a grant that is in no row was tried in vain. When it died first, is kept.
     pub fn put_off(&self, grant: Uuid, put_off: PutOff) {
         let mut known = self.known();
@@ -363,6 +377,7 @@ impl Spills {
         }
         let mut known = self.known();
         known.offered.remove(&name);
+        known.foreign.remove(&name);
         if let Some(names) = known.names.get_mut(&name.connection) {
             names.remove(&name);
             if names.iter().all(|other| other.grant != name.grant) {

@@ -221,6 +221,13 @@ impl InHand {
         }
     }
 
+    /// The API has said that it is another account's.
+    pub fn set_foreign(&self) {
+        if let Some(name) = self.written {
+            self.spills.set_foreign(name);
+        }
+    }
+
     /// Removes the spill: the reply has come to nothing.
     pub async fn discard(&mut self) {
         self.unwritten = None;

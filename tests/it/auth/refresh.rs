@@ -254,6 +254,50 @@ async fn a_reply_that_names_another_account_costs_no_grant() {
     assert_eq!(rig.fake.replays(), 0);
 }
 
+/// Nor does it cost the grant of the other account, and what our own token is good for is found out.
+#[tokio::test]
+async fn tokens_of_another_account_are_not_traded_in_the_place_of_our_own() {
+    for (rotation, is_ours_too, restarts) in [
+        (Rotation::Never, true, false),
+        (Rotation::Never, true, true),
+        (Rotation::Never, false, false),
+        (Rotation::Strict, true, false),
+        (Rotation::Strict, true, true),
+    ] {
+        let cell = format!("{rotation:?}, ours too: {is_ours_too}, restarts: {restarts}");
+        let rig = Rig::new().await;
+        rig.fake.rotate(rotation);
+        rig.fake.tell_accounts_apart();
+        let id = rig.connected("acme", 1).await;
+        let other = rig.connected("other", 99).await;
+        if !is_ours_too {
+            rig.auth.disconnect(other, false).await.expect("it ends");
+        }
+        let theirs = json!({"hub_id": 99, "access_token": "SECRET-AT-2", "refresh_token": "SECRET-RT-2"});
+        rig.fake.then([Answer::Grant(theirs)]);
+        let failure = rig.auth.refresh(id, Why::Asked).await.expect_err("the API says the same");
+        assert_eq!(failure.kind, FailureKind::NeedsReauth, "{cell}: {failure}");
+        let asked = rig.fake.count("refresh_token");
+        for _ in 0..2 {
+            let left = rig.auth.replay().await.expect("the folder and the database go along");
+            rig.auth.follow_up(left).await;
+        }
+        assert_eq!(rig.fake.count("refresh_token"), asked, "{cell}: it is not tried every minute");
+        let auth = if restarts { start_again(&rig, rig.state.path()).await } else { rig.auth.clone() };
+        let refreshed = auth.refresh(id, Why::Asked).await;
+        let is_good = rotation == Rotation::Never;
+        assert_eq!(refreshed.is_ok(), is_good, "{cell}: {refreshed:?}");
+        let expected = if is_good { ConnectionState::Connected } else { ConnectionState::NeedsReauth };
+        assert_eq!(rig.connection(id).await.state, expected, "{cell}");
+        let asked = rig.fake.asked();
+        let mut used = asked.iter().filter_map(|form| form.get("refresh_token"));
+        assert!(used.all(|token| token == "SECRET-RT-1"), "{cell}: {asked:?}");
+        if is_ours_too {
+            assert_eq!(auth.refresh(other, Why::Asked).await, Ok(Refreshed::Renewed), "{cell}");
+        }
+    }
+}
+
 /// That a provider gives none is known of each, and is nobody's fault.
 #[tokio::test]
 async fn grants_without_a_refresh_token_end_each_by_itself() {
