@@ -41,7 +41,7 @@ use crate::providers::{Account, Provider, TokenStep};
 const EXCHANGE_MAX: Duration = Duration::from_secs(25);
 /// How long a reply is held that is in this process alone because it cannot be kept, while the provider does not tell whose
 /// it is.
-const ALONE_MAX: Duration = Duration::from_mins(4);
+pub(super) const ALONE_MAX: Duration = Duration::from_mins(4);
 /// How often a new grant that is kept is offered to a database that does not take it.
 const ESTABLISH_TRIES: u32 = 20;
 /// The first pause between two tries.

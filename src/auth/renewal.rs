@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::between::Step;
+use super::exchange::ALONE_MAX;
 use super::late::LATE_MAX;
 use super::policy::{self, PROBE_EVERY};
 use super::proof::Credential;
-use super::refresh::{Refreshed, client_of};
+use super::refresh::{BLOCKED_FOR, Refreshed, client_of};
 use super::setback::Witness;
 use super::spill::{InHand, Kept, Name, Order, Recorded, Traded};
 use super::{ACCESS_COLUMN, Auth, REFRESH_COLUMN, TokenClient, permit_scope, throttled};
@@ -112,10 +114,12 @@ impl Work<'_> {
             _ => self.auth.nothing_to_lose(),
         };
         in_hand.keep().await;
-        self.auth.between.at(self.connection.id, Step::Spilled).await;
+        let stood_still = self.auth.between.at(self.connection.id, Step::Spilled).await;
         // The token that was traded is spent: what came for it stays in the folder, whatever comes of it.
         if let Some(other) = self.names_another_account(&granted)
-            && let Err(fault) = self.confirm(&granted, &other).await
+            && let Err(fault) = self
+                .confirm_alone(&granted, &other, &mut in_hand, Deadline::after(ALONE_MAX).sooner(stood_still))
+                .await
         {
             if fault.dead.is_some() {
                 in_hand.set_foreign();
@@ -146,13 +150,57 @@ impl Work<'_> {
         names_another_account(self.provider, self.settings, &self.connection, granted)
     }
 
+    /// [`Work::confirm`]. What is in this process alone is not let go because of something that passes.
+    async fn confirm_alone(
+        &self,
+        granted: &Granted,
+        other: &Other,
+        in_hand: &mut InHand,
+        deadline: Deadline,
+    ) -> Result<(), Fault> {
+        let mut tries = 0;
+        loop {
+            if in_hand.is_safe() {
+                return self.confirm(granted, other, true).await;
+            }
+            let confirmed = self.held_open(self.confirm(granted, other, false)).await;
+            let Err(fault) = &confirmed else { return confirmed };
+            if fault.dead.is_some() || deadline.left().is_zero() {
+                return confirmed;
+            }
+            tries += 1;
+            let (id, name) = (self.connection.id, &self.connection.name);
+            warn!(connection.id = id.0, connection.name = name, error = %fault.failure,
+                "New tokens of `{name}` are in this process alone, and wait: {}", fault.failure);
+            let pause = retry::pause(tries, COMMIT_PAUSE_FIRST, COMMIT_PAUSE_MAX);
+            self.held_open(tokio::time::sleep(pause)).await;
+            in_hand.keep().await;
+        }
+    }
+
+    /// Keeps others out of the refresh meanwhile.
+    async fn held_open<T>(&self, deed: impl Future<Output = T>) -> T {
+        let mut deed = pin!(deed);
+        loop {
+            let _ = tokio::time::timeout(LATE_MAX, self.hold_on(BLOCKED_FOR)).await;
+            if let Ok(done) = tokio::time::timeout(BLOCKED_FOR / 2, &mut deed).await {
+                return done;
+            }
+        }
+    }
+
     /// Has the API confirm that a token is ours whose reply names another account: rows of two accounts under one connection
-    /// could never be told apart again.
-    async fn confirm(&self, granted: &Granted, other: &Other) -> Result<(), Fault> {
+    /// could never be told apart again. The daemon's end is in the way of that where the reply `is_safe`.
+    async fn confirm(&self, granted: &Granted, other: &Other, is_safe: bool) -> Result<(), Fault> {
         let (auth, ours) = (self.auth, self.connection.account_id.as_deref().unwrap_or_default());
         let secrets = auth.open_secrets(self.connection.id).await.map_err(passing)?;
         let credential = Credential { token: &granted.tokens.access_token, secrets: &secrets };
-        let shown = auth.prove(self.provider, self.settings, &self.connection, &credential, None).await;
+        let (provider, settings, connection) = (self.provider, self.settings, &self.connection);
+        let shown = if is_safe {
+            auth.prove(provider, settings, connection, &credential, None).await
+        } else {
+            auth.prove_anyhow(provider, settings, connection, &credential, None).await
+        };
         let title = self.provider.spec().title;
         let text = |found: &str| {
             format!(
@@ -392,7 +440,7 @@ impl Work<'_> {
         let client = self.client(TokenStep::Refresh, &BTreeMap::new()).map_err(passing)?;
         let endpoint = client.endpoint(url);
         let asked = oauth::refresh(http, &endpoint, refresh_token, Deadline::never(), clock);
-        let asked = auth.in_time(self.connection.id, asked, deadline, self.hold_on()).await;
+        let asked = auth.in_time(self.connection.id, asked, deadline, self.hold_on(LATE_MAX * 2)).await;
         let asked = asked.map(|mut granted| {
             // What is kept of the reply must be enough to go on with.
             granted.tokens.refresh_token.get_or_insert_with(|| refresh_token.clone());
@@ -401,10 +449,10 @@ impl Work<'_> {
         Ok((asked, client.secret.into_iter().chain([refresh_token.clone()]).collect()))
     }
 
-    /// Keeps others out for another moment, where nobody has begun yet.
-    async fn hold_on(&self) {
+    /// Keeps others out for so much more, where nobody has begun yet.
+    async fn hold_on(&self, more: Duration) {
         let attempt = self.attempt.clone();
-        let held = self.auth.transaction(move |conn| refresh_attempts::hold(conn, &attempt, LATE_MAX * 2));
+        let held = self.auth.transaction(move |conn| refresh_attempts::hold(conn, &attempt, more));
         let (id, name) = (self.connection.id, &self.connection.name);
         if let Err(failure) = held.await {
             warn!(connection.id = id.0, connection.name = name, error = %failure,

@@ -305,6 +305,37 @@ async fn codes_on_a_full_disk(rig: &Rig, full: &Path) -> Vec<ConnectionId> {
     ids
 }
 
+/// Nor is one let go that names another account and can be kept nowhere, before the API has said whose it is; not even where the
+/// daemon stops meanwhile.
+#[tokio::test]
+async fn the_disk_is_full_and_a_reply_names_another_account() {
+    for stops in [false, true] {
+        let rig = Rig::new().await;
+        rig.fake.rotate(Rotation::Jealous);
+        let id = rig.connected("acme", 1).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("spills"), "in the way").expect("there is room");
+        let auth = rig.daemon_at(Host { name: "host", state: folder.path(), between: Between::default() });
+        rig.fake.then([Answer::Grant(json!({"hub_id": 99}))]);
+        rig.fake.refuse_details(Some(503));
+        let details = rig.fake.details_asked();
+        let passes = async {
+            if stops {
+                rig.fake.until(|fake| fake.details_asked() > details).await;
+                auth.close_within(Duration::ZERO);
+            }
+            // After more than one round of questions.
+            rig.fake.until(|fake| fake.details_asked() > details + 3).await;
+            rig.fake.refuse_details(None);
+        };
+        let (refreshed, ()) = tokio::join!(auth.refresh(id, Why::Asked), passes);
+        assert_eq!(refreshed, Ok(Refreshed::Renewed), "{stops}");
+        assert!(auth.spills.fault().is_some(), "{stops}: it was in this process alone");
+        assert_eq!(rig.auth.refresh(id, Why::Asked).await, Ok(Refreshed::Renewed), "{stops}");
+        assert_eq!((rig.fake.count("refresh_token"), rig.fake.replays()), (2, 0), "{stops}");
+    }
+}
+
 /// Two and four daemons, with one folder and with one each: one exchange, and nobody is left without a token.
 #[tokio::test]
 async fn many_daemons_share_a_database() {
