@@ -308,6 +308,8 @@ pub(super) fn last_failure(token: &Token, connection: &Connection, now: DateTime
         "is refused"
     } else if policy::is_usable(token.issued_at, token.expires_at, now) {
         "could not be replaced"
+    } else if token.issued_at > now {
+        "was issued before the clock was set back, and could not be replaced"
     } else {
         "has run out"
     };

@@ -463,7 +463,8 @@ const OWN_READ_OPEN: &str = "EXISTS (
       AND r.args @> jsonb_build_object('own', true, 'full', true, 'streams', jsonb_build_array($2::text))
       AND coalesce(b.closed_started_at < r.applied_at, true))";
 /// What is said meanwhile.
-const OWN_READ_SAID: &str = "changes are read, and none are relied upon before everything has been read again, since there is more to read than before";
+const OWN_READ_SAID: &str =
+    "changes are read, and none are relied upon before everything has been read again";
 
 /// Closes a walk and moves the watermarks, never backwards. The first lower bound of changes is no watermark: it gives way
 /// to what the first walk over them has covered. A walk that began before an admin asked for news is due again at once.
@@ -699,7 +700,7 @@ pub fn postpone(
 /// everything of its own.
 pub const BEHIND: &str = "behind";
 
-/// Says of streams of which everything is to be read again why their watermarks stand, unless more is said of them.
+/// Says of streams of which the mirror reads everything again why their watermarks stand, unless more is said of them.
 pub fn stand_until_read(
     connection: &mut PgConnection,
     of: ConnectionId,

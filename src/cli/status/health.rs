@@ -110,7 +110,8 @@ fn stream_ailment(connection: &Connection, stream: &StreamStatus) -> Option<Ailm
     let StreamStatus { stream: name, stalled_reason, last_error, failures, .. } = stream;
     let said = [stalled_reason, last_error].into_iter().flatten().next();
     let said = said.map_or("no reason is on record", String::as_str);
-    if let Some(standstill) = standstill(stream) {
+    // What is only behind is read, and nothing is ill about it before it lags: an alert says so then.
+    if let Some(standstill) = standstill(stream).filter(|standstill| *standstill != Standstill::Behind) {
         let owner =
             Owner { provider: &connection.provider, connection: &connection.name, grant: connection.grant };
         let reason = format!("stream `{name}` {}", standstill.says(said));

@@ -47,16 +47,17 @@ impl View<'_> {
         let owner =
             Owner { provider: &connection.provider, connection: &connection.name, grant: connection.grant };
         let standstill = Standstill::of(kind.unwrap_or(&stream.state));
+        let alerted = self.alert_of(|alert| alert.of.stream.as_deref() == Some(name));
+        // What is only behind is read, and nothing is ill about it before it lags.
+        let ill = standstill != Standstill::Behind || alerted.is_some();
         Cause {
-            since: self
-                .alert_of(|alert| alert.of.stream.as_deref() == Some(name))
-                .or_else(|| self.failing_since(name)),
+            since: alerted.or_else(|| self.failing_since(name)),
             until: self.tried_again(stream),
             next: Some(standstill.remedy(owner, name)),
             proofs: self.bad_runs(name),
             ..Cause::new(
                 standstill.alert().as_str(),
-                true,
+                ill,
                 format!("stream `{name}` {}", standstill.says(reason)),
             )
         }
