@@ -33,9 +33,9 @@
 //!
 //! # What a seed fixes
 //! Everything: the script (world, settings, weather by the minute, what happens when, the dice of the stand-ins, how long
-//! each request takes), the time at which it begins, the jitter of pauses, and who gets the database first. But for waits
-//! for a limit that is kept on the database's clock, such as OnceHub's per address: these differ by milliseconds. Of
-//! Housecall Pro and ServiceTitan some seeds are played a little otherwise now and then; those of HubSpot and Jobber are not.
+//! each request takes), the time at which it begins, the jitter of pauses, and who gets the database first. Left out is the
+//! one limit that is kept on the database's clock, OnceHub's per address: the simulated day has it. Of OnceHub a seed has been
+//! seen to make a request more or less on a busy machine.
 
 mod clock;
 pub mod columns;
@@ -99,7 +99,10 @@ impl fmt::Display for Outcome {
 pub fn play(ground: &Ground, seed: u64) -> Outcome {
     let began = Instant::now();
     chance::foresee(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    // One thread for what blocks. A session is given back before its caller has the answer: with another thread, whoever
+    // comes next could be done with it by then, and who does what first would be the machine's to decide.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).max_blocking_threads(1).build();
     let outcome = runtime.expect("a runtime").block_on(async {
         let script = Script::of(seed, world);
         let game = Game::new(ground, &script).await;
