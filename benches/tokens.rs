@@ -25,12 +25,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection as _;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bytea, Double, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bytea, Double, Text, Timestamptz, Uuid as SqlUuid};
 use fieldmirror::auth::policy;
 use fieldmirror::daemon::postgres::{PrivateServer, socket_url};
 use fieldmirror::domain::ids::ConnectionId;
 use fieldmirror::domain::secret::Secret;
+use fieldmirror::domain::spec::StreamSpec;
 use fieldmirror::domain::time::{Clock as _, SystemClock};
+use fieldmirror::providers;
 use fieldmirror::vault::{Bound, Vault, generate_key};
 use serde_json::{Value, json};
 use support::{cpu, peak_mib, postgres_cpu, say};
@@ -313,6 +315,10 @@ client_id = "bench-client"
 client_secret = "bench-secret"
 api_base = "{endpoint}"
 token_url = "{endpoint}/token"
+
+[sync]
+poll_interval = "1h"
+archived_interval = "1h"
 "#,
         state_dir = folder.join("daemon").display(),
         database = database.expose(),
@@ -367,15 +373,14 @@ const SEED: &str = "
     INSERT INTO fieldmirror.connections (name, provider, grant_kind, grant_id, state, account_id, connected_at)
     SELECT 'bench-' || n, 'hubspot', 'authorization_code', gen_random_uuid(), 'connected', n::text, now()
     FROM generate_series(0, $1 - 1) n ORDER BY n";
-/// Streams that are up to date, so that the scheduler has as many walks to look at as it would have.
+/// All walks of all streams, none of which is due, so that the scheduler has as many to look at as it would have.
 const STREAMS: &str = "
     INSERT INTO fieldmirror.stream_state (connection_id, stream, state, backfill_done, complete_to)
-    SELECT id, stream, 'idle', true, now() FROM fieldmirror.connections,
-        unnest(ARRAY['tickets', 'owners', 'pipelines', 'properties']) stream;
+    SELECT id, stream, 'idle', true, now() FROM fieldmirror.connections, unnest($1) stream";
+const WALKS: &str = "
     INSERT INTO fieldmirror.walks (connection_id, stream, mode, closed_at, due_at)
-    SELECT id, stream, 'incremental', now(), now() + interval '1 day' FROM fieldmirror.connections,
-        unnest(ARRAY['tickets', 'owners', 'pipelines', 'properties']) stream;
-    ANALYZE;";
+    SELECT id, w.stream, w.mode, now(), now() + interval '50 min'
+    FROM fieldmirror.connections, unnest($1, $2) AS w (stream, mode)";
 const TOKENS: &str = "
     INSERT INTO fieldmirror.tokens (connection_id, grant_id, kind, access_sealed, refresh_sealed, issued_at, expires_at,
         refresh_due_at, last_refresh_at)
@@ -390,7 +395,14 @@ impl Database {
     fn seed(&mut self, endpoint: &Endpoint, vault: &Vault, connections: usize) {
         let number = i64::try_from(connections).expect("fewer than 2^63");
         diesel::sql_query(SEED).bind::<BigInt, _>(number).execute(&mut self.0).expect("connections");
-        self.0.batch_execute(STREAMS).expect("streams");
+        let spec = providers::provider("hubspot").expect("a provider of ours").spec();
+        let streams: Vec<&str> = spec.streams.iter().map(|stream| stream.name).collect();
+        diesel::sql_query(STREAMS).bind::<Array<Text>, _>(&streams).execute(&mut self.0).expect("streams");
+        let of = |stream: &'static StreamSpec| stream.modes.iter().map(|mode| (stream.name, mode.as_str()));
+        let (streams, modes): (Vec<&str>, Vec<&str>) = spec.streams.iter().flat_map(of).unzip();
+        let walks = diesel::sql_query(WALKS).bind::<Array<Text>, _>(&streams).bind::<Array<Text>, _>(&modes);
+        walks.execute(&mut self.0).expect("walks");
+        self.0.batch_execute("ANALYZE").expect("statistics");
         let rows: Vec<Id> =
             diesel::sql_query("SELECT id FROM fieldmirror.connections ORDER BY account_id::bigint")
                 .load(&mut self.0)
