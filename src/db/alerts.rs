@@ -149,8 +149,8 @@ const COLUMNS: &str = "a.id, a.kind, a.subject, a.connection_id, a.connection_na
 
 // What is said of a stream that stands still says more than that it lags; and one whose connection needs a person lags for
 // a reason that is told already. One that is read and not relied upon yet is told of once it lags: what it waits for may be
-// told of before. After a time without daemons everything lags, and comes back by itself. A first read that goes on is late by nature:
-// it is stale when it brings nothing. A panic's text may hold anything, so the last error of a job is not quoted.
+// told of before. After a time without daemons everything lags, and comes back by itself. A first read that goes on is late
+// by nature: it is stale when it brings nothing. A panic's text may hold anything, so the last error of a job is not quoted.
 const CONDITIONS: &str = "
     WITH served AS (
         SELECT c.*, make_interval(secs => l.limit_s) AS stale_after, make_interval(secs => l.catch_up_s) AS catch_up

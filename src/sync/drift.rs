@@ -1,8 +1,8 @@
 //! What comes and was not foreseen: fields that are new or have vanished. Pure.
 //!
-//! The fields of a stream are the top-level keys of its records, and those deeper ones that fill a column (by their pointers),
-//! learned while everything is read for the first time; so an optional field that most records lack is no news. Only versions that are written count: an unchanged record that
-//! is read again and again says nothing new.
+//! The fields of a stream are the top-level keys of its records, and those deeper ones that fill a column (by their
+//! pointers), learned while everything is read for the first time; so an optional field that most records lack is no news.
+//! Only versions that are written count: an unchanged record that is read again and again says nothing new.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -30,8 +30,8 @@ pub fn covered(
     }
 }
 
-/// Whether a walk over changes has a lower bound that was moved back. It lies below what the last
-/// such walk has covered, `closed`, or below what is claimed: a claim that is held or taken back says nothing of the bound.
+/// Whether a walk over changes has a lower bound that was moved back. It lies below what the last such walk has covered,
+/// `closed`, or below what is claimed: a claim that is held or taken back says nothing of the bound.
 pub fn reaches_back(
     mode: Mode,
     covered_to: Option<DateTime<Utc>>,
